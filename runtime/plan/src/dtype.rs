@@ -80,15 +80,7 @@ impl DType {
             min_normal: f64,
             min_subnormal: f64,
         ) -> Facts {
-            Facts {
-                name,
-                size,
-                kind: Kind::Real,
-                mantissa_bits,
-                max,
-                min_normal,
-                min_subnormal,
-            }
+            Facts { name, size, kind: Kind::Real, mantissa_bits, max, min_normal, min_subnormal }
         }
         const fn int(name: &'static str, size: usize, kind: Kind) -> Facts {
             Facts {
@@ -102,14 +94,9 @@ impl DType {
             }
         }
         match self {
-            DType::F32 => real(
-                "f32",
-                4,
-                23,
-                f32::MAX as f64,
-                f32::MIN_POSITIVE as f64,
-                1.401298464324817e-45,
-            ),
+            DType::F32 => {
+                real("f32", 4, 23, f32::MAX as f64, f32::MIN_POSITIVE as f64, 1.401298464324817e-45)
+            }
             DType::F16 => real("f16", 2, 10, 65504.0, 6.103515625e-5, 5.960464477539063e-8),
             DType::Bf16 => real(
                 "bf16",
@@ -247,11 +234,7 @@ fn f8_from_f32<const E: i32>(x: f32) -> u8 {
     // `q` counts ulps: 2^mant ulps reach the next binade, which carries by itself.
     let code = ((i64::from(e - (1 - bias))) << mant) + q;
     let largest = if E == 4 { 0x7e } else { 0x7b };
-    if code > largest {
-        sign | overflow
-    } else {
-        sign | code as u8
-    }
+    if code > largest { sign | overflow } else { sign | code as u8 }
 }
 
 fn f8_to_f32(bits: u8, exponent_bits: i32) -> f32 {
@@ -263,11 +246,7 @@ fn f8_to_f32(bits: u8, exponent_bits: i32) -> f32 {
         return f32::NAN.copysign(sign);
     }
     if exponent_bits == 5 && code >= 0x7c {
-        return if code == 0x7c {
-            f32::INFINITY * sign
-        } else {
-            f32::NAN.copysign(sign)
-        };
+        return if code == 0x7c { f32::INFINITY * sign } else { f32::NAN.copysign(sign) };
     }
     let (e, m) = (code >> mant, code & ((1 << mant) - 1));
     let magnitude = if e == 0 {
@@ -314,13 +293,7 @@ mod tests {
             for (i, w) in values.windows(2).enumerate() {
                 let mid = ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32;
                 let even = if d.encode(w[0]) & 1 == 0 { w[0] } else { w[1] };
-                assert_eq!(
-                    d.round(mid),
-                    even,
-                    "{d} between {} and {} ({i})",
-                    w[0],
-                    w[1]
-                );
+                assert_eq!(d.round(mid), even, "{d} between {} and {} ({i})", w[0], w[1]);
                 assert_eq!(d.round(f32::from_bits(mid.to_bits() - 1)), w[0]);
                 assert_eq!(d.round(f32::from_bits(mid.to_bits() + 1)), w[1]);
             }

@@ -5,5 +5,7 @@
 //! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
 
 mod dtype;
+mod program;
 
 pub use dtype::{DType, Facts, Kind};
+pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
