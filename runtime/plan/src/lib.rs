@@ -6,6 +6,8 @@
 
 mod dtype;
 mod program;
+mod schema;
 
 pub use dtype::{DType, Facts, Kind};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
+pub use schema::*;
