@@ -107,7 +107,7 @@ def export(path):
     return sum(p.numel() for p in net.parameters())
 
 
-def train(folder, steps=300, batch=8, lr=1e-3, warmup=30):
+def train(folder, steps=600, batch=8, lr=2e-3, warmup=30):
     """The recipe in PyTorch. Returns the first and the last training loss, the test loss, seconds."""
     files = sorted(
         f for g in ("**/*.rs",) for f in glob.glob(os.path.join(folder, g), recursive=True)
