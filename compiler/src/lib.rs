@@ -2,5 +2,6 @@
 //! device.
 
 pub mod diagnostic;
+pub mod frontend;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
