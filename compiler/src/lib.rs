@@ -6,5 +6,7 @@ pub mod diagnostic;
 pub mod ir;
 #[macro_use]
 pub mod ops;
+pub mod frontend;
+pub mod text;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
