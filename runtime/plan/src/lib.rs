@@ -1,1 +1,13 @@
-//! x
+//! The seam between the compiler and the runtimes: element formats, scalar programs, the plan
+//! schema, its validation and its file format.
+//!
+//! Invariant: this crate knows nothing of the IR and nothing of a device. The compiler writes a
+//! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
+
+mod dtype;
+mod program;
+mod schema;
+
+pub use dtype::{DType, Facts, Kind};
+pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
+pub use schema::*;
