@@ -80,21 +80,13 @@ pub trait Level: Copy + 'static {
     /// `a * b + c`.
     #[inline(always)]
     fn fma(a: f32, b: f32, c: f32) -> f32 {
-        if Self::FMA {
-            a.mul_add(b, c)
-        } else {
-            a * b + c
-        }
+        if Self::FMA { a.mul_add(b, c) } else { a * b + c }
     }
 
     /// `a * b + c` in f64.
     #[inline(always)]
     fn fma64(a: f64, b: f64, c: f64) -> f64 {
-        if Self::FMA {
-            a.mul_add(b, c)
-        } else {
-            a * b + c
-        }
+        if Self::FMA { a.mul_add(b, c) } else { a * b + c }
     }
 }
 
@@ -156,7 +148,7 @@ macro_rules! multiversion {
         #[allow(clippy::too_many_arguments)]
         $vis fn $name<$(const $C: $cty),*>($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
+            #[allow(clippy::too_many_arguments, clippy::extra_unused_type_parameters)]
             fn body<$L: $crate::cpu::simd::Level $(, const $C: $cty)*>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
@@ -197,7 +189,7 @@ macro_rules! multiversion {
         #[allow(clippy::too_many_arguments, clippy::missing_safety_doc)]
         $vis unsafe fn $name<$(const $C: $cty),*>($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
+            #[allow(clippy::too_many_arguments, clippy::extra_unused_type_parameters)]
             unsafe fn body<$L: $crate::cpu::simd::Level $(, const $C: $cty)*>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {

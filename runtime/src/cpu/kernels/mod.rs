@@ -1,4 +1,5 @@
 //! Kernels over raw memory. They know nothing of plans: an executor hands them pointers, strides
 //! and scratch space.
 
+pub mod convert;
 pub mod vmath;

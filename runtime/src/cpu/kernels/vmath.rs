@@ -9,6 +9,8 @@
 //!
 //! Polynomials are minimax fits (Remez exchange) made for this file unless a source is given.
 
+#![allow(clippy::excessive_precision, reason = "coefficients keep the digits of their fit")]
+
 use crate::cpu::simd::Level;
 use crate::multiversion;
 
@@ -72,11 +74,7 @@ pub fn expm1_lane<L: Level>(x: f32) -> f32 {
     let s = exp2i(n - 1);
     let y = 2.0 * L::fma(p, s, s - 0.5);
     // Also keeps the sign of zero.
-    if n == 0 {
-        if x == 0.0 { x } else { p }
-    } else {
-        y
-    }
+    if n == 0 { if x == 0.0 { x } else { p } } else { y }
 }
 
 /// Splits a positive normal `x` into `(k, m)` with `x = 2^k m`, `sqrt(1/2) <= m < sqrt(2)`.
@@ -130,11 +128,7 @@ pub fn log1p_lane<L: Level>(x: f32) -> f32 {
     let u = 1.0 + x;
     let (k, m) = log_parts(u);
     // What rounding 1 + x lost, relative to u.
-    let c = if x > 1.0 {
-        1.0 - (u - x)
-    } else {
-        x - (u - 1.0)
-    };
+    let c = if x > 1.0 { 1.0 - (u - x) } else { x - (u - 1.0) };
     let c = c / u;
     let near = k == 0;
     let f = if near { x } else { m - 1.0 };
@@ -219,11 +213,7 @@ fn trig<L: Level>(x: f32, quarter: u64) -> f32 {
     let sin = L::fma64(sin, s, 0.008_333_331_867_591_602);
     let sin = L::fma64(sin, s, -0.166_666_666_638_383_82);
     let sin = L::fma64(sin, s * r, r);
-    let cos = L::fma64(
-        -2.723_655_779_750_330_5e-7,
-        s,
-        0.000_024_799_855_978_569_437,
-    );
+    let cos = L::fma64(-2.723_655_779_750_330_5e-7, s, 0.000_024_799_855_978_569_437);
     let cos = L::fma64(cos, s, -0.001_388_888_507_122_240_4);
     let cos = L::fma64(cos, s, 0.041_666_666_637_193_77);
     let cos = L::fma64(cos, s, -0.499_999_999_999_635_9);
@@ -271,11 +261,7 @@ pub fn pow_lane<L: Level>(x: f32, y: f32) -> f32 {
     let e = if e < -200.0 { -200.0 } else { e };
     let t = e + ROUND64;
     let r = e - (t - ROUND64);
-    let q = L::fma64(
-        0.000_015_316_445_611_243_107,
-        r,
-        0.000_154_697_314_093_830_03,
-    );
+    let q = L::fma64(0.000_015_316_445_611_243_107, r, 0.000_154_697_314_093_830_03);
     let q = L::fma64(q, r, 0.001_333_342_270_170_03);
     let q = L::fma64(q, r, 0.009_618_025_605_177_33);
     let q = L::fma64(q, r, 0.055_504_109_760_693_52);
@@ -294,38 +280,18 @@ pub fn pow_lane<L: Level>(x: f32, y: f32) -> f32 {
 
     // 0 and infinity: as |x| grows without bound or shrinks to 0.
     let grows = y > 0.0;
-    let edge = if (a == 0.0) == grows {
-        0.0
-    } else {
-        f32::INFINITY
-    };
-    let v = if a == 0.0 || a == f32::INFINITY {
-        edge
-    } else {
-        v
-    };
+    let edge = if (a == 0.0) == grows { 0.0 } else { f32::INFINITY };
+    let v = if a == 0.0 || a == f32::INFINITY { edge } else { v };
     // Infinite y.
-    let edge = if (a > 1.0) == grows {
-        f32::INFINITY
-    } else {
-        0.0
-    };
+    let edge = if (a > 1.0) == grows { f32::INFINITY } else { 0.0 };
     let v = if ay == f32::INFINITY { edge } else { v };
-    let v = if ay == f32::INFINITY && a == 1.0 {
-        1.0
-    } else {
-        v
-    };
+    let v = if ay == f32::INFINITY && a == 1.0 { 1.0 } else { v };
     // Signs, and negative numbers to a fractional power.
     let negative = x.is_sign_negative();
     let v = if negative && odd { -v } else { v };
     let fractional = x < 0.0 && !whole && a != f32::INFINITY && ay != f32::INFINITY;
     let v = if fractional { f32::NAN } else { v };
-    let v = if x.is_nan() || y.is_nan() {
-        f32::NAN
-    } else {
-        v
-    };
+    let v = if x.is_nan() || y.is_nan() { f32::NAN } else { v };
     if y == 0.0 || x == 1.0 { 1.0 } else { v }
 }
 

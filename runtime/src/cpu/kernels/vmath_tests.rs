@@ -27,11 +27,7 @@ fn sweep(lo: f32, hi: f32, step: u32) -> Vec<f32> {
         .map(|i| f32::from_bits(i * step))
         .filter(|x| x.is_finite() && *x >= lo && *x <= hi)
         .collect();
-    v.extend(
-        [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, lo, hi]
-            .into_iter()
-            .filter(|x| *x >= lo && *x <= hi),
-    );
+    v.extend([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, lo, hi].into_iter().filter(|x| *x >= lo && *x <= hi));
     v
 }
 
@@ -60,10 +56,7 @@ fn check(c: &Case) {
             }
         }
     }
-    println!(
-        "{:8} slice {:?} portable {:?} fma {:?}",
-        c.name, worst[0], worst[1], worst[2]
-    );
+    println!("{:8} slice {:?} portable {:?} fma {:?}", c.name, worst[0], worst[1], worst[2]);
     for w in worst {
         assert!(w.0 <= c.bound, "{}: {} ulp at {:e}", c.name, w.0, w.1);
     }
@@ -122,25 +115,13 @@ case!(
     sigmoid_error,
     sigmoid,
     sigmoid_lane,
-    |x| if x < 0.0 {
-        x.exp() / (1.0 + x.exp())
-    } else {
-        1.0 / (1.0 + (-x).exp())
-    },
+    |x| if x < 0.0 { x.exp() / (1.0 + x.exp()) } else { 1.0 / (1.0 + (-x).exp()) },
     -BIG,
     BIG,
     2.5
 );
 case!(sqrt_error, sqrt, sqrt_lane, f64::sqrt, 0.0, BIG, 0.5);
-case!(
-    rsqrt_error,
-    rsqrt,
-    rsqrt_lane,
-    |x| 1.0 / x.sqrt(),
-    f32::MIN_POSITIVE,
-    BIG,
-    1.5
-);
+case!(rsqrt_error, rsqrt, rsqrt_lane, |x| 1.0 / x.sqrt(), f32::MIN_POSITIVE, BIG, 1.5);
 case!(sin_error, sin, sin_lane, f64::sin, -1.0e6, 1.0e6, 1.0);
 case!(cos_error, cos, cos_lane, f64::cos, -1.0e6, 1.0e6, 1.0);
 
@@ -160,19 +141,7 @@ fn trig_of_large_arguments() {
 fn pow_error() {
     let xs = sweep(0.0, BIG, 3_000_017);
     let mut worst = (0.0, 0.0, 0.0);
-    for y in [
-        0.5f32,
-        -0.5,
-        2.0,
-        3.0,
-        -1.0,
-        0.1,
-        1.0 / 3.0,
-        -7.3,
-        40.0,
-        1e-6,
-        1e3,
-    ] {
+    for y in [0.5f32, -0.5, 2.0, 3.0, -1.0, 0.1, 1.0 / 3.0, -7.3, 40.0, 1e-6, 1e3] {
         let ys = vec![y; xs.len()];
         let mut out = vec![0.0; xs.len()];
         pow(&xs, &ys, &mut out);
@@ -237,28 +206,8 @@ fn special_values() {
     const INF: f32 = f32::INFINITY;
     type Row = (fn(&[f32], &mut [f32]), &'static [(f32, f32)]);
     let table: [Row; 11] = [
-        (
-            exp,
-            &[
-                (INF, INF),
-                (-INF, 0.0),
-                (0.0, 1.0),
-                (-0.0, 1.0),
-                (88.8, INF),
-                (-104.5, 0.0),
-            ],
-        ),
-        (
-            expm1,
-            &[
-                (INF, INF),
-                (-INF, -1.0),
-                (0.0, 0.0),
-                (-0.0, -0.0),
-                (89.0, INF),
-                (1e-40, 1e-40),
-            ],
-        ),
+        (exp, &[(INF, INF), (-INF, 0.0), (0.0, 1.0), (-0.0, 1.0), (88.8, INF), (-104.5, 0.0)]),
+        (expm1, &[(INF, INF), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (89.0, INF), (1e-40, 1e-40)]),
         (
             log,
             &[
@@ -272,63 +221,15 @@ fn special_values() {
         ),
         (
             log1p,
-            &[
-                (INF, INF),
-                (-1.0, -INF),
-                (0.0, 0.0),
-                (-0.0, -0.0),
-                (-1.5, f32::NAN),
-                (1e-40, 1e-40),
-            ],
+            &[(INF, INF), (-1.0, -INF), (0.0, 0.0), (-0.0, -0.0), (-1.5, f32::NAN), (1e-40, 1e-40)],
         ),
-        (
-            tanh,
-            &[
-                (INF, 1.0),
-                (-INF, -1.0),
-                (0.0, 0.0),
-                (-0.0, -0.0),
-                (1e-40, 1e-40),
-                (20.0, 1.0),
-            ],
-        ),
-        (
-            sigmoid,
-            &[(INF, 1.0), (-INF, 0.0), (0.0, 0.5), (-200.0, 0.0)],
-        ),
-        (
-            erf,
-            &[
-                (INF, 1.0),
-                (-INF, -1.0),
-                (0.0, 0.0),
-                (-0.0, -0.0),
-                (5.0, 1.0),
-                (-5.0, -1.0),
-            ],
-        ),
-        (
-            sqrt,
-            &[
-                (INF, INF),
-                (-1.0, f32::NAN),
-                (0.0, 0.0),
-                (-0.0, -0.0),
-                (4.0, 2.0),
-            ],
-        ),
-        (
-            rsqrt,
-            &[(INF, 0.0), (-1.0, f32::NAN), (0.0, INF), (4.0, 0.5)],
-        ),
-        (
-            sin,
-            &[(INF, f32::NAN), (-INF, f32::NAN), (0.0, 0.0), (-0.0, -0.0)],
-        ),
-        (
-            cos,
-            &[(INF, f32::NAN), (-INF, f32::NAN), (0.0, 1.0), (-0.0, 1.0)],
-        ),
+        (tanh, &[(INF, 1.0), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (1e-40, 1e-40), (20.0, 1.0)]),
+        (sigmoid, &[(INF, 1.0), (-INF, 0.0), (0.0, 0.5), (-200.0, 0.0)]),
+        (erf, &[(INF, 1.0), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (5.0, 1.0), (-5.0, -1.0)]),
+        (sqrt, &[(INF, INF), (-1.0, f32::NAN), (0.0, 0.0), (-0.0, -0.0), (4.0, 2.0)]),
+        (rsqrt, &[(INF, 0.0), (-1.0, f32::NAN), (0.0, INF), (4.0, 0.5)]),
+        (sin, &[(INF, f32::NAN), (-INF, f32::NAN), (0.0, 0.0), (-0.0, -0.0)]),
+        (cos, &[(INF, f32::NAN), (-INF, f32::NAN), (0.0, 1.0), (-0.0, 1.0)]),
     ];
     for (i, (f, rows)) in table.iter().enumerate() {
         for &(x, want) in rows.iter().chain(&[(f32::NAN, f32::NAN)]) {
