@@ -1,1 +1,6 @@
-//! x
+//! The Precast compiler: a model and a recipe in, a [`precast_plan::Plan`] out. It never sees a
+//! device.
+
+pub mod diagnostic;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
