@@ -196,3 +196,6 @@ impl RowsKernel {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
