@@ -51,12 +51,13 @@ pub unsafe trait Lanes: Copy + Send + Sync + 'static {
         accumulate: bool,
     );
 
-    /// As [`Lanes::panel`], with `b[p, j] = *(base[j / N] + off[p] + j % N)`.
+    /// As [`Lanes::panel`] for the first `rows` rows, with `b[p, j] = *(base[j / N] + off[p] + j % N)`.
     ///
     /// # Safety
-    /// As [`Lanes::panel`]; `base` has `NR / N` entries, `off` has `kc`, and every address is
-    /// readable.
+    /// As [`Lanes::panel`]; `1 <= rows <= MR`, `base` has `NR / N` entries, `off` has `kc`, and
+    /// every address is readable.
     unsafe fn gather(
+        rows: usize,
         kc: usize,
         a: *const Self::El,
         base: &[*const Self::El],
@@ -158,7 +159,7 @@ unsafe fn gather<L: Lanes, const MR: usize, const NV: usize>(
                     *s = L::mac(*s, av, v);
                 }
             }
-            a = a.add(MR);
+            a = a.add(L::MR);
         }
         store::<L, MR, NV>(&acc, c, ldc, accumulate);
     }
@@ -203,7 +204,7 @@ unsafe fn taps<L: Lanes, const MR: usize, const NV: usize>(
 
 /// The three loops of an implementation, compiled with its instructions.
 macro_rules! loops {
-    ($mr:literal, $nv:literal $(, $feature:literal)?) => {
+    ($mr:literal, $nv:literal, [$($r:literal)*] $(, $feature:literal)?) => {
         const MR: usize = $mr;
         const NR: usize = $nv * Self::N;
         unsafe fn panel(
@@ -222,20 +223,26 @@ macro_rules! loops {
             unsafe { run::<Self>(kc, a, b, c, ldc, accumulate) }
         }
         unsafe fn gather(
-            kc: usize, a: *const Self::El, base: &[*const Self::El], off: *const usize,
-            c: *mut f32, ldc: usize, accumulate: bool,
+            rows: usize, kc: usize, a: *const Self::El, base: &[*const Self::El],
+            off: *const usize, c: *mut f32, ldc: usize, accumulate: bool,
         ) {
             $(#[target_feature(enable = $feature)])?
+            #[allow(clippy::too_many_arguments)]
             unsafe fn run<L: Lanes>(
-                kc: usize, a: *const L::El, base: &[*const L::El; $nv], off: *const usize,
-                c: *mut f32, ldc: usize, accumulate: bool,
+                rows: usize, kc: usize, a: *const L::El, base: &[*const L::El; $nv],
+                off: *const usize, c: *mut f32, ldc: usize, accumulate: bool,
             ) {
                 // SAFETY: the caller's contract.
-                unsafe { gather::<L, $mr, $nv>(kc, a, base, off, c, ldc, accumulate) }
+                unsafe {
+                    match rows {
+                        $($r => gather::<L, $r, $nv>(kc, a, base, off, c, ldc, accumulate),)*
+                        _ => unreachable!("{rows} rows in a tile of {}", $mr),
+                    }
+                }
             }
             let base = base.try_into().expect("one base per vector of the tile");
             // SAFETY: the caller's contract.
-            unsafe { run::<Self>(kc, a, base, off, c, ldc, accumulate) }
+            unsafe { run::<Self>(rows, kc, a, base, off, c, ldc, accumulate) }
         }
         unsafe fn taps(
             rows: usize, cols: usize, a: *const u8, off: &[usize], row_step: usize,
@@ -313,7 +320,7 @@ unsafe impl Lanes for Plain {
         }
         a
     }
-    loops!(4, 2);
+    loops!(4, 2, [1 2 3 4]);
 }
 
 /// A pair of bf16 values, the one of smaller k in the low half.
@@ -370,7 +377,7 @@ unsafe impl Lanes for EmulatedBf16 {
         }
         a
     }
-    loops!(12, 2);
+    loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -422,7 +429,7 @@ mod x86 {
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_add_ps(a, b) }
         }
-        loops!(6, 2, "avx2,fma");
+        loops!(6, 2, [1 2 3 4 5 6], "avx2,fma");
     }
 
     /// AVX-512.
@@ -466,7 +473,7 @@ mod x86 {
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
-        loops!(12, 2, "avx512f");
+        loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12], "avx512f");
     }
 
     /// AVX512-BF16: two products a lane.
@@ -517,6 +524,6 @@ mod x86 {
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
-        loops!(12, 2, "avx512f,avx512bf16");
+        loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12], "avx512f,avx512bf16");
     }
 }
