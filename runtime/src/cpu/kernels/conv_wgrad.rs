@@ -37,6 +37,8 @@ pub struct ConvWeightGradPlan {
 
 /// Pixels whose packed gradients (NR channels) fit the first-level cache.
 const PIXELS: usize = 256;
+/// Rows of k that a task of the last step sums and transposes.
+const ROWS: usize = 16;
 /// Bytes of the sums of all chunks.
 const SUM_BYTES: usize = 16 << 20;
 
@@ -71,7 +73,7 @@ impl ConvWeightGradPlan {
         offsets.resize(k.next_multiple_of(mr), 0);
         let sum = offsets.len() * conv.cout_group().next_multiple_of(nr) * size_of::<f32>();
         let most = (SUM_BYTES / (sum * conv.groups).max(1)).max(1);
-        let chunks = conv.n.min(16).min(most).max(1);
+        let chunks = conv.n.min(8).min(most).max(1);
         let images = conv.n.div_ceil(chunks).max(1);
         let chunks = conv.n.div_ceil(images).max(1);
         // Enough tasks where there are few images.
@@ -179,25 +181,33 @@ impl ConvWeightGradPlan {
 
         let co = c.cout_group();
         let columns = self.columns::<L>();
-        par::for_each(c.groups * co, &|row, _| {
-            let (g, i) = (row / co, row % co);
-            let mut buf = [0f32; 64];
-            for p0 in (0..self.k).step_by(buf.len()) {
-                let buf = &mut buf[..64.min(self.k - p0)];
-                let e = row * self.k + p0;
-                // SAFETY: row `row` of dw belongs to this task; the sums are complete.
-                unsafe {
+        let blocks = self.k.div_ceil(ROWS);
+        par::for_each(c.groups * blocks, &|task, _| {
+            let (g, p0) = (task / blocks, task % blocks * ROWS);
+            let rows = ROWS.min(self.k - p0);
+            // SAFETY: rows p0.. of the sums of group g, complete, belong to this task; so do the
+            // same columns of dw.
+            unsafe {
+                let at = |chunk: usize| {
+                    sums.get().add((chunk * c.groups + g) * sum_elements + p0 * columns)
+                };
+                let sum = std::slice::from_raw_parts_mut(at(0), rows * columns);
+                for chunk in 1..self.chunks {
+                    let other = std::slice::from_raw_parts(at(chunk), rows * columns);
+                    for (s, o) in sum.iter_mut().zip(other) {
+                        *s += o;
+                    }
+                }
+                for i in 0..co {
+                    let e = (g * co + i) * self.k + p0;
                     let out = dw.get().add(e * self.dw_dtype.size());
+                    let mut buf = [0f32; ROWS];
+                    let buf = &mut buf[..rows];
                     if accumulate {
                         convert::widen(self.dw_dtype, out, buf);
-                    } else {
-                        buf.fill(0.0);
                     }
-                    for chunk in 0..self.chunks {
-                        let sum = sums.get().add((chunk * c.groups + g) * sum_elements);
-                        for (p, v) in buf.iter_mut().enumerate() {
-                            *v += *sum.add((p0 + p) * columns + i);
-                        }
+                    for (p, v) in buf.iter_mut().enumerate() {
+                        *v += sum[p * columns + i];
                     }
                     convert::narrow(self.dw_dtype, buf, out);
                 }

@@ -6,6 +6,11 @@
 //! - [`Lanes::gather`]: the column operand in place, at a table of offsets (convolution);
 //! - [`Lanes::taps`]: the row operand in place, at one offset per row (weight gradient).
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over constant ranges unroll into registers; some iterator chains do not"
+)]
+
 /// A vector register and its multiply-accumulate.
 ///
 /// # Safety
@@ -118,13 +123,13 @@ unsafe fn panel<L: Lanes, const MR: usize, const NV: usize>(
         let mut acc = [[L::zero(); NV]; MR];
         for _ in 0..kc {
             let mut bv = [L::load(b); NV];
-            for (j, v) in bv.iter_mut().enumerate().skip(1) {
-                *v = L::load(b.add(j * L::N));
+            for j in 1..NV {
+                bv[j] = L::load(b.add(j * L::N));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
+            for i in 0..MR {
                 let av = L::splat(a.add(i));
-                for (s, &v) in row.iter_mut().zip(&bv) {
-                    *s = L::mac(*s, av, v);
+                for j in 0..NV {
+                    acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                 }
             }
             a = a.add(MR);
@@ -150,13 +155,13 @@ unsafe fn gather<L: Lanes, const MR: usize, const NV: usize>(
         for p in 0..kc {
             let o = *off.add(p);
             let mut bv = [L::load(base[0].add(o)); NV];
-            for (v, base) in bv.iter_mut().zip(base).skip(1) {
-                *v = L::load(base.add(o));
+            for j in 1..NV {
+                bv[j] = L::load(base[j].add(o));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
+            for i in 0..MR {
                 let av = L::splat(a.add(i));
-                for (s, &v) in row.iter_mut().zip(&bv) {
-                    *s = L::mac(*s, av, v);
+                for j in 0..NV {
+                    acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                 }
             }
             a = a.add(L::MR);
@@ -185,13 +190,13 @@ unsafe fn taps<L: Lanes, const MR: usize, const NV: usize>(
             let mut ar = a.add(r * row_step);
             for _ in 0..cols {
                 let mut bv = [L::load(b); NV];
-                for (j, v) in bv.iter_mut().enumerate().skip(1) {
-                    *v = L::load(b.add(j * L::N));
+                for j in 1..NV {
+                    bv[j] = L::load(b.add(j * L::N));
                 }
-                for (row, &o) in acc.iter_mut().zip(off) {
-                    let av = L::splat(ar.add(o).cast());
-                    for (s, &v) in row.iter_mut().zip(&bv) {
-                        *s = L::mac(*s, av, v);
+                for i in 0..MR {
+                    let av = L::splat(ar.add(off[i]).cast());
+                    for j in 0..NV {
+                        acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                     }
                 }
                 ar = ar.add(col_step);
