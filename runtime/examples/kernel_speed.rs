@@ -5,6 +5,8 @@
 //! products stand beside the `gemm` crate.
 
 use precast_plan::DType;
+use precast_runtime::cpu::kernels::conv::{Conv2d, ConvPlan};
+use precast_runtime::cpu::kernels::conv_wgrad::ConvWeightGradPlan;
 use precast_runtime::cpu::kernels::gemm::{Gemm, MatMut, MatRef, Shape, scratch_bytes};
 use std::time::Instant;
 
@@ -102,9 +104,60 @@ fn products(threads: usize) {
     }
 }
 
+fn convolutions(threads: usize) {
+    println!(
+        "3x3 convolutions, batch 64, {threads} thread(s): forward / data gradient / weight gradient"
+    );
+    let t = DType::F32;
+    for (cin, cout, size) in
+        [(3, 32, 32), (32, 32, 32), (32, 64, 16), (64, 64, 16), (64, 128, 8), (128, 128, 8)]
+    {
+        let c = Conv2d {
+            n: 64,
+            cin,
+            cout,
+            groups: 1,
+            input: [size, size],
+            kernel: [3, 3],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pad: [[1, 1], [1, 1]],
+        };
+        let (x, w) = (values(64 * cin * size * size), values(cout * cin * 9));
+        let mut y = values(64 * cout * size * size);
+        let (mut dx, mut dw) = (x.clone(), w.clone());
+        let forward = ConvPlan::forward(c, t, t, t);
+        let data = ConvPlan::backward_data(c, t, t, t);
+        let weight = ConvWeightGradPlan::new(c, t, t, t);
+        let bytes = forward.scratch_bytes().max(data.scratch_bytes()).max(weight.scratch_bytes());
+        let mut scratch = vec![0; bytes];
+        let (xp, wp) = (x.as_ptr().cast(), w.as_ptr().cast());
+        let yp: *mut u8 = y.as_mut_ptr().cast();
+        let (dxp, dwp): (*mut u8, *mut u8) = (dx.as_mut_ptr().cast(), dw.as_mut_ptr().cast());
+        // SAFETY: dense tensors of these sizes.
+        let times = unsafe {
+            [
+                best(|| forward.run(xp, wp, yp, None, &mut scratch)),
+                best(|| data.run(yp, wp, dxp, None, &mut scratch)),
+                best(|| weight.run(xp, yp, dwp, false, &mut scratch)),
+            ]
+        };
+        let flops = 2.0 * (64 * cout * size * size * cin * 9) as f64 / 1e9;
+        let [f, d, w] = times.map(|t| flops / t);
+        let ms: f64 = times.iter().sum::<f64>() * 1e3;
+        println!(
+            "  {cin:3} -> {cout:3} at {size:2}x{size:2}: {f:6.1} / {d:6.1} / {w:6.1}   {ms:6.2} ms, scratch {} kB",
+            bytes / 1024
+        );
+    }
+}
+
 fn main() {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        pool.install(|| products(threads));
+        pool.install(|| {
+            products(threads);
+            convolutions(threads);
+        });
     }
 }

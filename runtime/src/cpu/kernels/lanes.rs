@@ -6,6 +6,11 @@
 //! - [`Lanes::gather`]: the column operand in place, at a table of offsets (convolution);
 //! - [`Lanes::taps`]: the row operand in place, at one offset per row (weight gradient).
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over constant ranges unroll into registers; some iterator chains do not"
+)]
+
 /// A vector register and its multiply-accumulate.
 ///
 /// # Safety
@@ -51,12 +56,13 @@ pub unsafe trait Lanes: Copy + Send + Sync + 'static {
         accumulate: bool,
     );
 
-    /// As [`Lanes::panel`], with `b[p, j] = *(base[j / N] + off[p] + j % N)`.
+    /// As [`Lanes::panel`] for the first `rows` rows, with `b[p, j] = *(base[j / N] + off[p] + j % N)`.
     ///
     /// # Safety
-    /// As [`Lanes::panel`]; `base` has `NR / N` entries, `off` has `kc`, and every address is
-    /// readable.
+    /// As [`Lanes::panel`]; `1 <= rows <= MR`, `base` has `NR / N` entries, `off` has `kc`, and
+    /// every address is readable.
     unsafe fn gather(
+        rows: usize,
         kc: usize,
         a: *const Self::El,
         base: &[*const Self::El],
@@ -117,13 +123,13 @@ unsafe fn panel<L: Lanes, const MR: usize, const NV: usize>(
         let mut acc = [[L::zero(); NV]; MR];
         for _ in 0..kc {
             let mut bv = [L::load(b); NV];
-            for (j, v) in bv.iter_mut().enumerate().skip(1) {
-                *v = L::load(b.add(j * L::N));
+            for j in 1..NV {
+                bv[j] = L::load(b.add(j * L::N));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
+            for i in 0..MR {
                 let av = L::splat(a.add(i));
-                for (s, &v) in row.iter_mut().zip(&bv) {
-                    *s = L::mac(*s, av, v);
+                for j in 0..NV {
+                    acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                 }
             }
             a = a.add(MR);
@@ -149,16 +155,16 @@ unsafe fn gather<L: Lanes, const MR: usize, const NV: usize>(
         for p in 0..kc {
             let o = *off.add(p);
             let mut bv = [L::load(base[0].add(o)); NV];
-            for (v, base) in bv.iter_mut().zip(base).skip(1) {
-                *v = L::load(base.add(o));
+            for j in 1..NV {
+                bv[j] = L::load(base[j].add(o));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
+            for i in 0..MR {
                 let av = L::splat(a.add(i));
-                for (s, &v) in row.iter_mut().zip(&bv) {
-                    *s = L::mac(*s, av, v);
+                for j in 0..NV {
+                    acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                 }
             }
-            a = a.add(MR);
+            a = a.add(L::MR);
         }
         store::<L, MR, NV>(&acc, c, ldc, accumulate);
     }
@@ -184,13 +190,13 @@ unsafe fn taps<L: Lanes, const MR: usize, const NV: usize>(
             let mut ar = a.add(r * row_step);
             for _ in 0..cols {
                 let mut bv = [L::load(b); NV];
-                for (j, v) in bv.iter_mut().enumerate().skip(1) {
-                    *v = L::load(b.add(j * L::N));
+                for j in 1..NV {
+                    bv[j] = L::load(b.add(j * L::N));
                 }
-                for (row, &o) in acc.iter_mut().zip(off) {
-                    let av = L::splat(ar.add(o).cast());
-                    for (s, &v) in row.iter_mut().zip(&bv) {
-                        *s = L::mac(*s, av, v);
+                for i in 0..MR {
+                    let av = L::splat(ar.add(off[i]).cast());
+                    for j in 0..NV {
+                        acc[i][j] = L::mac(acc[i][j], av, bv[j]);
                     }
                 }
                 ar = ar.add(col_step);
@@ -203,7 +209,7 @@ unsafe fn taps<L: Lanes, const MR: usize, const NV: usize>(
 
 /// The three loops of an implementation, compiled with its instructions.
 macro_rules! loops {
-    ($mr:literal, $nv:literal $(, $feature:literal)?) => {
+    ($mr:literal, $nv:literal, [$($r:literal)*] $(, $feature:literal)?) => {
         const MR: usize = $mr;
         const NR: usize = $nv * Self::N;
         unsafe fn panel(
@@ -222,20 +228,26 @@ macro_rules! loops {
             unsafe { run::<Self>(kc, a, b, c, ldc, accumulate) }
         }
         unsafe fn gather(
-            kc: usize, a: *const Self::El, base: &[*const Self::El], off: *const usize,
-            c: *mut f32, ldc: usize, accumulate: bool,
+            rows: usize, kc: usize, a: *const Self::El, base: &[*const Self::El],
+            off: *const usize, c: *mut f32, ldc: usize, accumulate: bool,
         ) {
             $(#[target_feature(enable = $feature)])?
+            #[allow(clippy::too_many_arguments)]
             unsafe fn run<L: Lanes>(
-                kc: usize, a: *const L::El, base: &[*const L::El; $nv], off: *const usize,
-                c: *mut f32, ldc: usize, accumulate: bool,
+                rows: usize, kc: usize, a: *const L::El, base: &[*const L::El; $nv],
+                off: *const usize, c: *mut f32, ldc: usize, accumulate: bool,
             ) {
                 // SAFETY: the caller's contract.
-                unsafe { gather::<L, $mr, $nv>(kc, a, base, off, c, ldc, accumulate) }
+                unsafe {
+                    match rows {
+                        $($r => gather::<L, $r, $nv>(kc, a, base, off, c, ldc, accumulate),)*
+                        _ => unreachable!("{rows} rows in a tile of {}", $mr),
+                    }
+                }
             }
             let base = base.try_into().expect("one base per vector of the tile");
             // SAFETY: the caller's contract.
-            unsafe { run::<Self>(kc, a, base, off, c, ldc, accumulate) }
+            unsafe { run::<Self>(rows, kc, a, base, off, c, ldc, accumulate) }
         }
         unsafe fn taps(
             rows: usize, cols: usize, a: *const u8, off: &[usize], row_step: usize,
@@ -313,7 +325,7 @@ unsafe impl Lanes for Plain {
         }
         a
     }
-    loops!(4, 2);
+    loops!(4, 2, [1 2 3 4]);
 }
 
 /// A pair of bf16 values, the one of smaller k in the low half.
@@ -370,7 +382,7 @@ unsafe impl Lanes for EmulatedBf16 {
         }
         a
     }
-    loops!(12, 2);
+    loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -422,7 +434,7 @@ mod x86 {
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_add_ps(a, b) }
         }
-        loops!(6, 2, "avx2,fma");
+        loops!(6, 2, [1 2 3 4 5 6], "avx2,fma");
     }
 
     /// AVX-512.
@@ -466,7 +478,7 @@ mod x86 {
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
-        loops!(12, 2, "avx512f");
+        loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12], "avx512f");
     }
 
     /// AVX512-BF16: two products a lane.
@@ -517,6 +529,6 @@ mod x86 {
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
-        loops!(12, 2, "avx512f,avx512bf16");
+        loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12], "avx512f,avx512bf16");
     }
 }

@@ -4,6 +4,8 @@
 //! Invariants: no kernel allocates; results have the same bits for any number of threads; sums are
 //! in f32 whatever the operands' format.
 
+pub mod conv;
+pub mod conv_wgrad;
 pub mod convert;
 pub mod epilogue;
 pub mod gemm;

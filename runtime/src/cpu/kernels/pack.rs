@@ -337,3 +337,100 @@ unsafe fn pack_f32_bits(
         }
     }
 }
+
+/// Elements of a padded block of a convolution's source: f32 values, or pairs of bf16 values of two
+/// consecutive channels.
+pub trait Plane: Packed {
+    fn zero() -> Self;
+
+    /// The element for one weight, or for the weights of two consecutive channels.
+    ///
+    /// # Safety
+    /// The pointers are readable elements of `dtype`.
+    unsafe fn from_weights(dtype: DType, first: *const u8, second: Option<*const u8>) -> Self;
+
+    /// `n` pixels of one channel, or of two consecutive ones.
+    ///
+    /// # Safety
+    /// The pointers are readable for `n` elements of `dtype`, `out` is writable for `n`.
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        second: Option<*const u8>,
+        n: usize,
+        out: *mut Self,
+    );
+}
+
+/// Fills `n` elements with zeros.
+///
+/// # Safety
+/// `out` is writable for `n` elements.
+pub unsafe fn fill<T: Plane>(out: *mut T, n: usize) {
+    for i in 0..n {
+        // SAFETY: the caller's contract.
+        unsafe { out.add(i).write(T::zero()) };
+    }
+}
+
+impl Plane for f32 {
+    fn zero() -> f32 {
+        0.0
+    }
+
+    unsafe fn from_weights(dtype: DType, first: *const u8, _: Option<*const u8>) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe { convert::read(dtype, first) }
+    }
+
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        _: Option<*const u8>,
+        n: usize,
+        out: *mut f32,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { convert::widen(dtype, first, std::slice::from_raw_parts_mut(out, n)) };
+    }
+}
+
+impl Plane for Pair {
+    fn zero() -> Pair {
+        0
+    }
+
+    unsafe fn from_weights(dtype: DType, first: *const u8, second: Option<*const u8>) -> Pair {
+        assert_eq!(dtype, DType::Bf16, "pairs are of bf16");
+        // SAFETY: the caller's contract.
+        unsafe {
+            let hi = second.map_or(0, |p| u32::from(p.cast::<u16>().read()));
+            u32::from(first.cast::<u16>().read()) | (hi << 16)
+        }
+    }
+
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        second: Option<*const u8>,
+        n: usize,
+        out: *mut Pair,
+    ) {
+        assert_eq!(dtype, DType::Bf16, "pairs are of bf16");
+        let first: *const u16 = first.cast();
+        // SAFETY: the caller's contract.
+        unsafe {
+            if let Some(second) = second {
+                let second: *const u16 = second.cast();
+                for i in 0..n {
+                    let pair = u32::from(*first.add(i)) | (u32::from(*second.add(i)) << 16);
+                    out.add(i).write(pair);
+                }
+            } else {
+                for i in 0..n {
+                    out.add(i).write(u32::from(*first.add(i)));
+                }
+            }
+        }
+    }
+}
