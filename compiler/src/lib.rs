@@ -8,5 +8,6 @@ pub mod ir;
 pub mod ops;
 pub mod frontend;
 pub mod text;
+pub mod reference;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
