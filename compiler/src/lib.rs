@@ -7,7 +7,7 @@ pub mod ir;
 #[macro_use]
 pub mod ops;
 pub mod frontend;
-pub mod text;
 pub mod reference;
+pub mod text;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -58,7 +58,11 @@ impl EpilogueKernel {
         let ports = |from: usize, list: &[Bound]| -> Vec<Port> {
             list.iter()
                 .enumerate()
-                .map(|(i, b)| Port { ptr: b.ptr, dtype: b.dtype, strides: strides(from + i, b.offset) })
+                .map(|(i, b)| Port {
+                    ptr: b.ptr,
+                    dtype: b.dtype,
+                    strides: strides(from + i, b.offset),
+                })
                 .collect()
         };
         // The tile of sums is read in place, row by row, at a pointer set for each call.
@@ -71,7 +75,8 @@ impl EpilogueKernel {
         let linear = strides(all.len() - 1, 0);
         let constant = |b: &Bound| b.strides.iter().zip(dims).all(|(&s, &n)| s == 0 || n == 1);
         let mut classes = vec![Class::Elem];
-        classes.extend(inputs.iter().map(|b| if constant(b) { Class::Scalar } else { Class::Elem }));
+        classes
+            .extend(inputs.iter().map(|b| if constant(b) { Class::Scalar } else { Class::Elem }));
         let contiguous = |p: &Port| p.strides.inner.len() == 1 && p.strides.inner[0] == 1;
         let overlaps = |o: &Bound| {
             let end = |b: &Bound| b.ptr as usize + b.bytes;

@@ -191,7 +191,9 @@ impl Machine<'_> {
                             Class::Scalar => dst[0] = port.get(port.strides.base),
                         }
                     }
-                    Run::Index(k) => self.coordinates(&self.inst.index[k as usize], class, tile, dst),
+                    Run::Index(k) => {
+                        self.coordinates(&self.inst.index[k as usize], class, tile, dst)
+                    }
                     Run::Uniform { stream } => {
                         let (seed, step) = (get(op.a), get(op.b));
                         self.uniform(seed, step, stream, tile, dst);
