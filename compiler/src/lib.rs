@@ -8,6 +8,7 @@ pub mod ir;
 pub mod ops;
 pub mod frontend;
 pub mod reference;
+pub mod simplify;
 pub mod text;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
