@@ -88,9 +88,9 @@ impl fmt::Display for Diagnostic {
         if let Some(Place::Span { path, text, span, label }) = &self.place {
             let path = path.display().to_string();
             let mut group = title.element(
-                Snippet::source(text.as_str()).path(path).annotation(
-                    AnnotationKind::Primary.span(span.clone()).label(label.as_str()),
-                ),
+                Snippet::source(text.as_str())
+                    .path(path)
+                    .annotation(AnnotationKind::Primary.span(span.clone()).label(label.as_str())),
             );
             if let Some(help) = &self.help {
                 group = group.element(Level::HELP.message(help.as_str()));

@@ -2,5 +2,8 @@
 //! device.
 
 pub mod diagnostic;
+pub mod ir;
+#[macro_use]
+pub mod ops;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -107,8 +107,15 @@ pub enum VarInit {
     Value(f64),
     /// From the weight file under this name.
     Weights(String),
-    Uniform { bound: f64, stream: u32 },
-    Normal { mean: f64, std: f64, stream: u32 },
+    Uniform {
+        bound: f64,
+        stream: u32,
+    },
+    Normal {
+        mean: f64,
+        std: f64,
+        stream: u32,
+    },
     /// A literal of the model file.
     Data(super::ConstData),
     /// As another variable begins, rounded.
@@ -200,8 +207,10 @@ impl Graph {
         region: Region,
     ) -> Result<SmallVec<[ValueId; 2]>, String> {
         let op = op.into();
-        let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&v| self.ty(v)).collect();
-        let outputs = op.def().infer(&types)?;
+        let outputs = {
+            let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&v| self.ty(v)).collect();
+            op.def().infer(&types)?
+        };
         Ok(self.push(op, inputs, outputs, name.into(), region))
     }
 
@@ -259,7 +268,8 @@ impl Graph {
                 }
             }
         }
-        let mut out = Graph { name: self.name.clone(), vars: self.vars.clone(), ..Graph::default() };
+        let mut out =
+            Graph { name: self.name.clone(), vars: self.vars.clone(), ..Graph::default() };
         let mut map = vec![ValueId(u32::MAX); self.values.len()];
         for (id, node) in self.nodes() {
             if !live[id.0 as usize] {
@@ -268,8 +278,7 @@ impl Graph {
             let inputs: SmallVec<[ValueId; 4]> =
                 node.inputs.iter().map(|v| map[v.0 as usize]).collect();
             let types = node.outputs.iter().map(|&v| self.ty(v).clone()).collect();
-            let new =
-                out.push(node.op.clone(), &inputs, types, node.name.clone(), node.region);
+            let new = out.push(node.op.clone(), &inputs, types, node.name.clone(), node.region);
             for (old, new) in node.outputs.iter().zip(new) {
                 map[old.0 as usize] = new;
             }

@@ -57,7 +57,11 @@ impl View {
             return None;
         }
         if shape.elements() == 0 {
-            return Some(View { strides: shape.strides(), shape: shape.clone(), offset: self.offset });
+            return Some(View {
+                strides: shape.strides(),
+                shape: shape.clone(),
+                offset: self.offset,
+            });
         }
         // Walk both shapes in blocks of equal element counts; within a block the old axes must be
         // one run (stride of each = stride × extent of the next).
@@ -116,7 +120,11 @@ mod tests {
     #[test]
     fn reshape_keeps_row_major_order_or_refuses() {
         let base = View::dense(&Shape::from([4, 6, 10]));
-        for view in [base.clone(), base.transpose(&[1, 0, 2]), base.slice(&[1, 2, 0], &[1, 2, 1], &[3, 2, 10].into())] {
+        for view in [
+            base.clone(),
+            base.transpose(&[1, 0, 2]),
+            base.slice(&[1, 2, 0], &[1, 2, 1], &[3, 2, 10].into()),
+        ] {
             let n = view.shape.elements();
             let mut done = 0;
             for a in (1..=n).filter(|a| n % a == 0) {
@@ -131,6 +139,9 @@ mod tests {
             assert!(done > 0);
         }
         assert!(base.transpose(&[2, 1, 0]).reshape(&[240].into()).is_none());
-        assert_eq!(base.transpose(&[1, 0, 2]).reshape(&[6, 4, 2, 5].into()).unwrap().strides, [10, 60, 5, 1]);
+        assert_eq!(
+            base.transpose(&[1, 0, 2]).reshape(&[6, 4, 2, 5].into()).unwrap().strides,
+            [10, 60, 5, 1]
+        );
     }
 }

@@ -6,12 +6,21 @@ use precast_plan::{BinaryOp, Instr, ReduceOp, Reg, UnaryOp};
 #[derive(Debug, Default)]
 pub struct ProgramBuilder {
     pub code: Vec<Instr>,
+    /// Elements of one row: the product of the reduced extents.
+    pub row_elements: usize,
+    /// The last axis of the operation's iteration space, and its extent.
+    pub last_axis: usize,
+    pub last_extent: usize,
 }
 
 impl ProgramBuilder {
     pub fn push(&mut self, i: Instr) -> Reg {
-        // NaN literals compare unequal and are simply repeated.
-        if let Some(at) = self.code.iter().position(|c| *c == i && !matches!(c, Instr::Real(z) if *z == 0.0)) {
+        // Literals are one where their bits are: -0.0 and 0.0 differ, a NaN equals itself.
+        let same = |c: &Instr| match (c, &i) {
+            (Instr::Real(a), Instr::Real(b)) => a.to_bits() == b.to_bits(),
+            (a, b) => *a == *b,
+        };
+        if let Some(at) = self.code.iter().position(same) {
             return at as Reg;
         }
         self.code.push(i);
@@ -45,6 +54,10 @@ impl ProgramBuilder {
     pub fn scale(&mut self, a: Reg, x: f64) -> Reg {
         let c = self.real(x);
         self.mul(a, c)
+    }
+    /// The literal 1 / [`ProgramBuilder::row_elements`], for means.
+    pub fn ones_over_count(&mut self) -> Reg {
+        self.real(1.0 / self.row_elements as f64)
     }
     pub fn select(&mut self, cond: Reg, then: Reg, otherwise: Reg) -> Reg {
         self.push(Instr::Select { cond, then, otherwise })

@@ -1,8 +1,6 @@
 //! What an operation sees while it is differentiated.
 
-use super::{
-    Binary, Broadcast, Const, Op, Reduce, Reshape, Scale, Transpose, Unary,
-};
+use super::{Binary, Broadcast, Const, Op, Reduce, Reshape, Scale, Transpose, Unary};
 use crate::ir::{ConstData, Graph, NodeId, Real, Region, Shape, TensorType, ValueId};
 use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -44,7 +42,9 @@ impl<'a> GradCx<'a> {
     /// # Errors
     /// Where another result has a cotangent too: that result is not differentiable.
     pub fn only_dy(&self, i: usize) -> Result<ValueId, String> {
-        if let Some(j) = (0..self.cotangents.len()).find(|&j| j != i && self.cotangents[j].is_some()) {
+        if let Some(j) =
+            (0..self.cotangents.len()).find(|&j| j != i && self.cotangents[j].is_some())
+        {
             return Err(format!("result {j} is not differentiable"));
         }
         self.cotangents[i].ok_or_else(|| "no result has a cotangent".into())
@@ -96,7 +96,8 @@ impl<'a> GradCx<'a> {
     }
     /// A real constant of the given shape.
     pub fn full(&mut self, x: f64, shape: &Shape) -> ValueId {
-        let c = self.op(Const { data: ConstData::from_f32(vec![1; shape.rank()], &[x as f32]) }, &[]);
+        let c =
+            self.op(Const { data: ConstData::from_f32(vec![1; shape.rank()], &[x as f32]) }, &[]);
         self.op(Broadcast { shape: shape.to_vec() }, &[c])
     }
     pub fn reshape(&mut self, a: ValueId, shape: &Shape) -> ValueId {

@@ -95,6 +95,12 @@ pub trait OpDef: OpMeta {
         panic!("`{}` is not a row program", self.name())
     }
 
+    /// `Assemble` only: where each operand lies in the result; elements that no operand covers are
+    /// zero.
+    fn parts(&self, _x: &[&TensorType]) -> Vec<Part> {
+        panic!("`{}` is not assembled", self.name())
+    }
+
     /// `View` only: the result as a view, given its operand as one; `None` where it takes a copy.
     fn view(&self, _x: &View, _y: &TensorType) -> Option<View> {
         None
@@ -104,6 +110,13 @@ pub trait OpDef: OpMeta {
     fn flops(&self, _x: &[&TensorType], _y: &[&TensorType]) -> f64 {
         0.0
     }
+}
+
+/// Element `k` of an operand is element `starts + k · steps` of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub starts: Vec<usize>,
+    pub steps: Vec<i64>,
 }
 
 /// Cotangents of the operands, in operand order.
@@ -193,7 +206,7 @@ ops! {
     binary: Binary;
     select: Select;
     cast: Cast;
-    scale: Scale;
+    scale: Scale, ScaleBy;
     activation: Activate, ActivateGrad;
     dropout: Dropout;
     movement: Reshape, Transpose, Broadcast, Slice;
