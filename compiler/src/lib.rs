@@ -5,5 +5,6 @@ pub mod diagnostic;
 pub mod ir;
 #[macro_use]
 pub mod ops;
+pub mod frontend;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -64,8 +64,8 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
             }
             acc
         }
-        "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal" | "Exp" | "Log" | "Sin"
-        | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" | "IsInf" => {
+        "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal" | "Exp" | "Log"
+        | "Sin" | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" | "IsInf" => {
             match unary(op, need(x, 0)?)? {
                 Some(t) => t,
                 None => return Ok(None),
@@ -128,7 +128,8 @@ fn binary(op: &str, fmod: bool, a: &Tensor, b: &Tensor) -> Res<Tensor> {
     let shape = broadcast_shape(&a.shape, &b.shape).map_err(words)?;
     check_size(&shape)?;
     // `Pow` alone may have operands of two types.
-    let (b, differ) = if op == "Pow" { (b.cast(a.elem), false) } else { (b.clone(), a.elem != b.elem) };
+    let (b, differ) =
+        if op == "Pow" { (b.cast(a.elem), false) } else { (b.clone(), a.elem != b.elem) };
     if differ {
         return Err(words(format!("operands are {:?} and {:?}", a.elem, b.elem)));
     }
@@ -146,8 +147,12 @@ fn binary(op: &str, fmod: bool, a: &Tensor, b: &Tensor) -> Res<Tensor> {
                 "Pow" => Data::Real(p.map(|(x, y)| x.powf(y)).collect()),
                 "Mod" if fmod => Data::Real(p.map(|(x, y)| x % y).collect()),
                 // NaN wins, as in numpy.
-                "Max" => Data::Real(p.map(|(x, y)| if x > y || x.is_nan() { x } else { y }).collect()),
-                "Min" => Data::Real(p.map(|(x, y)| if x < y || x.is_nan() { x } else { y }).collect()),
+                "Max" => {
+                    Data::Real(p.map(|(x, y)| if x > y || x.is_nan() { x } else { y }).collect())
+                }
+                "Min" => {
+                    Data::Real(p.map(|(x, y)| if x < y || x.is_nan() { x } else { y }).collect())
+                }
                 "Equal" => Data::Bool(p.map(|(x, y)| x == y).collect()),
                 "Less" => Data::Bool(p.map(|(x, y)| x < y).collect()),
                 "LessOrEqual" => Data::Bool(p.map(|(x, y)| x <= y).collect()),
@@ -267,7 +272,11 @@ fn select(c: &Tensor, a: &Tensor, b: &Tensor) -> Res<Tensor> {
 fn wrap(i: i64, n: usize) -> Res<usize> {
     let n = n as i64;
     let j = if i < 0 { i.saturating_add(n) } else { i };
-    if (0..n).contains(&j) { Ok(j as usize) } else { Err(words(format!("index {i} of {n} elements"))) }
+    if (0..n).contains(&j) {
+        Ok(j as usize)
+    } else {
+        Err(words(format!("index {i} of {n} elements")))
+    }
 }
 
 fn gather(t: &Tensor, index: &Tensor, a: i64) -> Res<Tensor> {
@@ -450,8 +459,12 @@ fn trilu(t: &Tensor, k: i64, upper: bool) -> Res<Tensor> {
     };
     let mut t = t.clone();
     match &mut t.data {
-        Data::Real(v) => v.iter_mut().enumerate().filter(|(i, _)| !keep(*i)).for_each(|(_, x)| *x = 0.0),
-        Data::Int(v) => v.iter_mut().enumerate().filter(|(i, _)| !keep(*i)).for_each(|(_, x)| *x = 0),
+        Data::Real(v) => {
+            v.iter_mut().enumerate().filter(|(i, _)| !keep(*i)).for_each(|(_, x)| *x = 0.0)
+        }
+        Data::Int(v) => {
+            v.iter_mut().enumerate().filter(|(i, _)| !keep(*i)).for_each(|(_, x)| *x = 0)
+        }
         Data::Bool(v) => {
             v.iter_mut().enumerate().filter(|(i, _)| !keep(*i)).for_each(|(_, x)| *x = false);
         }

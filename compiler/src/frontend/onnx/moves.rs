@@ -12,7 +12,11 @@ pub enum Move {
     Transpose(Vec<usize>),
     /// Axes of extent 1 repeated; same rank.
     Broadcast(Vec<usize>),
-    Slice { starts: Vec<usize>, sizes: Vec<usize>, steps: Vec<i64> },
+    Slice {
+        starts: Vec<usize>,
+        sizes: Vec<usize>,
+        steps: Vec<i64>,
+    },
 }
 
 impl Move {
@@ -44,9 +48,7 @@ impl Move {
             Move::Reshape(s) => return Tensor { shape: s.clone(), ..t.clone() },
             Move::Transpose(p) => dense.transpose(p),
             Move::Broadcast(s) => dense.broadcast(&Shape::new(s)),
-            Move::Slice { starts, sizes, steps } => {
-                dense.slice(starts, steps, &Shape::new(sizes))
-            }
+            Move::Slice { starts, sizes, steps } => dense.slice(starts, steps, &Shape::new(sizes)),
         };
         let index = elements_of(&view);
         t.pick(view.shape.to_vec(), &index)
@@ -149,7 +151,10 @@ pub fn reshape(from: &[usize], target: &[i64], allow_zero: bool) -> Result<Vec<M
                 to.push(1);
             }
             0 if !allow_zero => {
-                to.push(*from.get(i).ok_or_else(|| format!("{target:?} copies axis {i} of {from:?}"))? as i64);
+                to.push(
+                    *from.get(i).ok_or_else(|| format!("{target:?} copies axis {i} of {from:?}"))?
+                        as i64,
+                );
             }
             t => to.push(t),
         }
@@ -247,8 +252,7 @@ pub fn slice(
     step: Option<&[i64]>,
 ) -> Result<Vec<Move>, String> {
     let rank = from.len();
-    let list: Vec<i64> =
-        list.map_or_else(|| (0..begin.len() as i64).collect(), <[i64]>::to_vec);
+    let list: Vec<i64> = list.map_or_else(|| (0..begin.len() as i64).collect(), <[i64]>::to_vec);
     let step: Vec<i64> = step.map_or_else(|| vec![1; begin.len()], <[i64]>::to_vec);
     if [end.len(), list.len(), step.len()] != [begin.len(); 3] {
         return Err("starts, ends, axes and steps differ in length".into());
@@ -331,7 +335,8 @@ pub fn tile(from: &[usize], repeats: &[i64]) -> Result<Vec<Move>, String> {
         return Err(format!("{} repeats for rank {}", repeats.len(), from.len()));
     }
     let (repeats, _) = checked_elements(repeats)?;
-    let wide: Vec<i64> = from.iter().zip(&repeats).flat_map(|(&n, &r)| [r as i64, n as i64]).collect();
+    let wide: Vec<i64> =
+        from.iter().zip(&repeats).flat_map(|(&n, &r)| [r as i64, n as i64]).collect();
     let (wide, _) = checked_elements(&wide)?;
     let thin = from.iter().flat_map(|&n| [1, n]).collect();
     let to = wide.chunks(2).map(|c| c[0] * c[1]).collect();

@@ -101,5 +101,9 @@ impl<'a> Attrs<'a> {
 /// The real number that the shortest decimal form of an f32 names: attributes are stored as f32
 /// but were written as decimals (1e-5, not 9.999999747e-6). Both round to the same f32.
 pub fn shortest(f: f32) -> f64 {
-    if f.is_finite() { f.to_string().parse().expect("a printed float parses") } else { f64::from(f) }
+    if f.is_finite() {
+        f.to_string().parse().expect("a printed float parses")
+    } else {
+        f64::from(f)
+    }
 }

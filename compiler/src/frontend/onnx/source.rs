@@ -119,10 +119,13 @@ impl Source {
         })?;
         if let Some(f) = functions.first() {
             let name = f.name.as_deref().unwrap_or("?");
-            return Err(Diagnostic::error("P0215", format!("the model has local functions (`{name}`)"))
-                .at(file())
-                .help("inline them: `onnx.inliner.inline_local_functions(model)`")
-                .into());
+            return Err(Diagnostic::error(
+                "P0215",
+                format!("the model has local functions (`{name}`)"),
+            )
+            .at(file())
+            .help("inline them: `onnx.inliner.inline_local_functions(model)`")
+            .into());
         }
         if !graph.sparse_initializer.is_empty() {
             return Err(Diagnostic::error("P0207", "sparse initializers are not supported")
@@ -206,7 +209,10 @@ impl Source {
             let number = |key: &str| match get(key) {
                 None => Ok(None),
                 Some(s) => s.parse::<u64>().map(Some).map_err(|_| {
-                    Diagnostic::error("P0210", format!("external data: {key} `{s}` is not a number"))
+                    Diagnostic::error(
+                        "P0210",
+                        format!("external data: {key} `{s}` is not a number"),
+                    )
                 }),
             };
             let location = get("location").unwrap_or_default().to_string();
@@ -368,12 +374,15 @@ impl Source {
 
 /// The message for a weight file that is not there.
 pub fn missing_weights(location: &str, path: &Path, e: &std::io::Error) -> Diagnostic {
-    Diagnostic::error("P0211", format!("the weights are in `{location}`, which cannot be read: {e}"))
-        .help(format!(
-            "put the file at `{}`, name another with [weights] file = \"…\", or start from random \
+    Diagnostic::error(
+        "P0211",
+        format!("the weights are in `{location}`, which cannot be read: {e}"),
+    )
+    .help(format!(
+        "put the file at `{}`, name another with [weights] file = \"…\", or start from random \
              weights with [weights] init = \"default\"",
-            path.display()
-        ))
+        path.display()
+    ))
 }
 
 fn escapes(location: &str) -> Diagnostic {
@@ -423,8 +432,11 @@ fn check_node(node: &NodeProto) -> Result<(), Diagnostic> {
     let op = node.op_type.as_deref().unwrap_or_default();
     let domain = node.domain.as_deref().unwrap_or_default();
     if !matches!(domain, "" | "ai.onnx") {
-        return Err(Diagnostic::error("P0205", format!("operator `{domain}::{op}` is not part of ONNX"))
-            .help("export without custom operators, or replace this one by standard ones"));
+        return Err(Diagnostic::error(
+            "P0205",
+            format!("operator `{domain}::{op}` is not part of ONNX"),
+        )
+        .help("export without custom operators, or replace this one by standard ones"));
     }
     let subgraph = |a: &&AttributeProto| a.g.is_some() || !a.graphs.is_empty();
     if let Some(a) = node.attribute.iter().find(subgraph) {

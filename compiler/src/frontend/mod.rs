@@ -1,0 +1,3 @@
+//! What comes in: models.
+
+pub mod onnx;
