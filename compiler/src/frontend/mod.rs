@@ -1,0 +1,3 @@
+//! What a person hands in: a model and a recipe.
+
+pub mod recipe;
