@@ -76,14 +76,13 @@ pub fn lex(text: &str, line: Range<usize>) -> Result<Vec<Spanned>, LexError> {
                 }
                 let hex = hex(&bytes[start + 1..at]);
                 at += 1;
-                Token::Hex(hex.ok_or_else(|| {
-                    ("an odd number of base-16 digits".to_string(), start..at)
-                })?)
+                Token::Hex(
+                    hex.ok_or_else(|| ("an odd number of base-16 digits".to_string(), start..at))?,
+                )
             }
             b'0'..=b'9' | b'-' => {
                 at = run(start + 1, &|c| c.is_ascii_alphanumeric() || b".+-".contains(&c));
-                number(&text[start..at])
-                    .ok_or_else(|| ("not a number".to_string(), start..at))?
+                number(&text[start..at]).ok_or_else(|| ("not a number".to_string(), start..at))?
             }
             c if is_word_start(c) => {
                 at = run(start, &is_word_char);
@@ -137,7 +136,9 @@ fn string(text: &str, start: usize, end: usize) -> Result<(String, usize), LexEr
                         let digits: String =
                             chars.by_ref().map(|(_, c)| c).take_while(|&c| c != '}').collect();
                         let digits = digits.strip_prefix('{');
-                        digits.and_then(|d| u32::from_str_radix(d, 16).ok()).and_then(char::from_u32)
+                        digits
+                            .and_then(|d| u32::from_str_radix(d, 16).ok())
+                            .and_then(char::from_u32)
                     }
                     _ => None,
                 };

@@ -227,9 +227,14 @@ impl Line<'_> {
                 let start = self.span();
                 self.at += 1;
                 let v = self.list(']', Line::int)?;
-                let product = v.iter().try_fold(1u64, |n, x| n.checked_mul(x.unsigned_abs().max(1)));
+                let product =
+                    v.iter().try_fold(1u64, |n, x| n.checked_mul(x.unsigned_abs().max(1)));
                 if product.is_none_or(|n| n > MAX_ELEMENTS) {
-                    return Err(Fault::new("P0306", start, "these extents are larger than any memory"));
+                    return Err(Fault::new(
+                        "P0306",
+                        start,
+                        "these extents are larger than any memory",
+                    ));
                 }
                 Ok(Attr::Ints(v))
             }
@@ -394,7 +399,9 @@ impl Parser<'_> {
             _ => {
                 let statements = ["graph", "var", "result", "forward", "backward", "update"];
                 let help = suggest(&word, statements.into_iter());
-                return Err(Fault::new("P0301", span, format!("unknown statement `{word}`")).help(help));
+                return Err(
+                    Fault::new("P0301", span, format!("unknown statement `{word}`")).help(help)
+                );
             }
         }
         l.finish()
@@ -553,11 +560,8 @@ impl Parser<'_> {
             return Err(Fault::new("P0306", op_span, message));
         }
         if inferred.len() != labels.len() {
-            let message = format!(
-                "`{mnemonic}` has {} results, {} are named",
-                inferred.len(),
-                labels.len()
-            );
+            let message =
+                format!("`{mnemonic}` has {} results, {} are named", inferred.len(), labels.len());
             return Err(Fault::new("P0304", line, message));
         }
         let types = stated.unwrap_or_else(|| inferred.clone());
@@ -567,8 +571,7 @@ impl Parser<'_> {
             let list = |types: &[TensorType]| {
                 types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             };
-            let message =
-                format!("`{mnemonic}` gives {}, not {}", list(&inferred), list(&types));
+            let message = format!("`{mnemonic}` gives {}, not {}", list(&inferred), list(&types));
             return Err(Fault::new("P0305", op_span, message));
         }
         let outputs = self.graph.push(op, &inputs, types, name, region);

@@ -173,7 +173,8 @@ impl Display for Literal<'_> {
 /// Whether the decimal of `x` gives its bits back through f64, as the parser reads it; false for
 /// NaN, whose payload it would lose.
 fn reads_back(x: f32) -> bool {
-    format!("{x:?}").parse::<f64>().is_ok_and(|y| (y as f32).to_bits() == x.to_bits())
+    !x.is_nan()
+        && format!("{x:?}").parse::<f64>().is_ok_and(|y| (y as f32).to_bits() == x.to_bits())
 }
 
 impl Display for Value<'_> {
