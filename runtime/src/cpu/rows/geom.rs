@@ -166,9 +166,20 @@ impl Space {
 
     /// The runs along the outer axes only (`inner` index 0).
     #[inline]
-    pub fn outer_runs(&self, s: &Strides, o0: usize, on: usize, f: impl FnMut(usize, i64, i64, usize)) {
+    pub fn outer_runs(
+        &self,
+        s: &Strides,
+        o0: usize,
+        on: usize,
+        f: impl FnMut(usize, i64, i64, usize),
+    ) {
         let one: Dims = smallvec::smallvec![1];
-        let space = Space { outer: one, inner: self.outer.clone(), outer_len: 1, inner_len: self.outer_len };
+        let space = Space {
+            outer: one,
+            inner: self.outer.clone(),
+            outer_len: 1,
+            inner_len: self.outer_len,
+        };
         let steps = Strides { base: s.base, outer: smallvec::smallvec![0], inner: s.outer.clone() };
         space.runs(&steps, Tile { o0: 0, on: 1, i0: o0, n: on }, f);
     }
@@ -201,9 +212,7 @@ mod tests {
                 });
                 let want: Vec<i64> = (o0..o0 + on)
                     .flat_map(|o| (i0..i0 + n).map(move |i| (o, i)))
-                    .map(|(o, i)| {
-                        (7 + o / 3 * 1000 + o % 3 * 100 + i / 5 + i % 5 * 10) as i64
-                    })
+                    .map(|(o, i)| (7 + o / 3 * 1000 + o % 3 * 100 + i / 5 + i % 5 * 10) as i64)
                     .collect();
                 assert_eq!(got, want);
             }

@@ -314,8 +314,11 @@ impl Lowering<'_> {
                     // The same in every row: spread over a row register of its own.
                     let row = self.n_row as u16;
                     self.n_row += 1;
-                    let target =
-                        if self.form.style == Style::Whole { &mut section.ops } else { &mut code.rows };
+                    let target = if self.form.style == Style::Whole {
+                        &mut section.ops
+                    } else {
+                        &mut code.rows
+                    };
                     target.push(op(Run::Spread, Dst::Row(row), Src::Scalar(self.slot[r])));
                     Src::Row(row)
                 };
@@ -471,7 +474,9 @@ impl Lowering<'_> {
             let at = if matches!(instr, Instr::Reduce(..)) { Class::Elem } else { class };
             args[k] = match (needs_lanes, at) {
                 (true, Class::Elem) => self.lanes(s, r),
-                (true, _) if self.class[r as usize] == Class::Row => Src::Row(self.slot[r as usize]),
+                (true, _) if self.class[r as usize] == Class::Row => {
+                    Src::Row(self.slot[r as usize])
+                }
                 (true, _) => self.row_lanes(s, r),
                 _ => self.operand(s, r, at),
             };
@@ -560,11 +565,6 @@ fn n(program: &Program) -> usize {
     program.code.len()
 }
 
-fn is_lanes(s: Src) -> bool {
-    !matches!(s, Src::Scalar(_) | Src::RowScalar(_))
-}
-
 fn op(run: Run, dst: Dst, a: Src) -> Op {
     Op { run, dst, a, b: Src::None, c: Src::None }
 }
-

@@ -12,8 +12,6 @@ mod ops;
 mod prepare;
 mod run;
 
-
-
 pub use epilogue::EpilogueKernel;
 pub use ops::{philox, uniform_from_word};
 pub use prepare::Bound;
@@ -141,7 +139,13 @@ impl RowsKernel {
         let inst = &self.insts[inst as usize];
         let code = &self.codes[inst.code].1;
         // SAFETY: the scratch memory was sized for every instance.
-        Machine { inst, code, regs: unsafe { Regs::new(inst, code, scratch.cast(), rows) }, sums: None }
+        Machine {
+            inst,
+            code,
+            regs: unsafe { Regs::new(inst, code, scratch.cast(), rows) },
+            sums: None,
+            over_sums: None,
+        }
     }
 
     unsafe fn run_split(&self, s: &Split, pool: &Pool) {

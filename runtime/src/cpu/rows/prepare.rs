@@ -110,10 +110,13 @@ pub fn prepare(
     let rows = program.reduces()
         || reduced > 0 && program.outputs.iter().any(|o| infos[o.reg as usize].row);
     let part = |range: std::ops::Range<usize>| -> (Dims, Vec<Steps>) {
-        let cut: Vec<Steps> = strides.iter().map(|s| Steps::from_slice(&s[range.clone()])).collect();
+        let cut: Vec<Steps> =
+            strides.iter().map(|s| Steps::from_slice(&s[range.clone()])).collect();
         coalesce(&dims[range], &cut)
     };
-    let layout = if rows { Layout::rows(part(0..kept), part(kept..dims.len()), inputs) } else {
+    let layout = if rows {
+        Layout::rows(part(0..kept), part(kept..dims.len()), inputs)
+    } else {
         Layout::flat(part(0..dims.len()), inputs.len())
     };
     let Layout { space, outer_steps, inner_steps, columns, tile, style } = layout;
@@ -135,7 +138,8 @@ pub fn prepare(
     let linear = port(virt + index_axes.len(), 0);
 
     let class = |s: &Strides| {
-        let still = |steps: &Steps, len: &Dims| steps.iter().zip(len).all(|(&s, &n)| s == 0 || n == 1);
+        let still =
+            |steps: &Steps, len: &Dims| steps.iter().zip(len).all(|(&s, &n)| s == 0 || n == 1);
         let outer = still(&s.outer, &space.outer);
         let inner = still(&s.inner, &space.inner);
         let (along_kept, along_reduced) = if columns { (inner, outer) } else { (outer, inner) };
@@ -145,8 +149,10 @@ pub fn prepare(
             _ => Class::Elem,
         }
     };
-    let contiguous =
-        |s: &Strides| s.inner[0] == 1 && space.is_one_run(s, tile.0, tile.1) || space.inner_len == 1 && tile.0 == 1;
+    let contiguous = |s: &Strides| {
+        s.inner[0] == 1 && space.is_one_run(s, tile.0, tile.1)
+            || space.inner_len == 1 && tile.0 == 1
+    };
     let mut k = 0;
     let form = Form {
         style,
@@ -189,7 +195,8 @@ pub fn prepare(
         codes.len() - 1
     });
     let c = &codes[code].1;
-    let ops = c.body.len() + c.stores.len() + c.passes.iter().map(|p| p.elem.len() + 1).sum::<usize>();
+    let ops =
+        c.body.len() + c.stores.len() + c.passes.iter().map(|p| p.elem.len() + 1).sum::<usize>();
     let points = space.outer_len * space.inner_len;
 
     let mut inst = Inst {
@@ -251,8 +258,7 @@ impl Layout {
         if let Some(axis) = across {
             let order: Vec<usize> = (0..last).filter(|&d| d != axis).chain([axis]).collect();
             let outer: Dims = order.iter().map(|&d| dims[d]).collect();
-            let outer_steps =
-                steps.iter().map(|s| order.iter().map(|&d| s[d]).collect()).collect();
+            let outer_steps = steps.iter().map(|s| order.iter().map(|&d| s[d]).collect()).collect();
             let inner_steps = steps.iter().map(|s| Steps::from_elem(s[last], 1)).collect();
             let i = dims[last].min(64);
             let o = dims[axis].min(LANES / i);
@@ -295,8 +301,11 @@ impl Layout {
                 .map(|&i| inputs[i].dtype.size())
                 .sum()
         };
-        let (along_kept, along_reduced) =
-            if both.is_empty() { (0, bytes(&red_steps)) } else { (of(&kept_steps), of(&red_steps)) };
+        let (along_kept, along_reduced) = if both.is_empty() {
+            (0, bytes(&red_steps))
+        } else {
+            (of(&kept_steps), of(&red_steps))
+        };
         let kept_len: usize = kept.iter().product();
         let red_len: usize = red.iter().product();
         let columns = along_kept > along_reduced && kept_len > 1;
@@ -319,13 +328,6 @@ impl Layout {
         } else {
             ((1, LANES), Style::Passes)
         };
-        Layout {
-            space,
-            outer_steps: kept_steps,
-            inner_steps: red_steps,
-            columns,
-            tile,
-            style,
-        }
+        Layout { space, outer_steps: kept_steps, inner_steps: red_steps, columns, tile, style }
     }
 }

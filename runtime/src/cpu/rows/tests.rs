@@ -97,10 +97,16 @@ fn same(got: Value, want: Value, dtype: DType, tolerance: f32) -> bool {
 }
 
 /// Runs a program both ways and compares every output element.
-fn check(p: &Program, dims: &[usize], reduced: usize, ins: &[Buffer], outs: &mut [Buffer], tol: f32) {
+fn check(
+    p: &Program,
+    dims: &[usize],
+    reduced: usize,
+    ins: &[Buffer],
+    outs: &mut [Buffer],
+    tol: f32,
+) {
     let infos = p.check().unwrap();
-    let want =
-        interpret(p, dims, reduced, |port, at| ins[port].get(ins[port].at(at))).unwrap();
+    let want = interpret(p, dims, reduced, |port, at| ins[port].get(ins[port].at(at))).unwrap();
     let inputs: Vec<Bound> = ins.iter().map(Buffer::bound).collect();
     let mut first: Vec<Vec<u64>> = vec![];
     for threads in [1, 3] {
@@ -346,7 +352,8 @@ fn every_unary_operation_on_every_format() {
 fn every_binary_operation_in_every_operand_form() {
     let dims = [40, 50];
     for &op in BinaryOp::ALL {
-        for (d, out) in [(DType::F32, DType::F32), (DType::I32, DType::I32), (DType::Bool, DType::Bool)]
+        for (d, out) in
+            [(DType::F32, DType::F32), (DType::I32, DType::I32), (DType::Bool, DType::Bool)]
         {
             for form in 0..4 {
                 let mut p = program(&[(d, false), (d, false)], "load 0|load 1", &[]);
@@ -354,8 +361,11 @@ fn every_binary_operation_in_every_operand_form() {
                 let Ok(infos) = p.check() else { continue };
                 let out = if infos[2].kind == Kind::Bool { DType::Bool } else { out };
                 p.outputs.push(OutPort { dtype: out, reg: 2 });
-                let f = |i: usize| ((i * 7919 % 41) as f32 - 20.0) / if op == BinaryOp::Pow { -9.0 } else { 3.0 };
-                let mut a = filled(d, &dims, |i| if op == BinaryOp::Pow { f(i).abs() } else { f(i) });
+                let f = |i: usize| {
+                    ((i * 7919 % 41) as f32 - 20.0) / if op == BinaryOp::Pow { -9.0 } else { 3.0 }
+                };
+                let mut a =
+                    filled(d, &dims, |i| if op == BinaryOp::Pow { f(i).abs() } else { f(i) });
                 let mut b = filled(d, &dims, |i| f(i + 5));
                 if form & 1 == 1 {
                     a.strides = vec![0, 0];
