@@ -4,6 +4,7 @@
 //! Invariants: no kernel allocates; results have the same bits for any number of threads; sums are
 //! in f32 whatever the operands' format.
 
+pub mod attention;
 pub mod conv;
 pub mod conv_wgrad;
 pub mod convert;
@@ -12,6 +13,7 @@ pub mod gemm;
 pub mod lanes;
 pub mod pack;
 pub mod par;
+pub mod rows;
 pub mod vmath;
 
 #[cfg(test)]
