@@ -326,10 +326,23 @@ impl Attention {
             rows::scale(row, self.scale);
             return 1.0;
         };
-        for (j, x) in row.iter_mut().enumerate() {
+        let mut buf = [0f32; 64];
+        for (c, chunk) in row.chunks_mut(buf.len()).enumerate() {
+            let buf = &mut buf[..chunk.len()];
+            let j0 = c * 64;
             // SAFETY: the caller vouches for the mask.
-            let m = unsafe { convert::read(mask.dtype, mask.at([b, h, i, j])) };
-            *x = x.mul_add(self.scale, m);
+            unsafe {
+                if mask.strides[3] == 1 {
+                    convert::widen(mask.dtype, mask.at([b, h, i, j0]), buf);
+                } else {
+                    for (j, m) in buf.iter_mut().enumerate() {
+                        *m = convert::read(mask.dtype, mask.at([b, h, i, j0 + j]));
+                    }
+                }
+            }
+            for (x, m) in chunk.iter_mut().zip(buf) {
+                *x = *x * self.scale + *m;
+            }
         }
         1.0
     }
@@ -471,7 +484,12 @@ unsafe fn row_dot(x: &View4, y: &View4, [b, h, t]: [usize; 3], d: usize, buf: *m
 }
 
 /// Packs features as lanes over all keys, block of `KC` keys after block.
-unsafe fn pack_k_blocks<L: Lanes<El = f32>>(src: Strided, lanes: usize, keys: usize, out: *mut f32) {
+unsafe fn pack_k_blocks<L: Lanes<El = f32>>(
+    src: Strided,
+    lanes: usize,
+    keys: usize,
+    out: *mut f32,
+) {
     let width = lanes.next_multiple_of(L::NR);
     for k0 in (0..keys).step_by(L::KC) {
         let n = L::KC.min(keys - k0);

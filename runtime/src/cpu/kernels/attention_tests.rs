@@ -68,7 +68,9 @@ impl Problem {
         let ov = self.view(o.ptr_mut(), a.queries, a.value_features);
         let mut scratch = vec![0xff; a.forward_scratch_bytes_on(isa)];
         // SAFETY: tensors of these sizes.
-        unsafe { a.forward_on(isa, [q, k, v, ov], self.mask_view(), lse.as_mut_ptr(), &mut scratch) };
+        unsafe {
+            a.forward_on(isa, [q, k, v, ov], self.mask_view(), lse.as_mut_ptr(), &mut scratch)
+        };
         let mut grads = [self.q.len, self.k.len, self.v.len].map(|n| Buf::poisoned(self.dtype, n));
         let [gq, gk, gv] = &mut grads;
         let t = Backward {
@@ -92,7 +94,11 @@ impl Problem {
     /// Index of `(b, h, t, j)` of a tensor with `n` positions of `d`.
     fn index(&self, b: usize, h: usize, t: usize, j: usize, n: usize, d: usize) -> usize {
         let heads = self.a.heads;
-        if self.interleaved { ((b * n + t) * heads + h) * d + j } else { ((b * heads + h) * n + t) * d + j }
+        if self.interleaved {
+            ((b * n + t) * heads + h) * d + j
+        } else {
+            ((b * heads + h) * n + t) * d + j
+        }
     }
 
     fn check(&self, isa: Isa) {
@@ -110,7 +116,8 @@ impl Problem {
                     let s: Vec<f64> = (0..seen)
                         .map(|t| {
                             let k = |j| self.index(b, h, t, j, tk, d);
-                            let dot: f64 = (0..d).map(|j| self.q.get(q(j)) * self.k.get(k(j))).sum();
+                            let dot: f64 =
+                                (0..d).map(|j| self.q.get(q(j)) * self.k.get(k(j))).sum();
                             dot * scale + self.mask.as_ref().map_or(0.0, |m| m.get(i * tk + t))
                         })
                         .collect();
@@ -123,17 +130,20 @@ impl Problem {
                     }
                     assert!((lse - (top + sum.ln())).abs() < 1e-5, "{a:?} lse");
                     let p: Vec<f64> = s.iter().map(|x| (x - top).exp() / sum).collect();
-                    for t in 0..seen {
+                    for (t, p) in p.iter().enumerate() {
                         for j in 0..dv {
                             let v = self.index(b, h, t, j, tk, dv);
-                            want[0][o(j)] += p[t] * self.v.get(v);
-                            want[3][v] += p[t] * self.grad_o.get(o(j));
+                            want[0][o(j)] += p * self.v.get(v);
+                            want[3][v] += p * self.grad_o.get(o(j));
                         }
                     }
                     let dp: Vec<f64> = (0..seen)
                         .map(|t| {
                             (0..dv)
-                                .map(|j| self.grad_o.get(o(j)) * self.v.get(self.index(b, h, t, j, tk, dv)))
+                                .map(|j| {
+                                    self.grad_o.get(o(j))
+                                        * self.v.get(self.index(b, h, t, j, tk, dv))
+                                })
                                 .sum()
                         })
                         .collect();
@@ -157,7 +167,11 @@ impl Problem {
         for (what, (got, want)) in ["o", "dq", "dk", "dv"].iter().zip(got.iter().zip(&want)) {
             for (e, &w) in want.iter().enumerate() {
                 let bound = 2e-5 * (1.0 + w.abs()) + rounding(self.dtype, w) + slack;
-                assert!((got.get(e) - w).abs() <= bound, "{what} {a:?} [{e}]: {}, want {w}", got.get(e));
+                assert!(
+                    (got.get(e) - w).abs() <= bound,
+                    "{what} {a:?} [{e}]: {}, want {w}",
+                    got.get(e)
+                );
             }
         }
     }

@@ -5,13 +5,13 @@
 //! in all lanes) and only dy is packed. Images are cut into a number of chunks that depends on the
 //! shape alone; each chunk has its own sums, added in order at the end.
 
-use super::conv::Conv2d;
+use super::conv_shape::Conv2d;
 use super::convert;
 use super::gemm::with_f32_lanes;
 use super::lanes::Lanes;
 use super::pack::{Packed, Plane, Strided, fill};
-use crate::cpu::simd::{Isa, isa};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
+use crate::cpu::simd::{Isa, isa};
 use precast_plan::DType;
 
 /// A prepared weight gradient.

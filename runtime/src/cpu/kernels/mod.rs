@@ -6,13 +6,16 @@
 
 pub mod attention;
 pub mod conv;
+pub mod conv_shape;
 pub mod conv_wgrad;
 pub mod convert;
 pub mod epilogue;
+pub mod gather;
 pub mod gemm;
 pub mod lanes;
 pub mod pack;
 pub mod par;
+pub mod pool;
 pub mod rows;
 pub mod vmath;
 
