@@ -164,6 +164,17 @@ impl Line<'_> {
         })
     }
 
+    fn offset(&mut self) -> Parsed<u64> {
+        let span = self.span();
+        let x = self.int()?;
+        u64::try_from(x).map_err(|_| Fault::new("P0301", span, "an offset is not negative"))
+    }
+
+    fn format(&mut self) -> Parsed<DType> {
+        let span = self.span();
+        self.word("a format")?.parse().map_err(|e: String| Fault::new("P0301", span, e))
+    }
+
     fn stream(&mut self) -> Parsed<u32> {
         let span = self.span();
         let x = self.int()?;
@@ -441,8 +452,16 @@ impl Parser<'_> {
             }
             "data" => VarInit::Data(l.literal()?),
             "copy_of" => VarInit::CopyOf(l.string()?),
+            "file" => {
+                let path = l.string()?;
+                l.punct(',')?;
+                let offset = l.offset()?;
+                l.punct(',')?;
+                VarInit::File { path, offset, dtype: l.format()? }
+            }
             _ => {
-                let inits = ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of"];
+                let inits =
+                    ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of", "file"];
                 let help = suggest(&word, inits.into_iter());
                 let message = format!("unknown beginning `{word}`");
                 return Err(Fault::new("P0307", span, message).help(help));
