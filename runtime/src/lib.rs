@@ -1,1 +1,8 @@
-//! x
+//! Runs Precast plans: the training session, the CPU backend, data, checkpoints.
+//!
+//! Invariant: this crate never sees the IR. It trusts nothing in a plan until it is validated.
+
+pub mod cpu;
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,3 +1,4 @@
-//! What comes in: models.
+//! What a person hands in: a model and a recipe.
 
 pub mod onnx;
+pub mod recipe;

@@ -5,9 +5,11 @@
 //! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
 
 mod dtype;
+mod interpret;
 mod program;
 mod schema;
 
 pub use dtype::{DType, Facts, Kind};
+pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;

@@ -1,8 +1,8 @@
 //! Import of the models that PyTorch's exporters write.
 
 use super::*;
+use crate::ir::VarInit;
 use crate::ir::verify::verify;
-use crate::ir::{VarInit, VarRole};
 use std::fmt::Write;
 
 fn fixture(path: &str) -> PathBuf {

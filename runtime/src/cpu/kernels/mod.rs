@@ -1,0 +1,18 @@
+//! Kernels over raw memory. They know nothing of plans: an executor hands them pointers, strides
+//! and scratch space.
+//!
+//! Invariants: no kernel allocates; results have the same bits for any number of threads; sums are
+//! in f32 whatever the operands' format.
+
+pub mod conv;
+pub mod conv_wgrad;
+pub mod convert;
+pub mod epilogue;
+pub mod gemm;
+pub mod lanes;
+pub mod pack;
+pub mod par;
+pub mod vmath;
+
+#[cfg(test)]
+mod testing;
