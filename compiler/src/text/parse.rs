@@ -164,17 +164,6 @@ impl Line<'_> {
         })
     }
 
-    fn offset(&mut self) -> Parsed<u64> {
-        let span = self.span();
-        let x = self.int()?;
-        u64::try_from(x).map_err(|_| Fault::new("P0301", span, "an offset is not negative"))
-    }
-
-    fn format(&mut self) -> Parsed<DType> {
-        let span = self.span();
-        self.word("a format")?.parse().map_err(|e: String| Fault::new("P0301", span, e))
-    }
-
     fn stream(&mut self) -> Parsed<u32> {
         let span = self.span();
         let x = self.int()?;
@@ -451,17 +440,22 @@ impl Parser<'_> {
                 VarInit::Normal { mean, std, stream: l.stream()? }
             }
             "data" => VarInit::Data(l.literal()?),
-            "copy_of" => VarInit::CopyOf(l.string()?),
             "file" => {
                 let path = l.string()?;
                 l.punct(',')?;
-                let offset = l.offset()?;
+                let span = l.span();
+                let offset = u64::try_from(l.int()?)
+                    .map_err(|_| Fault::new("P0301", span, "an offset is not negative"))?;
                 l.punct(',')?;
-                VarInit::File { path, offset, dtype: l.format()? }
+                let span = l.span();
+                let dtype = l.word("the format in the file")?;
+                let dtype = dtype.parse().map_err(|e: String| Fault::new("P0305", span, e))?;
+                VarInit::File { path, offset, dtype }
             }
+            "copy_of" => VarInit::CopyOf(l.string()?),
             _ => {
                 let inits =
-                    ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of", "file"];
+                    ["zeros", "value", "weights", "uniform", "normal", "data", "file", "copy_of"];
                 let help = suggest(&word, inits.into_iter());
                 let message = format!("unknown beginning `{word}`");
                 return Err(Fault::new("P0307", span, message).help(help));
