@@ -2,8 +2,10 @@
 //! device.
 
 pub mod diagnostic;
+pub mod emit;
 pub mod ir;
 #[macro_use]
 pub mod ops;
+pub mod schedule;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
