@@ -174,6 +174,9 @@ impl<'a> Emit<'a> {
                 &VarInit::Uniform { bound, stream } => Init::Uniform { bound, seed, stream },
                 &VarInit::Normal { mean, std, stream } => Init::Normal { mean, std, seed, stream },
                 VarInit::Data(c) => Init::Bytes(c.hex()),
+                VarInit::File { path, offset, dtype } => {
+                    Init::File { path: path.clone(), offset: *offset, dtype: *dtype }
+                }
                 VarInit::CopyOf(other) => Init::CopyOf(self.vars[other]),
             };
             let offset = self.keep(var.ty.bytes());

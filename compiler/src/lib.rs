@@ -2,10 +2,15 @@
 //! device.
 
 pub mod diagnostic;
-pub mod emit;
 pub mod ir;
 #[macro_use]
 pub mod ops;
+pub mod autodiff;
+pub mod emit;
+pub mod frontend;
+pub mod reference;
 pub mod schedule;
+pub mod simplify;
+pub mod text;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

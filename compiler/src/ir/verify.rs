@@ -88,8 +88,12 @@ pub fn verify(g: &Graph) -> Result<(), Diagnostics> {
     }
     let mut targets = BTreeSet::new();
     for u in &g.updates {
-        if !targets.insert(&u.name) {
-            fault(&u.name, "the variable is updated twice".into());
+        if (u.value.0 as usize) < g.value_count() {
+            // Once in each phase: an accumulator grows in one and is reset in the other.
+            let phase = g.def(u.value).region.phase();
+            if !targets.insert((&u.name, phase)) {
+                fault(&u.name, "the variable is updated twice in one phase".into());
+            }
         }
         match g.vars.get(&u.name) {
             None => fault(&u.name, "there is no such variable to update".into()),

@@ -103,7 +103,11 @@ impl Builder<'_> {
 
     fn is_row(&self, a: &Access) -> bool {
         let kept = self.group.dims.len() - self.group.reduced;
-        self.group.reduced > 0 && a.strides[kept..].iter().all(|&s| s == 0)
+        if self.group.reduced == 0 {
+            // Every point is a row of its own; only a scalar is said to be one, for random keys.
+            return self.items.values[a.value].shape.is_empty();
+        }
+        a.strides[kept..].iter().all(|&s| s == 0)
     }
 
     fn load(&mut self, a: Access) -> Reg {
