@@ -9,6 +9,8 @@
 //! The data gradient of a strided convolution is split by the residue of the output position
 //! modulo the stride (a phase); each phase sees a dense subset of the taps.
 
+use super::conv_shape::Axis;
+pub use super::conv_shape::Conv2d;
 use super::convert;
 use super::epilogue::{Epilogue, Tile};
 use super::gemm::{Path, with_lanes};
@@ -16,111 +18,6 @@ use super::lanes::Lanes;
 use super::pack::{Plane, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
 use precast_plan::DType;
-
-/// A convolution: `x: [n, cin, h, w]`, `w: [cout, cin / groups, kh, kw]`, `y: [n, cout, oh, ow]`,
-/// all dense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2d {
-    pub n: usize,
-    pub cin: usize,
-    pub cout: usize,
-    pub groups: usize,
-    /// Height and width of x.
-    pub input: [usize; 2],
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    pub dilation: [usize; 2],
-    /// Zeros before and after, for height and for width.
-    pub pad: [[usize; 2]; 2],
-}
-
-impl Conv2d {
-    /// Height and width of y.
-    ///
-    /// # Panics
-    /// If the kernel does not fit into the padded input.
-    pub fn output(&self) -> [usize; 2] {
-        std::array::from_fn(|d| {
-            let padded = self.input[d] + self.pad[d][0] + self.pad[d][1];
-            let extent = (self.kernel[d] - 1) * self.dilation[d] + 1;
-            assert!(extent <= padded, "kernel extent {extent} in a padded input of {padded}");
-            (padded - extent) / self.stride[d] + 1
-        })
-    }
-
-    pub(crate) fn cin_group(&self) -> usize {
-        self.cin / self.groups
-    }
-
-    pub(crate) fn cout_group(&self) -> usize {
-        self.cout / self.groups
-    }
-
-    pub(crate) fn check(&self) {
-        assert!(
-            self.groups > 0 && self.cin % self.groups == 0 && self.cout % self.groups == 0,
-            "channels divide into groups"
-        );
-        assert!(self.stride.iter().chain(&self.dilation).all(|&s| s > 0), "strides from 1");
-    }
-}
-
-/// One dimension of one phase: target position `first + step_out * i` for `i < count` reads source
-/// positions `step_in * i + offset` for each tap.
-#[derive(Clone, Debug)]
-struct Phase {
-    first: usize,
-    count: usize,
-    /// (index in the kernel, source offset)
-    taps: Vec<(usize, isize)>,
-}
-
-#[derive(Clone, Debug)]
-struct Axis {
-    step_out: usize,
-    step_in: usize,
-    phases: Vec<Phase>,
-    min: isize,
-    max: isize,
-}
-
-impl Axis {
-    fn new(step_out: usize, step_in: usize, phases: Vec<Phase>) -> Axis {
-        let offsets = || phases.iter().flat_map(|p| p.taps.iter().map(|t| t.1));
-        let min = offsets().min().unwrap_or(0);
-        let max = offsets().max().unwrap_or(0);
-        Axis { step_out, step_in, phases, min, max }
-    }
-
-    fn forward(c: &Conv2d, d: usize) -> Axis {
-        let taps = (0..c.kernel[d])
-            .map(|t| (t, (t * c.dilation[d]) as isize - c.pad[d][0] as isize))
-            .collect();
-        let phase = Phase { first: 0, count: c.output()[d], taps };
-        Axis::new(1, c.stride[d], vec![phase])
-    }
-
-    /// `x[i]` met `y[o]` at tap `t` where `i + pad = o stride + t dilation`.
-    fn backward(c: &Conv2d, d: usize) -> Axis {
-        let s = c.stride[d];
-        let phases = (0..s.min(c.input[d]))
-            .map(|first| {
-                let taps = (0..c.kernel[d])
-                    .map(|t| (t, (first + c.pad[d][0]) as isize - (t * c.dilation[d]) as isize))
-                    .filter(|(_, o)| o.rem_euclid(s as isize) == 0)
-                    .map(|(t, o)| (t, o.div_euclid(s as isize)))
-                    .collect();
-                Phase { first, count: (c.input[d] - first).div_ceil(s), taps }
-            })
-            .collect();
-        Axis::new(s, 1, phases)
-    }
-
-    /// Source positions that `count` consecutive grid positions read.
-    fn extent(&self, count: usize) -> usize {
-        (count - 1) * self.step_in + (self.max - self.min) as usize + 1
-    }
-}
 
 /// The taps of a pair of phases.
 #[derive(Clone, Debug)]

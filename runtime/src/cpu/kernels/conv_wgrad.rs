@@ -5,18 +5,19 @@
 //! in all lanes) and only dy is packed. Images are cut into a number of chunks that depends on the
 //! shape alone; each chunk has its own sums, added in order at the end.
 
-use super::conv::Conv2d;
+use super::conv_shape::Conv2d;
 use super::convert;
-use super::gemm::{Path, with_lanes};
+use super::gemm::with_f32_lanes;
 use super::lanes::Lanes;
 use super::pack::{Packed, Plane, Strided, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
+use crate::cpu::simd::{Isa, isa};
 use precast_plan::DType;
 
 /// A prepared weight gradient.
 #[derive(Clone, Debug)]
 pub struct ConvWeightGradPlan {
-    path: Path,
+    isa: Isa,
     conv: Conv2d,
     /// Chunks of images, and images in each but the last.
     chunks: usize,
@@ -45,13 +46,10 @@ const SUM_BYTES: usize = 16 << 20;
 impl ConvWeightGradPlan {
     /// Formats of x, dy and dw.
     pub fn new(conv: Conv2d, x: DType, dy: DType, dw: DType) -> ConvWeightGradPlan {
-        // Neighbouring pixels of x are not bf16 pairs where the stride is not 1, and dy is packed
-        // row by row; the f32 path serves all shapes.
-        let path = Path::F32(crate::cpu::simd::isa());
-        ConvWeightGradPlan::new_on(path, conv, x, dy, dw)
+        ConvWeightGradPlan::new_on(isa(), conv, x, dy, dw)
     }
 
-    pub(crate) fn new_on(path: Path, conv: Conv2d, x: DType, dy: DType, dw: DType) -> Self {
+    pub(crate) fn new_on(isa: Isa, conv: Conv2d, x: DType, dy: DType, dw: DType) -> Self {
         conv.check();
         let [oh, ow] = conv.output();
         let block = (PIXELS / ow.max(1)).clamp(1, oh.max(1));
@@ -61,7 +59,7 @@ impl ConvWeightGradPlan {
         let padded = [extent(0, block), extent(1, ow)];
         let (ci, taps) = (conv.cin_group(), conv.kernel[0] * conv.kernel[1]);
         let k = ci * taps;
-        let (mr, nr) = with_lanes!(path, L => (L::MR, L::NR));
+        let (mr, nr) = with_f32_lanes!(isa, L => (L::MR, L::NR));
         let mut offsets: Vec<usize> = (0..k)
             .map(|p| {
                 let (c, t) = (p / taps, p % taps);
@@ -82,7 +80,7 @@ impl ConvWeightGradPlan {
         let part = tiles.div_ceil(parts.max(1)).max(1) * mr;
         let parts = offsets.len().div_ceil(part).max(1);
         ConvWeightGradPlan {
-            path,
+            isa,
             conv,
             chunks,
             images,
@@ -114,7 +112,7 @@ impl ConvWeightGradPlan {
 
     /// Scratch bytes for [`ConvWeightGradPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
-        with_lanes!(self.path, L => {
+        with_f32_lanes!(self.isa, L => {
             piece_bytes::<f32>(self.slot_elements::<L>() * par::slots())
                 + piece_bytes::<f32>(self.sum_elements::<L>() * self.conv.groups * self.chunks)
         })
@@ -135,20 +133,10 @@ impl ConvWeightGradPlan {
         accumulate: bool,
         scratch: &mut [u8],
     ) {
-        match self.path {
-            #[cfg(target_arch = "x86_64")]
-            Path::F32(crate::cpu::simd::Isa::Avx2) => {
-                // SAFETY: the caller's contract; the path was selected for this processor.
-                unsafe { self.run_with::<super::lanes::F32x8>(x, dy, dw, accumulate, scratch) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Path::F32(crate::cpu::simd::Isa::Avx512 | crate::cpu::simd::Isa::Avx512Bf16) => {
-                // SAFETY: as above.
-                unsafe { self.run_with::<super::lanes::F32x16>(x, dy, dw, accumulate, scratch) }
-            }
-            // SAFETY: as above.
-            _ => unsafe { self.run_with::<super::lanes::Plain>(x, dy, dw, accumulate, scratch) },
-        }
+        // SAFETY: the caller's contract; the processor has this instruction set.
+        with_f32_lanes!(self.isa, L => unsafe {
+            self.run_with::<L>(x, dy, dw, accumulate, scratch)
+        });
     }
 
     unsafe fn run_with<L: Lanes<El = f32>>(

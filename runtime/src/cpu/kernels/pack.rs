@@ -325,7 +325,7 @@ unsafe fn pack_f32_bits(
     // SAFETY: the caller's contract. The rows need not be aligned to four bytes, and the copy goes
     // bit for bit through f32 registers (the transpose does no arithmetic).
     unsafe {
-        if sx % 2 == 0 && p.addr() % 4 == 0 {
+        if sx % 2 == 0 && p.addr().is_multiple_of(4) {
             transpose(p.cast(), sx / 2, lanes, pairs, w, out.cast());
             return;
         }
