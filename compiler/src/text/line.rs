@@ -115,6 +115,13 @@ impl<'a> Line<'a> {
         u32::try_from(x).map_err(|_| Fault::new("P0301", span, "a stream is a 32-bit number"))
     }
 
+    /// A place in a file, in bytes.
+    pub fn offset(&mut self) -> Parsed<u64> {
+        let span = self.span();
+        let x = self.int()?;
+        u64::try_from(x).map_err(|_| Fault::new("P0301", span, "an offset is not negative"))
+    }
+
     /// `ITEM, ITEM, … CLOSE`, the opening bracket already read.
     pub fn list<T>(
         &mut self,
@@ -138,13 +145,19 @@ impl<'a> Line<'a> {
         if self.at == self.tokens.len() { Ok(()) } else { self.expected("the end of the line") }
     }
 
+    /// An element format.
+    pub fn format(&mut self) -> Parsed<DType> {
+        let span = self.span();
+        let word = self.word("an element format, such as `f32`")?;
+        word.parse().map_err(|_| {
+            Fault::new("P0301", span, format!("unknown element format `{word}`"))
+                .help(suggest(&word, DType::ALL.iter().map(|d| d.name())))
+        })
+    }
+
     pub fn ty(&mut self) -> Parsed<TensorType> {
         let span = self.span();
-        let word = self.word("a type, such as `f32[2,3]`")?;
-        let dtype: DType = word.parse().map_err(|_| {
-            Fault::new("P0301", span.clone(), format!("unknown element format `{word}`"))
-                .help(suggest(&word, DType::ALL.iter().map(|d| d.name())))
-        })?;
+        let dtype = self.format()?;
         self.punct('[')?;
         let dims = self.list(']', |l| {
             let span = l.span();

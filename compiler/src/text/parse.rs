@@ -177,8 +177,16 @@ impl Parser<'_> {
             }
             "data" => VarInit::Data(l.literal()?),
             "copy_of" => VarInit::CopyOf(l.string()?),
+            "file" => {
+                let path = l.string()?;
+                l.punct(',')?;
+                let offset = l.offset()?;
+                l.punct(',')?;
+                VarInit::File { path, offset, dtype: l.format()? }
+            }
             _ => {
-                let inits = ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of"];
+                let inits =
+                    ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of", "file"];
                 let help = suggest(&word, inits.into_iter());
                 let message = format!("unknown beginning `{word}`");
                 return Err(Fault::new("P0307", span, message).help(help));

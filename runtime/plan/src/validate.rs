@@ -13,6 +13,7 @@ use crate::schema::{Init, Named, Plan, Role, Step, Storage, Tensor, TensorId, VE
 use crate::uses::{Use, uses};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Component, Path};
 
 /// A fault of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +202,17 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
         Init::Value(x) => {
             if !x.is_finite() {
                 cx.error(place, "the initial value is not finite");
+            }
+        }
+        Init::File { path, dtype, .. } => {
+            // A plan from a stranger must not read files of its own choosing.
+            let inside = !path.is_empty()
+                && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
+            if !inside {
+                cx.error(place, format!("the file `{path}` is not inside the model's folder"));
+            }
+            if dtype.kind() != t.dtype.kind() {
+                cx.error(place, format!("{dtype} elements do not start a {} tensor", t.dtype));
             }
         }
         Init::Uniform { bound, .. } => {
