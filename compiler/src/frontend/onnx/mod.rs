@@ -23,7 +23,6 @@ mod tensor;
 mod tests;
 
 pub use convert::SUPPORTED;
-pub use convert::elementwise::{RNG_SEED, RNG_STEP};
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;
 pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};

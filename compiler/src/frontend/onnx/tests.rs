@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ir::verify::verify;
-use crate::ir::{VarInit, VarRole};
+use crate::ir::VarInit;
 use std::fmt::Write;
 
 fn fixture(path: &str) -> PathBuf {

@@ -7,15 +7,10 @@ use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::broadcast_shape;
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
-use crate::ir::{Real, TensorType, ValueId, Var, VarInit, VarRole};
+use crate::ir::{Real, ValueId};
 use crate::ops;
 use crate::ops::activation::Act;
-use precast_plan::{BinaryOp as B, DType, Kind, UnaryOp as U};
-
-/// Variables that dropout reads, int scalars: the recipe's seed and the number of the step.
-pub const RNG_SEED: &str = "rng.seed";
-/// See [`RNG_SEED`].
-pub const RNG_STEP: &str = "rng.step";
+use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let one = |v: ValueId| Ok(Some(vec![Val::Node(v)]));
@@ -244,22 +239,11 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         return Ok(Some(vec![v]));
     }
     let x = cx.real(call, 0)?;
-    let seed = rng(cx, RNG_SEED)?;
-    let step = rng(cx, RNG_STEP)?;
+    let (seed, step) = ops::dropout::key(&mut cx.graph);
     let stream = cx.dropouts;
     cx.dropouts += 1;
     let p = crate::frontend::onnx::node::shortest(p as f32);
     Ok(Some(vec![Val::Node(cx.one("", ops::Dropout { p: Real(p), stream }, &[x, seed, step])?)]))
-}
-
-/// The node that reads a counter of the training machine, which starts at zero here: the pipeline
-/// sets the seed and advances the step.
-fn rng(cx: &mut Importer, name: &str) -> Res<ValueId> {
-    if let Some((_, n)) = cx.graph.nodes().find(|(_, n)| n.name == name) {
-        return Ok(n.outputs[0]);
-    }
-    let ty = TensorType::new(DType::I32, []);
-    cx.state(name, Var { ty, role: VarRole::Machine, init: VarInit::Zeros })
 }
 
 fn activation(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
