@@ -229,7 +229,12 @@ impl Lower<'_> {
                         let name = format!("{}.copy", node.name);
                         let (root, dense) = self.copy(name, root, &view, node.region.phase());
                         let seen = def.view(&dense, g.ty(v));
-                        (root, seen.unwrap_or_else(|| panic!("`{}` of a dense tensor", node.op.name())))
+                        (
+                            root,
+                            seen.unwrap_or_else(|| {
+                                panic!("`{}` of a dense tensor", node.op.name())
+                            }),
+                        )
                     }
                 };
                 self.loc[v.0 as usize] = Some(placed);
@@ -359,7 +364,9 @@ impl Lower<'_> {
             let list = &self.pending[&v].parts;
             list.iter().map(|(x, p)| (p.starts.clone(), self.g.shape(*x).to_vec())).collect()
         };
-        let dense = |v: ValueId| self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1));
+        let dense = |v: ValueId| {
+            self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1))
+        };
         let apart = |(s1, n1): &(Vec<usize>, Vec<usize>), (s2, n2): &(Vec<usize>, Vec<usize>)| {
             (0..s1.len()).any(|d| s1[d] + n1[d] <= s2[d] || s2[d] + n2[d] <= s1[d])
         };
@@ -402,7 +409,13 @@ impl Lower<'_> {
             let offset = part.starts.iter().zip(&whole).map(|(&b, s)| b as i64 * s).sum();
             let strides = part.steps.iter().zip(&whole).map(|(k, s)| k * s).collect();
             let name = format!("{}.part{i}", node.name);
-            self.copy_item(name, Some(node.name.clone()), phase, (*root, view), (to, offset, strides));
+            self.copy_item(
+                name,
+                Some(node.name.clone()),
+                phase,
+                (*root, view),
+                (to, offset, strides),
+            );
         }
         self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
     }
@@ -446,7 +459,11 @@ impl Lower<'_> {
             reduced: 0,
             reads,
             writes,
-            body: if product { Body::Product { op, operands } } else { Body::Kernel { op, operands } },
+            body: if product {
+                Body::Product { op, operands }
+            } else {
+                Body::Kernel { op, operands }
+            },
         });
         Ok(())
     }
@@ -462,7 +479,8 @@ impl Lower<'_> {
             let phase = g.def(u.value).region.phase();
             let (root, view) = self.locate(u.value);
             let v = &self.out.values[root];
-            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape) {
+            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
+            {
                 continue; // writes what is there
             }
             let from_var = matches!(v.source, Source::Var(_));
