@@ -15,7 +15,7 @@ use super::convert;
 use super::epilogue::{Epilogue, Tile};
 use super::gemm::{Path, with_lanes};
 use super::lanes::Lanes;
-use super::pack::{Plane, fill};
+use super::pack::{Packed, Plane, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
 use precast_plan::DType;
 
@@ -202,7 +202,7 @@ impl ConvPlan {
         with_lanes!(self.path, L => unsafe { self.run_with::<L>(&call, scratch) });
     }
 
-    unsafe fn run_with<L: Lanes<El: Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
+    unsafe fn run_with<L: Lanes<El: Packed + Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
         let groups = self.conv.groups;
         let mut scratch = Scratch::new(scratch);
         let packed = scratch.take::<L::El>(self.packed * groups);
@@ -247,7 +247,7 @@ impl ConvPlan {
     }
 
     /// Packs one sliver of one grid: `out[p * MR + i]`, block of k by block of k.
-    unsafe fn pack_weights<L: Lanes<El: Plane>>(
+    unsafe fn pack_weights<L: Lanes<El: Packed + Plane>>(
         &self,
         weight: *const u8,
         group: usize,
@@ -279,7 +279,7 @@ impl ConvPlan {
         }
     }
 
-    unsafe fn task<L: Lanes<El: Plane>>(
+    unsafe fn task<L: Lanes<El: Packed + Plane>>(
         &self,
         call: &Call<'_>,
         (n, g, i0): (usize, usize, usize),
@@ -338,7 +338,7 @@ impl ConvPlan {
     }
 
     /// Copies the source rows that grid rows `i0..` read, with zeros around them.
-    unsafe fn copy_padded<L: Lanes<El: Plane>>(
+    unsafe fn copy_padded<L: Lanes<El: Packed + Plane>>(
         &self,
         source: *const u8,
         i0: usize,
@@ -381,7 +381,7 @@ impl ConvPlan {
 
     /// Multiplies the pixels of one phase into the tile whose first row is target row `h0`.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn grid<L: Lanes<El: Plane>>(
+    unsafe fn grid<L: Lanes<El: Packed + Plane>>(
         &self,
         grid: &Grid,
         (i0, h0): (usize, usize),

@@ -147,10 +147,13 @@ fn forward_and_data_gradient_of_random_shapes() {
 #[test]
 fn weight_gradient_of_random_shapes() {
     for path in paths() {
-        let Path::F32(set) = path else { continue };
         let mut rng = Rng(29);
         for _ in 0..150 {
             let c = random_conv(&mut rng);
+            let pairs = c.stride[1] == 1 && c.output()[1].is_multiple_of(2);
+            if !pairs && !matches!(path, Path::F32(_)) {
+                continue;
+            }
             let [nx, nw, ny] = sizes(&c);
             let (tx, ty, tw) = formats(&mut rng, path);
             let x = Buf::random(&mut rng, tx, nx);
@@ -164,7 +167,7 @@ fn weight_gradient_of_random_shapes() {
                 want[wi] += p;
                 size[wi] += p.abs();
             });
-            let plan = ConvWeightGradPlan::new_on(set, c, tx, ty, tw);
+            let plan = ConvWeightGradPlan::new_on(path, c, tx, ty, tw);
             let mut scratch = vec![0xff; plan.scratch_bytes()];
             // SAFETY: dense tensors of these sizes.
             unsafe { plan.run(x.ptr(), dy.ptr(), dw.ptr_mut(), accumulate, &mut scratch) };
