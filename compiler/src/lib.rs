@@ -1,1 +1,14 @@
-//! x
+//! The Precast compiler: a model and a recipe in, a [`precast_plan::Plan`] out. It never sees a
+//! device.
+
+pub mod diagnostic;
+pub mod ir;
+#[macro_use]
+pub mod ops;
+pub mod autodiff;
+pub mod frontend;
+pub mod reference;
+pub mod simplify;
+pub mod text;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -5,9 +5,17 @@
 //! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
 
 mod dtype;
+mod interpret;
+mod json;
+mod liveness;
+mod print;
 mod program;
 mod schema;
+mod uses;
+mod validate;
 
 pub use dtype::{DType, Facts, Kind};
+pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
+pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};

@@ -1,4 +1,10 @@
 //! The CPU backend.
 
+mod device;
+pub mod exec;
 pub mod kernels;
+pub mod pool;
+pub mod rows;
 pub mod simd;
+
+pub use device::CpuBackend;

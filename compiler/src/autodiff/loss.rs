@@ -1,0 +1,143 @@
+//! Losses: appended to the forward graph as ordinary operations.
+
+use super::build::Build;
+use super::spec::LossSpec;
+use crate::diagnostic::{Diagnostic, Result};
+use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId};
+use crate::ops::{Broadcast, Const, CrossEntropy, Input, Op, Reduce, Reshape, Transpose};
+use precast_plan::{BinaryOp, DType, ReduceOp, UnaryOp};
+
+/// Appends the loss and returns it (a scalar, also the result `loss`).
+///
+/// # Errors
+/// P0403: the prediction is not an output of the model, or has the wrong shape or kind; P0404: the
+/// target's name is taken by an input of another type.
+pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
+    let (prediction, target) = match spec {
+        LossSpec::CrossEntropy { prediction, target, .. }
+        | LossSpec::Mse { prediction, target } => (prediction, target),
+    };
+    let p = g.result(&format!("out.{prediction}")).ok_or_else(|| {
+        let known: Vec<&str> =
+            g.results.iter().filter_map(|r| r.name.strip_prefix("out.")).collect();
+        Diagnostic::error("P0403", format!("the model has no output `{prediction}`"))
+            .help(format!("its outputs are: {}", known.join(", ")))
+    })?;
+    if !g.ty(p).is_real() {
+        return Err(Diagnostic::error(
+            "P0403",
+            format!("output `{prediction}` is {}, not real", g.ty(p)),
+        )
+        .into());
+    }
+    let loss = match *spec {
+        LossSpec::CrossEntropy { ignore_index, label_smoothing, .. } => {
+            let shape = g.shape(p).clone();
+            if shape.rank() < 2 {
+                return Err(Diagnostic::error(
+                    "P0403",
+                    format!(
+                        "output `{prediction}` is {}: logits are at least [rows, classes]",
+                        g.ty(p)
+                    ),
+                )
+                .into());
+            }
+            let t = match existing_input(g, target) {
+                Some(t) => t,
+                None => {
+                    let ty = TensorType::new(DType::I64, shape[..shape.rank() - 1].to_vec());
+                    declare_input(g, target, &ty)?
+                }
+            };
+            cross_entropy(g, p, t, target, ignore_index, label_smoothing)?
+        }
+        LossSpec::Mse { .. } => {
+            let ty = TensorType::f32(g.shape(p).clone());
+            let t = match existing_input(g, target) {
+                Some(t) if *g.ty(t) == ty => t,
+                Some(t) => return Err(taken(target, g.ty(t), &ty)),
+                None => declare_input(g, target, &ty)?,
+            };
+            let mut b = Build { g, region: Region::Forward };
+            let d = b.bin("loss.difference", BinaryOp::Sub, p, t);
+            let sq = b.bin("loss.square", BinaryOp::Mul, d, d);
+            let n = ty.shape.elements();
+            let sum = match ty.shape.rank() {
+                0 => sq,
+                r => b.op("loss.sum", Reduce { f: ReduceOp::Sum, axes: (0..r).collect() }, &[sq]),
+            };
+            b.scale("loss", sum, 1.0 / n as f64)
+        }
+    };
+    Build { g, region: Region::Forward }.result("loss", loss);
+    Ok(loss)
+}
+
+fn existing_input(g: &Graph, name: &str) -> Option<ValueId> {
+    g.nodes().find_map(|(_, n)| match &n.op {
+        Op::Input(i) if i.name == name => Some(n.outputs[0]),
+        _ => None,
+    })
+}
+
+fn taken(name: &str, have: &TensorType, want: &TensorType) -> crate::Diagnostics {
+    Diagnostic::error(
+        "P0404",
+        format!("the target `{name}` is an input of type {have}, not {want}"),
+    )
+    .help("name the target differently in `[loss] target` and `[data] targets`")
+    .into()
+}
+
+fn declare_input(g: &mut Graph, name: &str, ty: &TensorType) -> Result<ValueId> {
+    if g.nodes().any(|(_, n)| n.name == name) {
+        return Err(Diagnostic::error("P0404", format!("the name `{name}` is taken in the model"))
+            .help("name the target differently in `[loss] target` and `[data] targets`")
+            .into());
+    }
+    Ok(Build { g, region: Region::Forward }.op(name, Input::new(name, ty), &[]))
+}
+
+fn cross_entropy(
+    g: &mut Graph,
+    logits: ValueId,
+    targets: ValueId,
+    target_name: &str,
+    ignore_index: i64,
+    label_smoothing: f64,
+) -> Result<ValueId> {
+    let (shape, t) = (g.shape(logits).clone(), g.ty(targets).clone());
+    let rank = shape.rank();
+    let mut b = Build { g, region: Region::Forward };
+    let mut logits = logits;
+    // Classes on the last axis, or on axis 1 as in PyTorch's [n, classes, d1, …].
+    if t.shape[..] != shape[..rank - 1] {
+        let mut moved: Vec<usize> = (0..rank).filter(|&d| d != 1).collect();
+        if t.shape[..] != moved.iter().map(|&d| shape[d]).collect::<Vec<_>>()[..] {
+            return Err(Diagnostic::error(
+                "P0403",
+                format!("targets `{target_name}` are {t}, which does not fit logits {shape}"),
+            )
+            .into());
+        }
+        moved.push(1);
+        logits = b.op("loss.logits", Transpose { perm: moved }, &[logits]);
+    }
+    let classes = b.g.shape(logits)[rank - 1];
+    let rows = t.shape.elements();
+    let flat = b.op("loss.rows", Reshape { shape: vec![rows, classes] }, &[logits]);
+    let flat_targets = b.op("loss.targets", Reshape { shape: vec![rows] }, &[targets]);
+    let op = CrossEntropy { ignore_index, label_smoothing: Real(label_smoothing) };
+    let losses = b.op("loss.cross_entropy", op, &[flat, flat_targets]);
+    let sum = b.op("loss.sum", Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[losses]);
+    // The mean over targets that count. Zero of them gives NaN, as in PyTorch.
+    let ignore = ConstData::from_i64([1], &[ignore_index]);
+    let ignore = b.op("loss.ignore_index", Const { data: ignore }, &[]);
+    let ignore = b.op("loss.ignore_all", Broadcast { shape: vec![rows] }, &[ignore]);
+    let ignored = b.bin("loss.ignored", BinaryOp::Eq, flat_targets, ignore);
+    let counts = b.un("loss.counted", UnaryOp::Not, ignored);
+    let ones = b.un("loss.ones", UnaryOp::ToReal, counts);
+    let count = b.op("loss.count", Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[ones]);
+    Ok(b.bin("loss", BinaryOp::Div, sum, count))
+}

@@ -1,0 +1,14 @@
+//! From a forward graph to the joint graph of a training step: backward, clipping, accumulation,
+//! optimizer, moving average, loss scale.
+
+mod backward;
+mod build;
+mod loss;
+mod machine;
+mod spec;
+mod update;
+
+pub use backward::backward;
+pub use loss::attach_loss;
+pub use spec::{LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
+pub use update::joint;

@@ -1,0 +1,239 @@
+//! The joint graph.
+
+use super::backward::backward;
+use super::build::Build;
+use super::machine::{self, names};
+use super::spec::{OptimizerSpec, TrainSpec};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId, VarInit, VarRole};
+use crate::ops::{
+    AdamUpdate, Concat, Const, EmaUpdate, GradStats, Op, Reduce, Reshape, ScaleBy, SgdUpdate,
+};
+use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
+
+/// Turns a forward graph with a scalar result `loss` into the joint graph of a training step.
+///
+/// Results added: `grad.<parameter>` (unscaled, for `accumulate` 1), `grad_norm`, `loss_scale`,
+/// `skipped` (0 or 1), `lr`.
+///
+/// With a loss scale S the gradients are `scale_by(S, g)` and the updates multiply by 1/S. The
+/// e-graph's scale motion carries the factor back to the seed of the backward pass; as written
+/// here the graph means the same and scales too late.
+///
+/// # Errors
+/// P0402, see [`backward`]; P0405 where no parameter influences the loss.
+pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool) -> Result<Graph> {
+    let params: Vec<(String, ValueId)> = param_reads(&g);
+    let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
+    let seed = {
+        let data = ConstData::scalar(1.0 / spec.accumulate as f32);
+        Build { g: &mut g, region: Region::Backward }.op("loss.seed", Const { data }, &[])
+    };
+    let grads = backward(&mut g, loss, seed, &wrt)?;
+    if grads.iter().all(Option::is_none) {
+        return Err(Diagnostic::error("P0405", "the loss depends on no parameter")
+            .help("export the model with its weights as initializers, not folded into constants")
+            .into());
+    }
+    let mut trained: Vec<Trained> = Vec::new();
+    for ((name, value), grad) in params.into_iter().zip(grads) {
+        if let Some(grad) = grad {
+            trained.push(Trained { name, value, grad });
+        }
+    }
+    update_region(&mut g, &mut trained, spec, keep_gradients);
+    let g = g.without_dead_nodes();
+    crate::ir::verify::verify(&g)?;
+    Ok(g)
+}
+
+struct Trained {
+    name: String,
+    /// The parameter as the forward pass read it.
+    value: ValueId,
+    grad: ValueId,
+}
+
+/// Every parameter the graph reads, in the order of [`Graph::vars`].
+fn param_reads(g: &Graph) -> Vec<(String, ValueId)> {
+    let mut found = Vec::new();
+    for (name, var) in &g.vars {
+        if var.role != VarRole::Param {
+            continue;
+        }
+        let read = g.nodes().find_map(|(_, n)| match &n.op {
+            Op::Var(v) if v.name == *name => Some(n.outputs[0]),
+            _ => None,
+        });
+        if let Some(read) = read {
+            found.push((name.clone(), read));
+        }
+    }
+    found
+}
+
+fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_gradients: bool) {
+    let scalar = || TensorType::f32([]);
+    let scale = spec.scale.map(|s| {
+        let mut b = Build { g, region: Region::Backward };
+        b.var(names::LOSS_SCALE, scalar(), VarRole::Machine, VarInit::Value(s.init))
+    });
+    for t in trained.iter_mut() {
+        let mut b = Build { g, region: Region::Backward };
+        if let Some(s) = scale {
+            t.grad = b.op(&format!("{}.scaled_grad", t.name), ScaleBy {}, &[s, t.grad]);
+        }
+        if spec.accumulate > 1 {
+            let name = format!("{}.accumulated", t.name);
+            let ty = TensorType::f32(b.g.shape(t.grad).clone());
+            let so_far = b.var(&name, ty.clone(), VarRole::Accumulator, VarInit::Zeros);
+            let sum = b.bin(&format!("{name}.sum"), BinaryOp::Add, so_far, t.grad);
+            b.update(&name, sum);
+            b.region = Region::Update;
+            t.grad = b.read(&name);
+            let zero = b.full(&format!("{name}.reset"), 0.0, &ty.shape);
+            b.update(&name, zero);
+        }
+    }
+    let mut b = Build { g, region: Region::Update };
+    let one = b.real("one", 1.0);
+    let (scale_now, inverse) = match scale {
+        Some(_) => {
+            let s = b.read(names::LOSS_SCALE);
+            (s, b.un("machine.inverse_scale", UnaryOp::Recip, s))
+        }
+        None => (one, one),
+    };
+    if keep_gradients {
+        for t in trained.iter() {
+            let name = format!("{}.grad", t.name);
+            let grad = match scale {
+                Some(_) => b.op(&name, ScaleBy {}, &[inverse, t.grad]),
+                None => t.grad,
+            };
+            b.result(&format!("grad.{}", t.name), grad);
+        }
+    }
+    let (norm, bad) = norm_and_faults(&mut b, trained, inverse);
+    b.result("grad_norm", norm);
+    let zero = b.real("zero", 0.0);
+    let overflow = b.bin("overflow", BinaryOp::Lt, zero, bad);
+    let apply = match scale {
+        Some(_) => b.un("apply", UnaryOp::Not, overflow),
+        // Without a scale nothing is skipped, as in PyTorch with a disabled GradScaler.
+        None => b.op("apply", Const { data: ConstData::from_bool([], &[true]) }, &[]),
+    };
+    let factor = match spec.clip_norm {
+        Some(max) => {
+            // torch.nn.utils.clip_grad_norm_: max / (norm + 1e-6), at most 1.
+            let eps = b.real("clip.eps", 1e-6);
+            let d = b.bin("clip.denominator", BinaryOp::Add, norm, eps);
+            let max = b.real("clip.max_norm", max);
+            let c = b.bin("clip.ratio", BinaryOp::Div, max, d);
+            let c = b.bin("clip.coefficient", BinaryOp::Min, c, one);
+            b.bin("grad_factor", BinaryOp::Mul, inverse, c)
+        }
+        None => inverse,
+    };
+    let iteration = machine::counter(&mut b, names::ITERATION, one);
+    let applied_now = b.un("applied_now", UnaryOp::ToReal, apply);
+    let applied = machine::counter(&mut b, names::APPLIED, applied_now);
+    let lr = machine::learning_rate(&mut b, iteration, &spec.lr);
+    b.result("lr", lr);
+    let corrections = match spec.optimizer {
+        OptimizerSpec::Adam { beta1, beta2, .. } => vec![
+            machine::bias_correction(&mut b, "bias_correction1", applied, beta1),
+            machine::bias_correction(&mut b, "bias_correction2", applied, beta2),
+        ],
+        OptimizerSpec::Sgd { .. } => vec![],
+    };
+    for t in trained.iter() {
+        let scalars = Scalars { lr, factor, apply, corrections: &corrections };
+        optimize(&mut b, t, spec, &scalars);
+    }
+    b.result("loss_scale", scale_now);
+    let skipped = match &spec.scale {
+        Some(s) => {
+            machine::update_scale(&mut b, scale_now, overflow, s);
+            b.un("skipped", UnaryOp::ToReal, overflow)
+        }
+        None => zero,
+    };
+    b.result("skipped", skipped);
+}
+
+/// Global norm of the unscaled gradients, and how many of their elements are not finite.
+fn norm_and_faults(b: &mut Build, trained: &[Trained], inverse: ValueId) -> (ValueId, ValueId) {
+    let (mut squares, mut faults) = (Vec::new(), Vec::new());
+    for t in trained {
+        let name = format!("{}.grad_stats", t.name);
+        let s = b.all(&name, GradStats {}, &[t.grad, inverse]);
+        squares.push(b.op(&format!("{name}.square"), Reshape { shape: vec![1] }, &[s[0]]));
+        faults.push(b.op(&format!("{name}.fault"), Reshape { shape: vec![1] }, &[s[1]]));
+    }
+    let mut total = |name: &str, parts: &[ValueId]| {
+        let all = b.op(&format!("{name}.each"), Concat { axis: 0 }, parts);
+        b.op(name, Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[all])
+    };
+    let square = total("grad_norm.square", &squares);
+    let bad = total("grad_norm.faults", &faults);
+    (b.un("grad_norm", UnaryOp::Sqrt, square), bad)
+}
+
+struct Scalars<'a> {
+    lr: ValueId,
+    factor: ValueId,
+    apply: ValueId,
+    corrections: &'a [ValueId],
+}
+
+fn optimize(b: &mut Build, t: &Trained, spec: &TrainSpec, s: &Scalars) {
+    let ty = b.g.ty(t.value).clone();
+    let exempt = spec.no_decay_vectors && ty.shape.rank() <= 1;
+    let decay = |w: f64| Real(if exempt { 0.0 } else { w });
+    let w = b.read(&t.name);
+    let state = |b: &mut Build, what: &str| {
+        let name = format!("{}.{what}", t.name);
+        let ty = TensorType::f32(ty.shape.clone());
+        (name.clone(), b.var(&name, ty, VarRole::Optimizer, VarInit::Zeros))
+    };
+    let name = format!("{}.update", t.name);
+    let new = match spec.optimizer {
+        OptimizerSpec::Sgd { momentum, nesterov, weight_decay } => {
+            let op =
+                SgdUpdate { momentum: Real(momentum), nesterov, weight_decay: decay(weight_decay) };
+            if momentum == 0.0 {
+                b.op(&name, op, &[w, t.grad, s.lr, s.factor, s.apply])
+            } else {
+                let (vn, v) = state(b, "momentum");
+                let y = b.all(&name, op, &[w, v, t.grad, s.lr, s.factor, s.apply]);
+                b.update(&vn, y[1]);
+                y[0]
+            }
+        }
+        OptimizerSpec::Adam { beta1, beta2, eps, weight_decay, decoupled } => {
+            let op = AdamUpdate {
+                beta1: Real(beta1),
+                beta2: Real(beta2),
+                eps: Real(eps),
+                weight_decay: decay(weight_decay),
+                decoupled,
+            };
+            let (mn, m) = state(b, "exp_avg");
+            let (vn, v) = state(b, "exp_avg_sq");
+            let [c1, c2] = s.corrections else { panic!("Adam has two bias corrections") };
+            let y = b.all(&name, op, &[w, m, v, t.grad, s.lr, s.factor, s.apply, *c1, *c2]);
+            b.update(&mn, y[1]);
+            b.update(&vn, y[2]);
+            y[0]
+        }
+    };
+    b.update(&t.name, new);
+    if let Some(decay) = spec.ema {
+        let ema = format!("{}.ema", t.name);
+        let old = b.var(&ema, ty, VarRole::Ema, VarInit::CopyOf(t.name.clone()));
+        let op = EmaUpdate { decay: Real(decay) };
+        let new = b.op(&format!("{ema}.update"), op, &[old, new, s.apply]);
+        b.update(&ema, new);
+    }
+}

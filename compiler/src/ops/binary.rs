@@ -1,0 +1,122 @@
+//! Elementwise functions of two operands: one row per function.
+
+use super::{
+    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, Select,
+    same_shape, signature,
+};
+use crate::ir::TensorType;
+use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
+
+op! {
+    /// `f(a, b)`, elementwise; equal shapes.
+    Binary = "binary" { f: BinaryOp }
+}
+
+impl crate::ir::AttrValue for BinaryOp {
+    fn to_attr(&self) -> crate::ir::Attr {
+        crate::ir::Attr::Word(self.name().into())
+    }
+    fn from_attr(attr: crate::ir::Attr) -> Option<Self> {
+        let crate::ir::Attr::Word(w) = attr else { return None };
+        BinaryOp::from_name(&w)
+    }
+}
+
+impl OpDef for Binary {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, "..")?;
+        same_shape(x)?;
+        let kind = x[0].kind();
+        if x[1].kind() != kind {
+            return Err(format!("operands are {} and {}", x[0], x[1]));
+        }
+        use BinaryOp::*;
+        let legal = match self.f {
+            And | Or => kind == Kind::Bool,
+            Eq => true,
+            Pow => kind == Kind::Real,
+            _ => kind != Kind::Bool,
+        };
+        if !legal {
+            return Err(format!("`{}` does not take {}", self.f.name(), x[0]));
+        }
+        let dtype = match (self.f, kind) {
+            (Eq | Lt | Le | And | Or, _) => DType::Bool,
+            (_, Kind::Int) => DType::I32,
+            _ => DType::F32,
+        };
+        Ok(vec![TensorType::new(dtype, x[0].shape.clone())])
+    }
+
+    fn class(&self) -> NumericClass {
+        use BinaryOp::*;
+        match self.f {
+            Max | Min => NumericClass::Movement,
+            Pow => NumericClass::Sensitive,
+            Eq | Lt | Le | And | Or => NumericClass::Leaf,
+            Add | Sub | Mul | Div => NumericClass::Pointwise,
+        }
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Rows
+    }
+
+    fn linear(&self) -> Linear {
+        match self.f {
+            BinaryOp::Add | BinaryOp::Sub => Linear::All,
+            BinaryOp::Mul => Linear::Each(&[0, 1]),
+            BinaryOp::Div => Linear::Each(&[0]),
+            _ => Linear::No,
+        }
+    }
+
+    fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
+        use BinaryOp::*;
+        if cx.ty(cx.y(0)).kind() != Kind::Real {
+            return Ok(vec![None, None]);
+        }
+        let (a, b, y, dy) = (cx.x(0), cx.x(1), cx.y(0), cx.only_dy(0)?);
+        let (da, db) = match self.f {
+            Add => (dy, dy),
+            Sub => (dy, cx.un(UnaryOp::Neg, dy)),
+            Mul => (cx.mul(dy, b), cx.mul(dy, a)),
+            Div => {
+                let da = cx.bin(Div, dy, b);
+                let t = cx.mul(da, y);
+                (da, cx.un(UnaryOp::Neg, t))
+            }
+            Max | Min => {
+                // Equal operands share the cotangent, as in PyTorch.
+                let half = cx.scale(dy, 0.5);
+                let zero = cx.full(0.0, &cx.shape(dy));
+                let less = cx.bin(Lt, a, b);
+                let equal = cx.bin(Eq, a, b);
+                let (won, lost) = if self.f == Max { (zero, dy) } else { (dy, zero) };
+                let da = cx.op(Select {}, &[less, won, lost]);
+                let db = cx.op(Select {}, &[less, lost, won]);
+                (cx.op(Select {}, &[equal, half, da]), cx.op(Select {}, &[equal, half, db]))
+            }
+            Pow => {
+                let one = cx.full(1.0, &cx.shape(b));
+                let less = cx.bin(Sub, b, one);
+                let p = cx.bin(Pow, a, less);
+                let t = cx.mul(b, p);
+                let da = cx.mul(dy, t);
+                let log = cx.un(UnaryOp::Log, a);
+                let t = cx.mul(y, log);
+                (da, cx.mul(dy, t))
+            }
+            Eq | Lt | Le | And | Or => unreachable!("bool results have no cotangent"),
+        };
+        Ok(vec![Some(da), Some(db)])
+    }
+
+    fn row_spec(&self, _: &[&TensorType], y: &[&TensorType]) -> RowSpec {
+        RowSpec::elementwise(2, y)
+    }
+
+    fn emit(&self, b: &mut ProgramBuilder, x: &[Reg]) -> Vec<Reg> {
+        vec![b.bin(self.f, x[0], x[1])]
+    }
+}

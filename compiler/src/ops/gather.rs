@@ -1,0 +1,65 @@
+//! Rows of a table by index (embedding), and its gradient.
+
+use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, signature};
+use crate::ir::TensorType;
+
+op! {
+    /// table [v, rest…], ids […] → […, rest…]. Negative ids count from the end.
+    Gather = "gather" {}
+}
+op! {
+    /// ids […], dy […, rest…] → [rows, rest…]: row `ids[r]` is the sum of `dy[r]` in order of r,
+    /// in f32.
+    ScatterAdd = "scatter_add" { rows: usize }
+}
+
+impl OpDef for Gather {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, ".i")?;
+        if x[0].shape.rank() == 0 {
+            return Err("the table is a scalar".into());
+        }
+        let shape: Vec<usize> = x[1].shape.iter().chain(&x[0].shape[1..]).copied().collect();
+        Ok(vec![TensorType::new(x[0].dtype, shape)])
+    }
+    fn class(&self) -> NumericClass {
+        NumericClass::Movement
+    }
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+    fn linear(&self) -> Linear {
+        Linear::Each(&[0])
+    }
+    fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
+        let (ids, dy) = (cx.x(1), cx.only_dy(0)?);
+        let rows = cx.shape(cx.x(0))[0];
+        Ok(vec![Some(cx.op(ScatterAdd { rows }, &[ids, dy])), None])
+    }
+}
+
+impl OpDef for ScatterAdd {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, "ir")?;
+        let n = x[0].shape.rank();
+        if x[1].shape.rank() < n || x[1].shape[..n] != x[0].shape[..] {
+            return Err(format!("{} does not index {}", x[0], x[1]));
+        }
+        let mut shape = vec![self.rows];
+        shape.extend_from_slice(&x[1].shape[n..]);
+        Ok(vec![TensorType::f32(shape)])
+    }
+    fn class(&self) -> NumericClass {
+        NumericClass::Sensitive
+    }
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+    fn linear(&self) -> Linear {
+        Linear::Each(&[1])
+    }
+    fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
+        let (ids, dy) = (cx.x(0), cx.only_dy(0)?);
+        Ok(vec![None, Some(cx.op(Gather {}, &[dy, ids]))])
+    }
+}

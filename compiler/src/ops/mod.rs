@@ -1,0 +1,267 @@
+//! The operations: one file each (a family shares one), one line each in the list below.
+//!
+//! An operation is defined here once. Everything else asks the definition: the verifier its
+//! signature, autodiff its gradient, the e-graph its linearity and numeric class, the schedule its
+//! row program. Broadcasting is explicit: operands of an elementwise op have equal shapes.
+
+pub mod builder;
+pub mod grad;
+mod spec;
+
+pub use builder::ProgramBuilder;
+pub use grad::GradCx;
+pub use spec::{AxisMap, RowSpec};
+
+use crate::ir::view::View;
+use crate::ir::{Attr, AttrMap, TensorType};
+
+/// How an operation behaves numerically; decides which formats are legal and what a policy paints.
+/// The four classes of TensorFlow's and PyTorch's lists, plus two that those leave implicit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NumericClass {
+    /// Matrix products, convolutions, attention: gain from 16-bit inputs, accumulate in f32.
+    Product,
+    /// Moves, selects or compares elements: exact in any format.
+    Movement,
+    /// Elementwise arithmetic: one rounding at the store.
+    Pointwise,
+    /// Sums, statistics, exponentials, losses: f32 inside; formats only at the edges.
+    Sensitive,
+    /// Optimizer, loss-scale machine, counters: f32 edges too.
+    State,
+    /// Not a real computation (inputs, constants, integers).
+    Leaf,
+}
+
+/// In which operands an operation is linear, for moving a scale factor through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linear {
+    No,
+    /// In each of these operands alone, the others held fixed: scaling one scales the results.
+    Each(&'static [usize]),
+    /// In all operands at once: scaling all scales the results.
+    All,
+}
+
+/// What running an operation takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lowering {
+    /// Names storage; runs nothing.
+    Leaf,
+    /// A strided view of its operand where strides can say it, else a copy.
+    View,
+    /// A row program ([`OpDef::row_spec`], [`OpDef::emit`]).
+    Rows,
+    /// Copies every operand into its part of the result.
+    Assemble,
+    /// A kernel of its own in every backend.
+    Kernel,
+}
+
+/// The definition of an operation.
+pub trait OpDef: OpMeta {
+    /// Result types from operand types: shapes and kinds; real results are f32 here, and the
+    /// precision pass narrows them. Must accept operands of any real format.
+    ///
+    /// # Errors
+    /// What is wrong with the operands, in words.
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String>;
+
+    fn class(&self) -> NumericClass;
+
+    fn lowering(&self) -> Lowering;
+
+    fn linear(&self) -> Linear {
+        Linear::No
+    }
+
+    /// The cotangent of every operand (`None`: does not depend on it, or not differentiable by
+    /// nature, such as an integer). Called only where some result has a cotangent.
+    ///
+    /// # Errors
+    /// Why the operation cannot be differentiated, in words for the model's author.
+    fn gradient(&self, _cx: &mut GradCx) -> Result<Grads, String> {
+        Err(format!("`{}` has no gradient", self.name()))
+    }
+
+    /// `Rows` only: the iteration space, and where each operand's and result's axes lie in it.
+    fn row_spec(&self, _x: &[&TensorType], _y: &[&TensorType]) -> RowSpec {
+        panic!("`{}` is not a row program", self.name())
+    }
+
+    /// `Rows` only: appends instructions; `x` holds the loaded operands, the result one register
+    /// per result.
+    fn emit(&self, _b: &mut ProgramBuilder, _x: &[precast_plan::Reg]) -> Vec<precast_plan::Reg> {
+        panic!("`{}` is not a row program", self.name())
+    }
+
+    /// `Assemble` only: where each operand lies in the result; elements that no operand covers are
+    /// zero.
+    fn parts(&self, _x: &[&TensorType]) -> Vec<Part> {
+        panic!("`{}` is not assembled", self.name())
+    }
+
+    /// `View` only: the result as a view, given its operand as one; `None` where it takes a copy.
+    fn view(&self, _x: &View, _y: &TensorType) -> Option<View> {
+        None
+    }
+
+    /// Floating-point operations of a product (2 per multiply-add); 0 where bytes are what count.
+    fn flops(&self, _x: &[&TensorType], _y: &[&TensorType]) -> f64 {
+        0.0
+    }
+}
+
+/// Element `k` of an operand is element `starts + k · steps` of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub starts: Vec<usize>,
+    pub steps: Vec<i64>,
+}
+
+/// Cotangents of the operands, in operand order.
+pub type Grads = Vec<Option<crate::ir::ValueId>>;
+
+/// Name and attributes; implemented by [`op!`].
+pub trait OpMeta {
+    fn name(&self) -> &'static str;
+    fn attrs(&self) -> Vec<(&'static str, Attr)>;
+}
+
+/// Construction from text; implemented by [`op!`].
+pub trait FromAttrs: Sized {
+    const NAME: &'static str;
+    fn from_attrs(attrs: &mut AttrMap) -> Result<Self, String>;
+}
+
+/// Declares the struct of an operation: `op! { /// doc  Name = "mnemonic" { attr: Type, … } }`.
+#[macro_export]
+macro_rules! op {
+    ($(#[$doc:meta])* $ty:ident = $name:literal { $($(#[$fdoc:meta])* $field:ident : $fty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $ty { $($(#[$fdoc])* pub $field: $fty),* }
+        impl $crate::ops::OpMeta for $ty {
+            fn name(&self) -> &'static str { $name }
+            fn attrs(&self) -> Vec<(&'static str, $crate::ir::Attr)> {
+                #[allow(unused_imports)] // an op without attributes needs neither
+                use $crate::ir::AttrValue as _;
+                vec![$((stringify!($field), self.$field.to_attr())),*]
+            }
+        }
+        impl $crate::ops::FromAttrs for $ty {
+            const NAME: &'static str = $name;
+            fn from_attrs(_attrs: &mut $crate::ir::AttrMap) -> Result<Self, String> {
+                Ok($ty { $($field: _attrs.take(stringify!($field))?),* })
+            }
+        }
+    };
+}
+
+macro_rules! ops {
+    ($($module:ident: $($ty:ident),+;)*) => {
+        $(pub mod $module; pub use $module::{$($ty),+};)*
+
+        /// Any operation.
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Op { $($($ty($ty)),+),* }
+
+        impl Op {
+            /// Mnemonics of all operations, in list order.
+            pub const NAMES: &'static [&'static str] = &[$($($ty::NAME),+),*];
+
+            pub fn def(&self) -> &dyn OpDef {
+                match self { $($(Op::$ty(op) => op),+),* }
+            }
+
+            /// Position in [`Op::NAMES`].
+            pub fn kind_index(&self) -> usize {
+                let name = self.name();
+                Op::NAMES.iter().position(|n| *n == name).expect("every op is in the list")
+            }
+
+            /// Builds the operation from its mnemonic and attributes.
+            ///
+            /// # Errors
+            /// Unknown mnemonic; missing, mistyped or unknown attribute.
+            pub fn parse(name: &str, mut attrs: AttrMap) -> Result<Op, String> {
+                let op = match name {
+                    $($($ty::NAME => Op::$ty($ty::from_attrs(&mut attrs)?),)+)*
+                    _ => return Err(format!("unknown operation `{name}`")),
+                };
+                match attrs.0.keys().next() {
+                    None => Ok(op),
+                    Some(k) => Err(format!("`{name}` has no attribute `{k}`")),
+                }
+            }
+        }
+
+        $($(impl From<$ty> for Op { fn from(op: $ty) -> Op { Op::$ty(op) } })+)*
+    };
+}
+
+ops! {
+    leaf: Input, Var, Const, Iota;
+    unary: Unary;
+    binary: Binary;
+    select: Select;
+    cast: Cast;
+    scale: Scale, ScaleBy;
+    activation: Activate, ActivateGrad;
+    dropout: Dropout;
+    movement: Reshape, Transpose, Broadcast, Slice;
+    concat: Concat;
+    pad: Pad;
+    reduce: Reduce;
+    matmul: MatMul;
+    conv: Conv2d, Conv2dDataGrad, Conv2dFilterGrad;
+    pool: MaxPool2d, MaxPool2dGrad;
+    gather: Gather, ScatterAdd;
+    softmax: Softmax, SoftmaxGrad;
+    layer_norm: LayerNorm, LayerNormGrad, LayerNormParamGrad;
+    batch_norm: BatchNorm, BatchNormGrad;
+    cross_entropy: CrossEntropy, CrossEntropyGrad;
+    attention: Attention, AttentionGrad;
+    grad_stats: GradStats;
+    optimizer: SgdUpdate, AdamUpdate, EmaUpdate;
+}
+
+impl Op {
+    pub fn name(&self) -> &'static str {
+        self.def().name()
+    }
+    pub fn class(&self) -> NumericClass {
+        self.def().class()
+    }
+    pub fn lowering(&self) -> Lowering {
+        self.def().lowering()
+    }
+}
+
+/// Checks operand count and kinds: one letter an operand, `r`eal, `i`nt, `b`ool, `.` any.
+pub(crate) fn signature(x: &[&TensorType], kinds: &str) -> Result<(), String> {
+    use precast_plan::Kind;
+    if x.len() != kinds.len() {
+        return Err(format!("takes {} operands, not {}", kinds.len(), x.len()));
+    }
+    for (i, (t, k)) in x.iter().zip(kinds.chars()).enumerate() {
+        let want = match k {
+            'r' => Kind::Real,
+            'i' => Kind::Int,
+            'b' => Kind::Bool,
+            _ => continue,
+        };
+        if t.kind() != want {
+            return Err(format!("operand {i} is {t}, not {want}"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that operands have one shape.
+pub(crate) fn same_shape(x: &[&TensorType]) -> Result<(), String> {
+    match x.iter().find(|t| t.shape != x[0].shape) {
+        None => Ok(()),
+        Some(t) => Err(format!("operand shapes {} and {} differ", x[0].shape, t.shape)),
+    }
+}

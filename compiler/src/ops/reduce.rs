@@ -1,0 +1,94 @@
+//! Sums and extrema over axes.
+
+use super::{
+    Binary, Broadcast, GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec,
+    Select, signature,
+};
+use crate::ir::TensorType;
+use precast_plan::{BinaryOp, Instr, ReduceOp, Reg};
+
+op! {
+    /// Over `axes` (ascending), which disappear. Accumulates in f32.
+    Reduce = "reduce" { f: ReduceOp, axes: Vec<usize> }
+}
+
+impl crate::ir::AttrValue for ReduceOp {
+    fn to_attr(&self) -> crate::ir::Attr {
+        crate::ir::Attr::Word(self.name().into())
+    }
+    fn from_attr(attr: crate::ir::Attr) -> Option<Self> {
+        let crate::ir::Attr::Word(w) = attr else { return None };
+        ReduceOp::from_name(&w)
+    }
+}
+
+impl OpDef for Reduce {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, "r")?;
+        let rank = x[0].shape.rank();
+        if self.axes.is_empty()
+            || self.axes.windows(2).any(|w| w[0] >= w[1])
+            || self.axes.iter().any(|&a| a >= rank)
+        {
+            return Err(format!("axes {:?} of {} are not distinct ascending axes", self.axes, x[0]));
+        }
+        if self.f != ReduceOp::Sum && self.axes.iter().any(|&a| x[0].shape[a] == 0) {
+            return Err(format!("the {} of no elements", self.f.name()));
+        }
+        let shape: Vec<usize> =
+            (0..rank).filter(|d| !self.axes.contains(d)).map(|d| x[0].shape[d]).collect();
+        Ok(vec![TensorType::f32(shape)])
+    }
+    fn class(&self) -> NumericClass {
+        if self.f == ReduceOp::Sum { NumericClass::Sensitive } else { NumericClass::Movement }
+    }
+    fn lowering(&self) -> Lowering {
+        Lowering::Rows
+    }
+    fn linear(&self) -> Linear {
+        if self.f == ReduceOp::Sum { Linear::All } else { Linear::No }
+    }
+    fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
+        let (x, y, dy) = (cx.x(0), cx.y(0), cx.only_dy(0)?);
+        let shape = cx.shape(x);
+        let mut kept = shape.clone();
+        for &a in &self.axes {
+            kept[a] = 1;
+        }
+        let spread = |cx: &mut GradCx, v| {
+            let v = cx.reshape(v, &kept);
+            cx.op(Broadcast { shape: shape.to_vec() }, &[v])
+        };
+        let wide = spread(cx, dy);
+        if self.f == ReduceOp::Sum {
+            return Ok(vec![Some(wide)]);
+        }
+        // Equal extrema share the cotangent evenly, as PyTorch's amax does.
+        let extreme = spread(cx, y);
+        let hit = cx.op(Binary { f: BinaryOp::Eq }, &[x, extreme]);
+        let (zero, one) = (cx.full(0.0, &shape), cx.full(1.0, &shape));
+        let ones = cx.op(Select {}, &[hit, one, zero]);
+        let count = cx.sum(ones, &self.axes);
+        let count = spread(cx, count);
+        let share = cx.bin(BinaryOp::Div, wide, count);
+        Ok(vec![Some(cx.op(Select {}, &[hit, share, zero]))])
+    }
+    fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
+        let rank = x[0].shape.rank();
+        let kept: Vec<usize> = (0..rank).filter(|d| !self.axes.contains(d)).collect();
+        let order: Vec<usize> = kept.iter().chain(&self.axes).copied().collect();
+        let mut map = vec![0; rank];
+        for (space, &axis) in order.iter().enumerate() {
+            map[axis] = space;
+        }
+        RowSpec {
+            dims: order.iter().map(|&d| x[0].shape[d]).collect(),
+            reduced: self.axes.len(),
+            inputs: vec![map],
+            outputs: vec![(0..kept.len()).collect()],
+        }
+    }
+    fn emit(&self, b: &mut ProgramBuilder, x: &[Reg]) -> Vec<Reg> {
+        vec![b.push(Instr::Reduce(self.f, x[0]))]
+    }
+}

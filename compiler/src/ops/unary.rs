@@ -1,0 +1,146 @@
+//! Elementwise functions of one operand: one row per function.
+
+use super::{
+    Binary, GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+};
+use crate::ir::{TensorType, ValueId};
+use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
+
+op! {
+    /// `f(x)`, elementwise.
+    Unary = "unary" { f: UnaryOp }
+}
+
+impl crate::ir::AttrValue for UnaryOp {
+    fn to_attr(&self) -> crate::ir::Attr {
+        crate::ir::Attr::Word(self.name().into())
+    }
+    fn from_attr(attr: crate::ir::Attr) -> Option<Self> {
+        let crate::ir::Attr::Word(w) = attr else { return None };
+        UnaryOp::from_name(&w)
+    }
+}
+
+impl OpDef for Unary {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, ".")?;
+        use UnaryOp::*;
+        let (kinds, dtype): (&[Kind], DType) = match self.f {
+            IsFinite => (&[Kind::Real], DType::Bool),
+            Not => (&[Kind::Bool], DType::Bool),
+            ToReal => (&[Kind::Int, Kind::Bool], DType::F32),
+            ToInt => (&[Kind::Real, Kind::Bool], DType::I32),
+            ToBool => (&[Kind::Real, Kind::Int], DType::Bool),
+            Neg | Abs if x[0].kind() == Kind::Int => (&[Kind::Int], DType::I32),
+            _ => (&[Kind::Real], DType::F32),
+        };
+        if !kinds.contains(&x[0].kind()) {
+            return Err(format!("`{}` does not take {}", self.f.name(), x[0]));
+        }
+        Ok(vec![TensorType::new(dtype, x[0].shape.clone())])
+    }
+
+    fn class(&self) -> NumericClass {
+        use UnaryOp::*;
+        match self.f {
+            Neg | Abs => NumericClass::Movement,
+            Exp | Expm1 | Log | Log1p | Rsqrt | Recip => NumericClass::Sensitive,
+            IsFinite | Not | ToReal | ToInt | ToBool => NumericClass::Leaf,
+            _ => NumericClass::Pointwise,
+        }
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Rows
+    }
+
+    fn linear(&self) -> Linear {
+        if self.f == UnaryOp::Neg { Linear::All } else { Linear::No }
+    }
+
+    fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
+        use UnaryOp::*;
+        if matches!(self.f, IsFinite | Not | ToReal | ToInt | ToBool | Floor | Ceil | RoundEven) {
+            // Piecewise constant: the derivative is zero wherever it exists.
+            return Ok(vec![None]);
+        }
+        let (x, y, dy) = (cx.x(0), cx.y(0), cx.only_dy(0)?);
+        // The factor that dy is multiplied by, or the cotangent itself.
+        let one_minus = |cx: &mut GradCx, a: ValueId| {
+            let one = cx.full(1.0, &cx.shape(a));
+            cx.bin(BinaryOp::Sub, one, a)
+        };
+        let dx = match self.f {
+            Neg => cx.un(Neg, dy),
+            Abs => {
+                let zero = cx.full(0.0, &cx.shape(x));
+                let negative = cx.op(Binary { f: BinaryOp::Lt }, &[x, zero]);
+                let positive = cx.op(Binary { f: BinaryOp::Lt }, &[zero, x]);
+                let minus = cx.un(Neg, dy);
+                let left = cx.op(super::Select {}, &[negative, minus, zero]);
+                cx.op(super::Select {}, &[positive, dy, left])
+            }
+            Exp => cx.mul(dy, y),
+            Expm1 => {
+                let e = cx.un(Exp, x);
+                cx.mul(dy, e)
+            }
+            Log => cx.bin(BinaryOp::Div, dy, x),
+            Log1p => {
+                let one = cx.full(1.0, &cx.shape(x));
+                let d = cx.bin(BinaryOp::Add, one, x);
+                cx.bin(BinaryOp::Div, dy, d)
+            }
+            Sqrt => {
+                let half = cx.scale(dy, 0.5);
+                cx.bin(BinaryOp::Div, half, y)
+            }
+            Rsqrt => {
+                let cube = cx.bin(BinaryOp::Div, y, x);
+                let t = cx.mul(dy, cube);
+                cx.scale(t, -0.5)
+            }
+            Recip => {
+                let t = cx.mul(dy, y);
+                let t = cx.mul(t, y);
+                cx.un(Neg, t)
+            }
+            Sin => {
+                let c = cx.un(Cos, x);
+                cx.mul(dy, c)
+            }
+            Cos => {
+                let s = cx.un(Sin, x);
+                let t = cx.mul(dy, s);
+                cx.un(Neg, t)
+            }
+            Tanh => {
+                let yy = cx.mul(y, y);
+                let d = one_minus(cx, yy);
+                cx.mul(dy, d)
+            }
+            Erf => {
+                let xx = cx.mul(x, x);
+                let minus = cx.un(Neg, xx);
+                let e = cx.un(Exp, minus);
+                let t = cx.mul(dy, e);
+                cx.scale(t, std::f64::consts::FRAC_2_SQRT_PI)
+            }
+            Sigmoid => {
+                let rest = one_minus(cx, y);
+                let t = cx.mul(y, rest);
+                cx.mul(dy, t)
+            }
+            IsFinite | Not | ToReal | ToInt | ToBool | Floor | Ceil | RoundEven => unreachable!(),
+        };
+        Ok(vec![Some(dx)])
+    }
+
+    fn row_spec(&self, _: &[&TensorType], y: &[&TensorType]) -> RowSpec {
+        RowSpec::elementwise(1, y)
+    }
+
+    fn emit(&self, b: &mut ProgramBuilder, x: &[Reg]) -> Vec<Reg> {
+        vec![b.un(self.f, x[0])]
+    }
+}

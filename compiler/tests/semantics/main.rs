@@ -1,0 +1,6 @@
+//! What operations mean, tested over the table of operations: an operation added there is tested
+//! here the day it has a case.
+
+mod cases;
+mod rng;
+mod table;
