@@ -43,6 +43,8 @@ pub struct ConvPlan {
     target_channels: usize,
     source: [usize; 2],
     target: [usize; 2],
+    /// The data gradient rather than the convolution.
+    back: bool,
     axes: [Axis; 2],
     grids: Vec<Grid>,
     /// Grid rows in a task.
@@ -143,6 +145,7 @@ impl ConvPlan {
             target_channels,
             source,
             target,
+            back,
             axes,
             grids,
             block,
@@ -173,6 +176,9 @@ impl ConvPlan {
 
     /// Scratch bytes for [`ConvPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
+        if self.conv.is_depthwise() {
+            return self.conv.depthwise_scratch_bytes();
+        }
         with_lanes!(self.path, L => {
             let slot = self.padded_elements::<L>() + self.panel_elements::<L>();
             piece_bytes::<<L as Lanes>::El>(self.packed * self.conv.groups)
@@ -197,6 +203,13 @@ impl ConvPlan {
         epilogue: Option<&dyn Epilogue>,
         scratch: &mut [u8],
     ) {
+        if self.conv.is_depthwise() {
+            let tensors = [source.cast_mut(), weight.cast_mut(), target];
+            let formats = [self.source_dtype, self.weight_dtype, self.target_dtype];
+            // SAFETY: the caller's contract.
+            unsafe { self.conv.depthwise(self.back, tensors, formats, epilogue, scratch) };
+            return;
+        }
         let call = Call { source, weight, target: SharedPtr::new(target), epilogue };
         // SAFETY: the caller's contract; the path was selected for this processor.
         with_lanes!(self.path, L => unsafe { self.run_with::<L>(&call, scratch) });

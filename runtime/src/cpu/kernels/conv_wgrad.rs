@@ -122,6 +122,9 @@ impl ConvWeightGradPlan {
 
     /// Scratch bytes for [`ConvWeightGradPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
+        if self.conv.is_depthwise() {
+            return self.conv.depthwise_scratch_bytes();
+        }
         with_lanes!(self.path, L => {
             piece_bytes::<<L as Lanes>::El>(self.slot_elements::<L>() * par::slots())
                 + piece_bytes::<f32>(self.sum_elements::<L>() * self.conv.groups * self.chunks)
@@ -143,6 +146,13 @@ impl ConvWeightGradPlan {
         accumulate: bool,
         scratch: &mut [u8],
     ) {
+        if self.conv.is_depthwise() {
+            let tensors = [x.cast_mut(), dy.cast_mut(), dw];
+            let formats = [self.x_dtype, self.dy_dtype, self.dw_dtype];
+            // SAFETY: the caller's contract.
+            unsafe { self.conv.depthwise_weight_grad(tensors, formats, accumulate, scratch) };
+            return;
+        }
         // SAFETY: the caller's contract; the processor has this instruction set.
         with_lanes!(self.path, L => unsafe {
             self.run_with::<L>(x, dy, dw, accumulate, scratch)
