@@ -378,9 +378,9 @@ unsafe fn pack_f32_bits(
     }
 }
 
-/// Elements of a padded block of a convolution's source: f32 values, or pairs of bf16 values of two
-/// consecutive channels.
-pub trait Plane: Packed {
+/// Elements of a padded block of a convolution's source: f32 values, bf16 values (`u16`), or pairs
+/// of bf16 values of two consecutive channels.
+pub trait Plane: Copy {
     fn zero() -> Self;
 
     /// The element for one weight, or for the weights of two consecutive channels.
@@ -432,6 +432,30 @@ impl Plane for f32 {
     ) {
         // SAFETY: the caller's contract.
         unsafe { convert::widen(dtype, first, std::slice::from_raw_parts_mut(out, n)) };
+    }
+}
+
+impl Plane for u16 {
+    fn zero() -> u16 {
+        0
+    }
+
+    unsafe fn from_weights(dtype: DType, first: *const u8, _: Option<*const u8>) -> u16 {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { first.cast::<u16>().read() }
+    }
+
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        _: Option<*const u8>,
+        n: usize,
+        out: *mut u16,
+    ) {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, n) };
     }
 }
 
