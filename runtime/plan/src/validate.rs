@@ -297,9 +297,61 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
     list
 }
 
+/// Whether two accesses may touch the same byte. Exact where both are boxes of one tensor.
 fn overlap(cx: &Context, a: &Use, b: &Use) -> bool {
-    let ((ra, oa), (rb, ob)) = (cx.place(a.tensor), cx.place(b.tensor));
-    ra == rb && oa < ob + cx.bytes(b.tensor) && ob < oa + cx.bytes(a.tensor)
+    if cx.place(a.tensor).0 != cx.place(b.tensor).0 {
+        return false;
+    }
+    let ((fa, ta), (fb, tb)) = (span(cx, a), span(cx, b));
+    if ta <= fb || tb <= fa {
+        return false;
+    }
+    if a.tensor != b.tensor {
+        return true;
+    }
+    let shape = &cx.plan.tensors[a.tensor as usize].shape;
+    match (box_of(shape, a), box_of(shape, b)) {
+        (Some(x), Some(y)) => x.iter().zip(&y).all(|(x, y)| x.0 <= y.1 && y.0 <= x.1),
+        _ => true,
+    }
+}
+
+/// The bytes from the first element of an access to the end of its last. In bounds already.
+fn span(cx: &Context, u: &Use) -> (i128, i128) {
+    let (mut low, mut high) = (i128::from(u.offset), i128::from(u.offset));
+    for (&n, &s) in u.dims.iter().zip(&u.strides) {
+        let reach = (i128::from(n) - 1) * i128::from(s);
+        if reach < 0 { low += reach } else { high += reach }
+    }
+    let size = cx.plan.tensors[u.tensor as usize].dtype.size() as i128;
+    let base = i128::from(cx.place(u.tensor).1);
+    (base + low * size, base + (high + 1) * size)
+}
+
+/// First and last coordinate along every axis of the tensor, if the access walks its axes.
+fn box_of(shape: &[u64], u: &Use) -> Option<Vec<(u64, u64)>> {
+    let mut steps = vec![1u64; shape.len()];
+    for d in (0..shape.len().saturating_sub(1)).rev() {
+        steps[d] = steps[d + 1] * shape[d + 1];
+    }
+    let mut rest = u.offset;
+    let mut list: Vec<(u64, u64)> = steps
+        .iter()
+        .map(|&s| {
+            let at = rest / s;
+            rest %= s;
+            (at, at)
+        })
+        .collect();
+    for (&n, &s) in u.dims.iter().zip(&u.strides).filter(|&(&n, &s)| n > 1 && s != 0) {
+        let s = u64::try_from(s).ok()?;
+        let d = (0..shape.len()).find(|&d| steps[d] == s && shape[d] > 1)?;
+        if list[d].0 != list[d].1 || list[d].0 + n > shape[d] {
+            return None;
+        }
+        list[d].1 += n - 1;
+    }
+    Some(list)
 }
 
 /// Whether every point of the same space is read and written at the same address.
