@@ -6,8 +6,11 @@ pub mod ir;
 #[macro_use]
 pub mod ops;
 pub mod autodiff;
+pub mod emit;
 pub mod frontend;
+pub mod pipeline;
 pub mod reference;
+pub mod schedule;
 pub mod simplify;
 pub mod text;
 

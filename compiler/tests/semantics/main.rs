@@ -2,5 +2,6 @@
 //! here the day it has a case.
 
 mod cases;
+mod fuzz;
 mod rng;
 mod table;

@@ -7,6 +7,9 @@
 //! A model file is input from outside: whatever its bytes say, the result is a graph or a list of
 //! diagnostics, and nothing is allocated for a size that the file's own bytes do not back.
 
+// A diagnostic ends the import, so the size of its move does not matter.
+#![allow(clippy::result_large_err)]
+
 mod convert;
 mod fold;
 mod import;

@@ -1,8 +1,11 @@
 //! Import of the models that PyTorch's exporters write.
 
+use super::tensor::Elem;
 use super::*;
 use crate::ir::verify::verify;
-use crate::ir::VarInit;
+use crate::ir::{Shape, VarInit};
+use crate::reference;
+use indexmap::IndexMap;
 use std::fmt::Write;
 
 fn fixture(path: &str) -> PathBuf {
@@ -96,5 +99,80 @@ fn every_exported_variant_imports() {
                 v.init
             );
         }
+    }
+}
+
+/// Tensors of a safetensors file as the interpreter's.
+fn tensors(path: &str) -> IndexMap<String, reference::Tensor> {
+    let bytes = std::fs::read(fixture(path)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut out = IndexMap::new();
+    for (name, t) in file.iter() {
+        let elem = match t.dtype() {
+            safetensors::Dtype::F64 => Elem::F64,
+            safetensors::Dtype::F32 => Elem::F32,
+            safetensors::Dtype::I64 => Elem::I64,
+            other => panic!("{name} is {other:?}"),
+        };
+        let t = tensor::Tensor::from_le_bytes(elem, t.shape().to_vec(), t.data()).unwrap();
+        let shape = Shape::new(&t.shape);
+        let t = match t.data {
+            tensor::Data::Real(v) => reference::Tensor::real(shape, v),
+            tensor::Data::Int(v) => reference::Tensor::int(precast_plan::DType::I64, shape, v),
+            tensor::Data::Bool(v) => reference::Tensor::bool(shape, v),
+        };
+        out.insert(name.to_string(), t);
+    }
+    out
+}
+
+/// First values of file-backed variables.
+fn first_values(path: &str, m: &Imported) -> IndexMap<String, reference::Tensor> {
+    let mut out = IndexMap::new();
+    for (name, v) in &m.graph.vars {
+        let VarInit::File { path: file, offset, .. } = &v.init else { panic!("{name}") };
+        let bytes = std::fs::read(fixture(path).with_file_name(file)).unwrap();
+        let at = *offset as usize;
+        let values: Vec<f64> = bytes[at..at + v.ty.bytes()]
+            .chunks_exact(4)
+            .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+            .collect();
+        out.insert(name.clone(), reference::Tensor::real(v.ty.shape.clone(), values));
+    }
+    out
+}
+
+/// Largest difference relative to the largest element.
+fn distance(a: &reference::Tensor, b: &reference::Tensor) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    let size = b.reals().iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let diff = a.reals().iter().zip(b.reals()).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
+    diff / size
+}
+
+/// Outputs and running statistics against PyTorch's in f64.
+#[test]
+fn outputs_are_pytorchs() {
+    for path in FIXTURES {
+        let folder = path.split('/').next().unwrap();
+        let m = import(path);
+        let batch = tensors(&format!("{folder}/batch.safetensors"));
+        let want = tensors(&format!("{folder}/reference.safetensors"));
+        let inputs =
+            m.inputs.iter().map(|(n, _)| (n.clone(), batch[&format!("in.{n}")].clone())).collect();
+        let got = reference::eval(&m.graph, &inputs, &first_values(path, &m)).unwrap();
+        for o in &m.outputs {
+            let name = format!("out.{o}");
+            let d = distance(&got.results[&name], &want[&name]);
+            // Constants such as eps are f32 in the model.
+            assert!(d < 1e-6, "{path}: {name} differs by {d:e}");
+        }
+        for (name, t) in &want {
+            if let Some(name) = name.strip_prefix("bn_after_1fwd.") {
+                let d = distance(&got.updates[name], t);
+                assert!(d < 1e-6, "{path}: {name} differs by {d:e}");
+            }
+        }
+        assert_eq!(got.updates.len(), if folder == "cifar_cnn" { 10 } else { 0 });
     }
 }

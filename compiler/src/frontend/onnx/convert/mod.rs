@@ -1,7 +1,7 @@
 //! One converter per ONNX operator, in files by family.
 
 mod attention;
-pub mod elementwise;
+mod elementwise;
 mod linear;
 mod loss;
 mod movement;
