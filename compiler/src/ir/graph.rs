@@ -118,6 +118,14 @@ pub enum VarInit {
     },
     /// A literal of the model file.
     Data(super::ConstData),
+    /// Little-endian elements of format `dtype` in a file (a path relative to the model's folder,
+    /// inside it), from byte `offset`, as many as the variable has; rounded to the variable's own
+    /// format.
+    File {
+        path: String,
+        offset: u64,
+        dtype: DType,
+    },
     /// As another variable begins, rounded.
     CopyOf(String),
 }

@@ -206,9 +206,7 @@ fn convolutions(c: &mut Cases) {
         c.add(conv.filter_grad([3, 2]), &[x.clone(), dy]);
         c.add(conv, &[x, w]);
     }
-    for (kernel, stride, pad) in
-        [([2, 2], [2, 2], [0, 0, 0, 0]), ([3, 2], [1, 2], [1, 0, 1, 1])]
-    {
+    for (kernel, stride, pad) in [([2, 2], [2, 2], [0, 0, 0, 0]), ([3, 2], [1, 2], [1, 0, 1, 1])] {
         let pool = MaxPool2d { kernel, stride, pad };
         let x = c.real([2, 2, 5, 4]);
         let y = pool.infer(&[&x.ty]).unwrap();
@@ -236,8 +234,7 @@ fn normalisations(c: &mut Cases) {
             let (w, bias) = (c.real(cols.clone()), c.real(cols.clone()));
             let (mean, rstd) = (c.real(rows.clone()), c.positive(rows.clone()));
             let op = LayerNorm { eps: Real(1e-5), axes, center };
-            let (dx, dp) =
-                (LayerNormGrad { axes, center }, LayerNormParamGrad { axes, center });
+            let (dx, dp) = (LayerNormGrad { axes, center }, LayerNormParamGrad { axes, center });
             if center {
                 c.add(op, &[x.clone(), w.clone(), bias]);
                 c.refused(dx, &[x.clone(), w, mean.clone(), rstd.clone(), dy.clone()]);
@@ -261,13 +258,11 @@ fn losses(c: &mut Cases) {
     for (ignore_index, smooth) in [(-100, 0.0), (1, 0.0), (-1, 0.1)] {
         let label_smoothing = Real(smooth);
         for rows in [vec![3], vec![1, 3]] {
-            let targets = ints(DType::I64, rows.clone(), &[3, 1, if smooth > 0.0 { -1 } else { 0 }]);
+            let targets =
+                ints(DType::I64, rows.clone(), &[3, 1, if smooth > 0.0 { -1 } else { 0 }]);
             let x = c.real(rows.iter().copied().chain([4]).collect::<Shape>());
             let (lse, dloss) = (c.positive(rows.clone()), c.real(rows));
-            c.add(
-                CrossEntropy { ignore_index, label_smoothing },
-                &[x.clone(), targets.clone()],
-            );
+            c.add(CrossEntropy { ignore_index, label_smoothing }, &[x.clone(), targets.clone()]);
             c.refused(
                 CrossEntropyGrad { ignore_index, label_smoothing },
                 &[x, targets, lse, dloss],
@@ -277,13 +272,9 @@ fn losses(c: &mut Cases) {
 }
 
 fn attention(c: &mut Cases) {
-    for (causal, masked, tq) in [
-        (false, false, 3),
-        (true, false, 5),
-        (true, false, 3),
-        (false, true, 3),
-        (true, true, 5),
-    ] {
+    for (causal, masked, tq) in
+        [(false, false, 3), (true, false, 5), (true, false, 3), (false, true, 3), (true, true, 5)]
+    {
         let (scale, kv) = (Real(0.5), [2, 2, 5, 4]);
         let q = c.real([2, 2, tq, 4]);
         let (k, v) = (c.real(kv), c.real(kv));
@@ -311,8 +302,7 @@ fn state(c: &mut Cases) {
         for (momentum, nesterov, decay) in
             [(0.0, false, 0.0), (0.0, false, 0.1), (0.9, false, 0.1), (0.9, true, 0.0)]
         {
-            let op =
-                SgdUpdate { momentum: Real(momentum), nesterov, weight_decay: Real(decay) };
+            let op = SgdUpdate { momentum: Real(momentum), nesterov, weight_decay: Real(decay) };
             let mut x = vec![w.clone()];
             if momentum != 0.0 {
                 x.push(m.clone());

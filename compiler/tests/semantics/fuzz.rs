@@ -10,8 +10,7 @@ use precast_compiler::ops::{Input, Op};
 use precast_compiler::reference::{self, Tensor};
 use precast_plan::{DType, Kind};
 
-const HOSTILE: [usize; 9] =
-    [0, 1, 2, 3, 255, 1 << 31, 1 << 33, 1 << 62, usize::MAX];
+const HOSTILE: [usize; 9] = [0, 1, 2, 3, 255, 1 << 31, 1 << 33, 1 << 62, usize::MAX];
 
 fn random_type(rng: &mut Rng, extents: &[usize]) -> TensorType {
     let rank = rng.below(6);
@@ -71,9 +70,7 @@ fn near_op(rng: &mut Rng, op: &Op, numbers: &[i64]) -> Option<Op> {
 fn operands(rng: &mut Rng, fit: &[&TensorType], extents: &[usize]) -> Vec<TensorType> {
     let mut x: Vec<TensorType> = fit
         .iter()
-        .map(|t| {
-            if rng.chance(20) { random_type(rng, extents) } else { near(rng, t, extents) }
-        })
+        .map(|t| if rng.chance(20) { random_type(rng, extents) } else { near(rng, t, extents) })
         .collect();
     match rng.below(10) {
         0 => x.push(random_type(rng, extents)),
@@ -114,7 +111,8 @@ fn no_type_or_attribute_makes_inference_panic() {
             }
             // Inference sees the types even where the graph would not hold them.
             let inferred = op.def().infer(&x);
-            if ids.len() == x.len() && g.try_add(op.clone(), &ids, "node", Region::Forward).is_ok() {
+            if ids.len() == x.len() && g.try_add(op.clone(), &ids, "node", Region::Forward).is_ok()
+            {
                 accepted += 1;
                 let y = inferred.unwrap_or_else(|e| panic!("{op:?}: {e}"));
                 check_lowering(&op, &x, &y.iter().collect::<Vec<_>>());
@@ -189,9 +187,8 @@ fn values(rng: &mut Rng, t: &TensorType) -> Tensor {
             let v: Vec<i64> = (0..n).map(|_| rng.below(3) as i64).collect();
             Tensor::int(t.dtype, t.shape.clone(), v)
         }
-        Kind::Bool => Tensor::bool(
-            t.shape.clone(),
-            (0..n).map(|_| rng.chance(50)).collect::<Vec<_>>(),
-        ),
+        Kind::Bool => {
+            Tensor::bool(t.shape.clone(), (0..n).map(|_| rng.chance(50)).collect::<Vec<_>>())
+        }
     }
 }

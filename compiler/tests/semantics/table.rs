@@ -36,7 +36,8 @@ fn results(case: &Case, x: &[Tensor]) -> Vec<Tensor> {
     for (i, t) in x.iter().enumerate() {
         inputs.insert(format!("x{i}"), t.clone());
     }
-    let out = reference::eval(&g, &inputs, &inputs).unwrap_or_else(|e| panic!("{:?}: {e}", case.op));
+    let out =
+        reference::eval(&g, &inputs, &inputs).unwrap_or_else(|e| panic!("{:?}: {e}", case.op));
     g.node(node).outputs.iter().map(|&v| out.value(v).clone()).collect()
 }
 
