@@ -6,10 +6,16 @@
 
 mod dtype;
 mod interpret;
+mod json;
+mod liveness;
+mod print;
 mod program;
 mod schema;
+mod uses;
+mod validate;
 
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
+pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};

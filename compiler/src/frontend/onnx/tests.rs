@@ -2,10 +2,10 @@
 
 use super::tensor::Elem;
 use super::*;
+use crate::ir::verify::verify;
 use crate::ir::{Shape, VarInit};
 use crate::reference;
 use indexmap::IndexMap;
-use crate::ir::verify::verify;
 use std::fmt::Write;
 
 fn fixture(path: &str) -> PathBuf {
