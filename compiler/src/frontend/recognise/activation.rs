@@ -8,7 +8,8 @@ use smallvec::{SmallVec, smallvec};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 fn is_product(op: &Op) -> bool {
-    matches!(op, Op::Scale(_)) || matches!(op, Op::Binary(b) if matches!(b.f, BinaryOp::Mul | BinaryOp::Div))
+    matches!(op, Op::Scale(_))
+        || matches!(op, Op::Binary(b) if matches!(b.f, BinaryOp::Mul | BinaryOp::Div))
 }
 
 /// The two factors of the root product, either way round, with the literal.
@@ -62,9 +63,7 @@ fn is_cubic(m: &Matcher, u: ValueId, x: ValueId) -> bool {
             None => false,
         },
         [a, b] => [(a, b), (b, a)].into_iter().any(|(y, s)| {
-            y == x
-                && m.once(s)
-                && m.plus(s).is_some_and(|(v, one)| close(one, 1.0) && powers(v, 2))
+            y == x && m.once(s) && m.plus(s).is_some_and(|(v, one)| close(one, 1.0) && powers(v, 2))
         }),
         _ => false,
     }

@@ -13,7 +13,11 @@ enum Mask {
     /// A tensor of reals.
     Added(ValueId),
     /// Scores replaced by `fill` where the bool tensor is `hides`.
-    Hidden { by: ValueId, hides: bool, fill: f64 },
+    Hidden {
+        by: ValueId,
+        hides: bool,
+        fill: f64,
+    },
 }
 
 /// A score at most this is nothing after softmax, whatever the others are.
@@ -56,7 +60,10 @@ pub fn attention(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]
     let scale = outer * sq * sk;
     let (qs, ks, vs) = (m.graph.shape(q), m.graph.shape(kt), m.graph.shape(v));
     // Keys and values of one size; keys arrive transposed.
-    if vs[rank - 2] != ks[rank - 1] || vs[rank - 1] != ks[rank - 2] || qs.elements() * vs.elements() == 0 {
+    if vs[rank - 2] != ks[rank - 1]
+        || vs[rank - 1] != ks[rank - 2]
+        || qs.elements() * vs.elements() == 0
+    {
         return None;
     }
     let causal = matches!(mask, Mask::Causal);
@@ -96,7 +103,14 @@ pub fn attention(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]
 }
 
 /// The additive form of a bool mask.
-fn hidden(rw: &mut Rewriter, node: &Node, by: ValueId, hides: bool, fill: f64, full: &[usize]) -> ValueId {
+fn hidden(
+    rw: &mut Rewriter,
+    node: &Node,
+    by: ValueId,
+    hides: bool,
+    fill: f64,
+    full: &[usize],
+) -> ValueId {
     let by = rw.get(by);
     let by = rw.reshape(node, by, full);
     let (zero, off) = (rw.full(node, 0.0, full), rw.full(node, fill as f32, full));

@@ -113,8 +113,8 @@ fn columns<'a>(m: &Matcher<'a>, f: BinaryOp) -> Option<(&'a LayerNorm, ValueId, 
 pub fn scale(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]>> {
     let (op, y, w) = columns(m, BinaryOp::Mul)?;
     let n = m.graph.def(y);
-    let plain = m.number(n.inputs[1]) == Some(1.0)
-        && (!op.center || m.number(n.inputs[2]) == Some(0.0));
+    let plain =
+        m.number(n.inputs[1]) == Some(1.0) && (!op.center || m.number(n.inputs[2]) == Some(0.0));
     if !plain {
         return None;
     }

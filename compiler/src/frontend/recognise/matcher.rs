@@ -43,7 +43,8 @@ impl<'a> Matcher<'a> {
             .chain(std::iter::once(self.root))
             .collect();
         interior.iter().all(|v| {
-            !self.kept[v.0 as usize] && self.uses[v.0 as usize].iter().all(|(n, _)| nodes.contains(n))
+            !self.kept[v.0 as usize]
+                && self.uses[v.0 as usize].iter().all(|(n, _)| nodes.contains(n))
         })
     }
 
@@ -237,7 +238,13 @@ impl Rewriter {
     ///
     /// # Panics
     /// As [`Rewriter::all`].
-    pub fn add(&mut self, stem: String, op: impl Into<Op>, inputs: &[ValueId], region: Region) -> ValueId {
+    pub fn add(
+        &mut self,
+        stem: String,
+        op: impl Into<Op>,
+        inputs: &[ValueId],
+        region: Region,
+    ) -> ValueId {
         let name = self.fresh(stem);
         self.out.try_add(op, inputs, name, region).expect("a rewrite is well typed")[0]
     }
