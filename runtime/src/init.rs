@@ -70,6 +70,12 @@ fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>)
             }
             found.convert(0..n, t.dtype, (1.0, 0.0), out)?;
         }
+        Init::File { path, offset, dtype } => {
+            let bytes = weights.part(path, *offset, (n * dtype.size()) as u64)?;
+            let element = crate::tensors::Element::Plan(*dtype);
+            let host = crate::tensors::HostTensor { element, shape: t.shape.clone(), bytes };
+            host.convert(0..n, t.dtype, (1.0, 0.0), out)?;
+        }
         Init::Uniform { bound, seed, stream } => {
             for i in 0..n {
                 let w = draw(i as u64, *seed, *stream);

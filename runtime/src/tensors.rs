@@ -157,6 +157,15 @@ pub trait WeightSource {
     /// `None` where the source has no tensor of this name.
     fn get(&self, name: &str) -> Option<HostTensor<'_>>;
 
+    /// Bytes of a file beside the model, as a plan's `Init::File` names it.
+    ///
+    /// # Errors
+    /// Where the source has no such file, or it is too short.
+    fn part(&self, path: &str, _offset: u64, _len: u64) -> Result<Cow<'_, [u8]>> {
+        Err(Error::new("R0303", format!("there is no file `{path}` to take weights from"))
+            .at(self.describe()))
+    }
+
     /// For errors: the files looked into.
     fn describe(&self) -> String;
 

@@ -33,6 +33,16 @@ impl ConstData {
         }
     }
 
+    pub fn from_i32(shape: impl Into<Shape>, values: &[i32]) -> ConstData {
+        let shape = shape.into();
+        assert_eq!(shape.elements(), values.len());
+        ConstData {
+            dtype: DType::I32,
+            shape,
+            bytes: values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
     pub fn from_bool(shape: impl Into<Shape>, values: &[bool]) -> ConstData {
         let shape = shape.into();
         assert_eq!(shape.elements(), values.len());

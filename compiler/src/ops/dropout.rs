@@ -1,10 +1,13 @@
 //! Dropout; its own gradient, since the mask is recomputed.
 
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+    Binary, Const, GradCx, Grads, Linear, Lowering, NumericClass, Op, OpDef, ProgramBuilder, RowSpec,
+    Var, signature,
 };
-use crate::ir::{Real, TensorType};
-use precast_plan::{BinaryOp, Instr, Reg};
+use crate::ir::{
+    ConstData, Graph, Real, Region, Result_, TensorType, ValueId, Var as IrVar, VarInit, VarRole,
+};
+use precast_plan::{BinaryOp, DType, Instr, Reg};
 
 op! {
     /// `x / (1 − p)` where a Philox uniform is at least `p`, else 0. Operands: x, seed (int
@@ -12,6 +15,42 @@ op! {
     /// its program is never run over a permuted space, so the mask is the same wherever it is
     /// recomputed.
     Dropout = "dropout" { p: Real, stream: u32 }
+}
+
+/// The variable that holds the seed of all masks, i32 scalar.
+pub const SEED_VAR: &str = "machine.seed";
+/// The variable that counts batches, i32 scalar: every batch has its own masks.
+pub const BATCH_VAR: &str = "machine.batch";
+
+/// The key of the masks: reads of [`SEED_VAR`] and [`BATCH_VAR`], declared (and the counter
+/// advanced) at the first call.
+pub fn key(g: &mut Graph) -> (ValueId, ValueId) {
+    let ty = TensorType::new(DType::I32, []);
+    let mut read = |name: &str| {
+        let found = g.nodes().find_map(|(_, n)| match &n.op {
+            Op::Var(v) if v.name == name => Some(n.outputs[0]),
+            _ => None,
+        });
+        found.unwrap_or_else(|| {
+            let init = VarInit::Value(0.0);
+            g.vars.insert(name.into(), IrVar { ty: ty.clone(), role: VarRole::Machine, init });
+            let inputs = &[];
+            let v = g.try_add(Var::new(name, &ty), inputs, name, Region::Forward);
+            v.expect("a variable read takes no operands")[0]
+        })
+    };
+    let (seed, batch) = (read(SEED_VAR), read(BATCH_VAR));
+    if g.update_of(BATCH_VAR).is_none() {
+        let mut add = |op: Op, x: &[ValueId], name: &str| {
+            g.try_add(op, x, format!("{BATCH_VAR}.{name}"), Region::Forward)
+                .expect("adding two integers")[0]
+        };
+        let data = ConstData::from_i32([], &[1]);
+        let one = add(Const { data }.into(), &[], "one");
+        let next = add(Binary { f: BinaryOp::Add }.into(), &[batch, one], "next");
+        g.updates.push(Result_ { name: BATCH_VAR.into(), value: next });
+    }
+    (seed, batch)
 }
 
 impl OpDef for Dropout {

@@ -13,6 +13,7 @@ use crate::schema::{Init, Named, Plan, Role, Step, Storage, Tensor, TensorId, VE
 use crate::uses::{Use, uses};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Component, Path};
 
 /// A fault of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,6 +204,17 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
                 cx.error(place, "the initial value is not finite");
             }
         }
+        Init::File { path, dtype, .. } => {
+            // A plan from a stranger must not read files of its own choosing.
+            let inside = !path.is_empty()
+                && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
+            if !inside {
+                cx.error(place, format!("the file `{path}` is not inside the model's folder"));
+            }
+            if dtype.kind() != t.dtype.kind() {
+                cx.error(place, format!("{dtype} elements do not start a {} tensor", t.dtype));
+            }
+        }
         Init::Uniform { bound, .. } => {
             if !real || !bound.is_finite() || *bound < 0.0 {
                 cx.error(place, "a uniform start needs a real format and a finite bound");
@@ -285,7 +297,7 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
     list
 }
 
-/// Whether two accesses may touch the same byte. Exact where both are boxes of one tensor.
+/// Whether two accesses may touch the same byte.
 fn overlap(cx: &Context, a: &Use, b: &Use) -> bool {
     if cx.place(a.tensor).0 != cx.place(b.tensor).0 {
         return false;
@@ -297,11 +309,7 @@ fn overlap(cx: &Context, a: &Use, b: &Use) -> bool {
     if a.tensor != b.tensor {
         return true;
     }
-    let shape = &cx.plan.tensors[a.tensor as usize].shape;
-    match (box_of(shape, a), box_of(shape, b)) {
-        (Some(x), Some(y)) => x.iter().zip(&y).all(|(x, y)| x.0 <= y.1 && y.0 <= x.1),
-        _ => true,
-    }
+    !apart(cx.elements[a.tensor as usize], a, b)
 }
 
 /// The bytes from the first element of an access to the end of its last. In bounds already.
@@ -316,30 +324,31 @@ fn span(cx: &Context, u: &Use) -> (i128, i128) {
     (base + low * size, base + (high + 1) * size)
 }
 
-/// First and last coordinate along every axis of the tensor, if the access walks its axes.
-fn box_of(shape: &[u64], u: &Use) -> Option<Vec<(u64, u64)>> {
-    let mut steps = vec![1u64; shape.len()];
-    for d in (0..shape.len().saturating_sub(1)).rev() {
-        steps[d] = steps[d + 1] * shape[d + 1];
+/// Whether two accesses to one tensor touch different elements for a reason that is easily seen:
+/// for some modulus they lie in intervals of residues that do not meet, as columns of a matrix do
+/// modulo its row length.
+fn apart(elements: u64, a: &Use, b: &Use) -> bool {
+    let axes = |u: &Use| -> Vec<(u64, u64)> {
+        let wide = u.dims.iter().zip(&u.strides).filter(|(n, s)| **n > 1 && **s != 0);
+        wide.map(|(&n, &s)| (n, s.unsigned_abs())).collect()
+    };
+    if a.strides.iter().chain(&b.strides).any(|&s| s < 0) {
+        return false;
     }
-    let mut rest = u.offset;
-    let mut list: Vec<(u64, u64)> = steps
-        .iter()
-        .map(|&s| {
-            let at = rest / s;
-            rest %= s;
-            (at, at)
-        })
-        .collect();
-    for (&n, &s) in u.dims.iter().zip(&u.strides).filter(|&(&n, &s)| n > 1 && s != 0) {
-        let s = u64::try_from(s).ok()?;
-        let d = (0..shape.len()).find(|&d| steps[d] == s && shape[d] > 1)?;
-        if list[d].0 != list[d].1 || list[d].0 + n > shape[d] {
-            return None;
+    let (x, y) = (axes(a), axes(b));
+    let interval = |offset: u64, axes: &[(u64, u64)], modulus: u64| -> Option<(u64, u64)> {
+        let inner = axes.iter().filter(|(_, s)| s % modulus != 0);
+        let reach = inner.map(|(n, s)| (n - 1) * s).sum::<u64>();
+        let start = offset % modulus;
+        (start + reach < modulus).then_some((start, start + reach))
+    };
+    let moduli = x.iter().chain(&y).map(|&(_, s)| s).chain([elements]);
+    moduli.into_iter().any(|m| {
+        match (interval(a.offset, &x, m), interval(b.offset, &y, m)) {
+            (Some((a0, a1)), Some((b0, b1))) => a1 < b0 || b1 < a0,
+            _ => false,
         }
-        list[d].1 += n - 1;
-    }
-    Some(list)
+    })
 }
 
 /// Whether every point of the same space is read and written at the same address.

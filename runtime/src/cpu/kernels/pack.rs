@@ -218,13 +218,13 @@ unsafe fn transpose6(p: *const f32, sx: isize, k: usize, out: *mut f32) {
     unsafe {
         for i in (0..blocks).step_by(8) {
             let mut r = [_mm256_setzero_ps(); 8];
-            for x in 0..6 {
-                r[x] = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
+            for (x, r) in r.iter_mut().enumerate().take(6) {
+                *r = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
             }
             let c = transpose_8x8(r);
             let o = out.add(i * 6);
-            for y in 0..7 {
-                _mm256_storeu_ps(o.add(y * 6), c[y]);
+            for (y, &c) in c.iter().enumerate().take(7) {
+                _mm256_storeu_ps(o.add(y * 6), c);
             }
             _mm_storeu_ps(o.add(42), _mm256_castps256_ps128(c[7]));
             _mm_storel_pd(o.add(46).cast(), _mm_castps_pd(_mm256_extractf128_ps::<1>(c[7])));
@@ -378,9 +378,9 @@ unsafe fn pack_f32_bits(
     }
 }
 
-/// Elements of a padded block of a convolution's source: f32 values, or pairs of bf16 values of two
-/// consecutive channels.
-pub trait Plane: Packed {
+/// Elements of a padded block of a convolution's source: f32 values, bf16 values (`u16`), or pairs
+/// of bf16 values of two consecutive channels.
+pub trait Plane: Copy {
     fn zero() -> Self;
 
     /// The element for one weight, or for the weights of two consecutive channels.
@@ -432,6 +432,30 @@ impl Plane for f32 {
     ) {
         // SAFETY: the caller's contract.
         unsafe { convert::widen(dtype, first, std::slice::from_raw_parts_mut(out, n)) };
+    }
+}
+
+impl Plane for u16 {
+    fn zero() -> u16 {
+        0
+    }
+
+    unsafe fn from_weights(dtype: DType, first: *const u8, _: Option<*const u8>) -> u16 {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { first.cast::<u16>().read() }
+    }
+
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        _: Option<*const u8>,
+        n: usize,
+        out: *mut u16,
+    ) {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, n) };
     }
 }
 

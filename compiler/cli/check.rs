@@ -1,0 +1,71 @@
+//! `precast check`: is this file in order?
+
+use crate::failure::Outcome;
+use crate::input::{self, Kind};
+use precast_compiler::frontend::onnx;
+use precast_compiler::{Diagnostic, Place};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Validate a recipe, a model or a plan without running anything.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A recipe (.toml), a model (.onnx, .pir) or a plan (.plan).
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub fn run(args: &Args, json: bool) -> Outcome {
+    let mut found = vec![];
+    for path in &args.files {
+        let (kind, summary) = check(path)?;
+        if !json {
+            println!("{}: {} is in order: {summary}", path.display(), kind.name());
+        }
+        found.push(json!({ "file": path, "kind": kind.name(), "summary": summary }));
+    }
+    if json {
+        println!("{}", json!({ "ok": true, "files": found }));
+    }
+    Ok(())
+}
+
+fn check(path: &Path) -> Outcome<(Kind, String)> {
+    let kind = Kind::of(path)?;
+    let summary = match kind {
+        Kind::Recipe => {
+            let recipe = input::read_recipe(path)?;
+            let model = recipe.model_path();
+            if !model.exists() {
+                return Err(Diagnostic::error("P0004", "the recipe's model does not exist")
+                    .at(Place::File { path: model })
+                    .into());
+            }
+            format!("model {}, policy {}", recipe.model.display(), recipe.precision.policy.name())
+        }
+        Kind::Onnx => {
+            let info = onnx::inspect(path)?;
+            if !info.unsupported.is_empty() {
+                let message =
+                    format!("operators that cannot be imported: {}", info.unsupported.join(", "));
+                return Err(Diagnostic::error("P0009", message)
+                    .at(Place::File { path: path.into() })
+                    .into());
+            }
+            let operators: usize = info.ops.values().sum();
+            let parameters = info.params.iter().filter(|p| !p.buffer);
+            let elements: usize = parameters.map(|p| p.shape.iter().product::<usize>()).sum();
+            format!("opset {}, {operators} operators, {elements} parameters", info.opset)
+        }
+        Kind::Ir => {
+            let g = input::read_ir(path)?;
+            format!("{} operations, {} variables", g.node_count(), g.vars.len())
+        }
+        Kind::Plan => {
+            let plan = input::read_plan(path)?;
+            let steps = plan.micro.len() + plan.update.len();
+            format!("{steps} steps, {} tensors, for {}", plan.tensors.len(), plan.target.name)
+        }
+    };
+    Ok((kind, summary))
+}

@@ -1,0 +1,5 @@
+//! What a person hands in: a model and a recipe.
+
+pub mod onnx;
+pub mod recipe;
+pub mod recognise;

@@ -1,0 +1,266 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+model = "model.onnx"
+[data]
+format = "safetensors"
+file = "batch.safetensors"
+inputs = { x = "in.x" }
+targets = { targets = "tgt.targets" }
+[loss]
+kind = "cross_entropy"
+[optimizer]
+kind = "adamw"
+lr = 0.001
+[train]
+steps = 20
+"#;
+
+fn errors(text: &str) -> String {
+    Recipe::parse("recipe.toml", text).expect_err("the recipe is wrong").to_string()
+}
+
+/// The minimal recipe with one line replaced.
+fn with(old: &str, new: &str) -> String {
+    assert!(MINIMAL.contains(old), "{old}");
+    MINIMAL.replace(old, new)
+}
+
+#[test]
+fn defaults_are_pytorchs() {
+    let r = Recipe::parse("folder/recipe.toml", MINIMAL).unwrap();
+    assert_eq!(r.optimizer.kind, OptimizerKind::Adamw { betas: [0.9, 0.999], eps: 1e-8 });
+    assert_eq!(r.optimizer.weight_decay, 0.01);
+    assert_eq!(
+        r.loss_scale,
+        LossScale {
+            mode: LossScaleMode::Auto,
+            init: 65536.0,
+            growth: 2.0,
+            backoff: 0.5,
+            interval: 2000,
+            hysteresis: 1,
+            min: None,
+            max: None,
+        }
+    );
+    assert_eq!(r.loss.target, "targets");
+    assert_eq!(r.loss.kind, LossKind::CrossEntropy { ignore_index: -100, label_smoothing: 0.0 });
+    assert_eq!(r.precision.policy, Policy::Auto);
+    assert_eq!(r.model_path(), Path::new("folder/model.onnx"));
+    assert_eq!(r.out_dir(), Path::new("folder/trained"));
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+model = "m.onnx"
+[weights]
+file = "w.safetensors"
+init = "default"
+seed = 7
+[data]
+format = "csv"
+files = ["a.csv", "b.csv"]
+header = false
+batch = 32
+dims = { T = 16 }
+inputs = { x = ["c0", "c1"], z = "c2..c9" }
+targets = { y = "label" }
+scale = { x = 0.0625 }
+shift = { x = -1 }
+shuffle = false
+split = 0.2
+[loss]
+kind = "mse"
+prediction = "out"
+target = "y"
+[optimizer]
+kind = "sgd"
+lr = 1
+momentum = 0.9
+nesterov = true
+weight_decay = 1e-4
+no_decay = "bias_and_norm"
+[schedule]
+kind = "cosine"
+warmup = 10
+steps = 100
+final_ratio = 0.1
+[precision]
+policy = "bf16"
+pins = [{ op = "*/LayerNorm*", dtype = "f32" }]
+[loss_scale]
+mode = "dynamic"
+init = 1024
+growth = 4
+backoff = 0.25
+interval = 100
+hysteresis = 2
+min = 1
+max = 16777216
+[train]
+epochs = 3
+accumulate = 2
+clip_norm = 1
+ema = 0.999
+seed = 5
+log = "log.jsonl"
+checkpoint = 50
+out = "result"
+[target]
+device = "sm_90"
+table = "sm_90.toml"
+"#;
+    let r = Recipe::parse("recipe.toml", text).unwrap();
+    insta::assert_json_snapshot!(r);
+}
+
+#[test]
+fn a_minimal_recipe_may_have_no_data_source() {
+    let text = MINIMAL.replace("format = \"safetensors\"\nfile = \"batch.safetensors\"\n", "");
+    assert_eq!(Recipe::parse("r.toml", &text).unwrap().data.source, None);
+}
+
+#[test]
+fn all_errors_are_reported_in_text_order() {
+    let text = r#"
+model = 3
+wieghts = "w"
+[data]
+format = "safetensor"
+batchs = 3
+scale = { q = 1 }
+lr = 3
+[loss]
+kind = "mse"
+ignore_index = 4
+[optimizer]
+kind = "adam"
+lr = -1
+momentum = 0.9
+betas = [0.9, 1.0]
+[precision]
+polcy = "bf16"
+pins = [{ op = "[", dtype = "f64" }]
+[train]
+steps = 3
+epochs = 4
+seed = -1
+"#;
+    insta::assert_snapshot!(errors(text));
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    insta::assert_snapshot!(errors("model = \"a\n[data\n"));
+}
+
+#[test]
+fn what_does_not_apply_is_an_error_not_ignored() {
+    for (old, new, want) in [
+        ("steps = 20", "", "`steps` is missing"),
+        ("lr = 0.001", "", "`lr` is missing"),
+        ("lr = 0.001", "lr = 0", "0 is not greater than 0"),
+        ("lr = 0.001", "lr = nan", "is not finite"),
+        ("lr = 0.001", "lr = inf", "is not finite"),
+        ("kind = \"adamw\"", "kind = \"adamv\"", "did you mean `adamw`?"),
+        ("kind = \"adamw\"", "kind = \"sgd\"\nnesterov = true", "needs a momentum"),
+        ("file = \"batch.safetensors\"", "", "`file` is missing"),
+        ("format = \"safetensors\"", "format = \"bytes\"", "`context` is missing"),
+        ("format = \"safetensors\"", "format = \"csv\"", "`batch` is missing"),
+        ("format = \"safetensors\"", "", "`format` is missing"),
+        ("format = \"safetensors\"", "format = \"safetensors\"\nheader = true", "does not apply"),
+        ("targets = { targets = \"tgt.targets\" }", "", "`target` is missing"),
+        ("steps = 20", "steps = 20\n[loss_scale]\nmode = \"off\"\ninit = 3", "does not apply"),
+        ("steps = 20", "steps = 20\n[loss_scale]\nmax = 4", "outside `min` and `max`"),
+        ("steps = 20", "steps = 20\n[schedule]\nsteps = 4", "a constant rate has no end"),
+        ("steps = 20", "steps = 99999999999999999999", "64-bit"),
+        ("[train]", "[train]\nlearning_rate = 3", "unknown key `learning_rate` in [train]"),
+        ("[train]", "[train]\nmomentum = 3", "`momentum` is a key of [optimizer]"),
+    ] {
+        let found = errors(&with(old, new));
+        assert!(found.contains(want), "{new}: wanted {want}\n{found}");
+    }
+}
+
+#[test]
+fn mutated_recipes_never_panic() {
+    let mut state = 1u64;
+    let mut next = move |n: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    };
+    for _ in 0..2000 {
+        let mut bytes = MINIMAL.as_bytes().to_vec();
+        for _ in 0..=next(6) {
+            let at = next(bytes.len());
+            match next(3) {
+                0 => bytes[at] = b"\"[]{}=.,#\n-e9x_ "[next(16)],
+                1 => drop(bytes.remove(at)),
+                _ => bytes.insert(at, b"\"[]{}=.,#\n-e9x_ "[next(16)]),
+            }
+        }
+        // Rendering is part of what must not panic.
+        if let Err(e) = Recipe::parse("r.toml", &String::from_utf8(bytes).unwrap()) {
+            assert!(!e.to_string().is_empty());
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+#[test]
+fn examples_know_their_data() {
+    let digits = Recipe::load(root().join("examples/digits/recipe.toml")).unwrap();
+    let data = digits.data_extents().unwrap().unwrap();
+    assert_eq!((data.rows, data.batch), (1797, 64));
+    assert_eq!(data.inputs["image"], [1, 8, 8]);
+    // 1797 rows less 359 for testing are 22 whole batches.
+    assert_eq!(digits.total_steps().unwrap(), 22 * 12);
+    let options = digits.import_options(true).unwrap();
+    assert_eq!(options.input_shapes["image"], [64, 1, 8, 8]);
+
+    let gpt = Recipe::load(root().join("examples/bytes_gpt/recipe.toml")).unwrap();
+    let files = gpt.data_files().unwrap();
+    assert!(files.len() > 50 && files.is_sorted(), "{files:?}");
+    assert!(files.iter().all(|f| f.extension().is_some_and(|e| e == "rs")));
+    let options = gpt.import_options(true).unwrap();
+    assert_eq!(options.input_shapes["input_ids"], [8, 128]);
+}
+
+#[test]
+fn tables_and_folders_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.csv"), "p,\"q\",r\n1,2,3\n\n4,5,6\n").unwrap();
+    std::fs::create_dir_all(dir.path().join("text/deep/.hidden")).unwrap();
+    for (file, text) in [("text/b.txt", "12345"), ("text/deep/a.txt", "678"), ("text/c.md", "x")] {
+        std::fs::write(dir.path().join(file), text).unwrap();
+    }
+    std::fs::write(dir.path().join("text/deep/.hidden/z.txt"), "no").unwrap();
+    let load = |data: &str| {
+        let from = MINIMAL.find("[data]").unwrap();
+        let to = MINIMAL.find("[loss]").unwrap();
+        let text = format!("{}[data]\n{data}\n{}", &MINIMAL[..from], &MINIMAL[to..]);
+        Recipe::parse(dir.path().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let csv = "format = \"csv\"\nfile = \"a.csv\"\nbatch = 2\ntargets = { t = \"r\" }\n";
+    let data = load(&format!("{csv}inputs = {{ x = \"p..q\" }}")).data_extents().unwrap().unwrap();
+    assert_eq!((data.rows, &data.inputs["x"][..]), (2, &[2][..]));
+    for columns in ["\"q..p\"", "\"s\"", "[\"p\", \"s\"]"] {
+        let error = load(&format!("{csv}inputs = {{ x = {columns} }}")).data_extents().unwrap_err();
+        assert!(error.to_string().contains("no such columns for `x`"), "{error}");
+    }
+    let bytes = "format = \"bytes\"\nbatch = 1\ncontext = 2\n\
+                 inputs = { x = \"bytes\" }\ntargets = { t = \"next\" }\n";
+    let text = load(&format!("{bytes}files = [\"text/**/*.txt\"]"));
+    assert_eq!(text.data_files().unwrap().len(), 2);
+    // Eight bytes: windows at 0, 2 and 4; the one at 6 has no byte after it.
+    assert_eq!(text.data_extents().unwrap().unwrap().rows, 3);
+    for (files, want) in [("*.rst", "matches no file"), ("text/gone.txt", "does not exist")] {
+        let error = load(&format!("{bytes}file = \"{files}\"")).data_extents().unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+    }
+}

@@ -1,0 +1,172 @@
+//! Removes what a graph does not need: repeats, identity movements, computations on literals, and
+//! nodes nothing depends on. Exact: every value that remains is what it was, bit for bit.
+
+use crate::diagnostic::Result;
+use crate::ir::{Graph, Node, Phase, Real, Result_, Shape, TensorType, ValueId};
+use crate::ops::{Const, Lowering, Op, Reshape, Transpose};
+use crate::reference;
+use indexmap::IndexMap;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+/// Literals larger than this many elements are not computed ahead: the plan would have to carry
+/// the result.
+const FOLD_LIMIT: usize = 4096;
+
+/// Simplifies a verified graph.
+///
+/// # Errors
+/// Where evaluating a literal computation fails, such as an index outside a literal table.
+pub fn simplify(g: &Graph) -> Result<Graph> {
+    let mut out = Graph::new(g.name.clone());
+    out.vars = g.vars.clone();
+    let mut s = Simplifier { out, known: FxHashMap::default() };
+    let mut map: Vec<ValueId> = Vec::with_capacity(g.value_count());
+    for (_, node) in g.nodes() {
+        let inputs: SmallVec<[ValueId; 4]> =
+            node.inputs.iter().map(|v| map[v.0 as usize]).collect();
+        let types: Vec<TensorType> = node.outputs.iter().map(|&v| g.ty(v).clone()).collect();
+        map.extend(s.node(node, &inputs, types)?);
+    }
+    let rename = |rs: &[Result_]| {
+        rs.iter()
+            .map(|r| Result_ { name: r.name.clone(), value: map[r.value.0 as usize] })
+            .collect()
+    };
+    s.out.results = rename(&g.results);
+    s.out.updates = rename(&g.updates);
+    Ok(s.out.without_dead_nodes())
+}
+
+/// What makes two nodes the same: operation, operands, and the phase, since a variable read in
+/// another phase is another value.
+type Key = (Op, SmallVec<[ValueId; 4]>, Phase, Vec<TensorType>);
+
+struct Simplifier {
+    out: Graph,
+    /// Looked up only, never iterated.
+    known: FxHashMap<Key, SmallVec<[ValueId; 2]>>,
+}
+
+impl Simplifier {
+    fn node(
+        &mut self,
+        node: &Node,
+        inputs: &[ValueId],
+        types: Vec<TensorType>,
+    ) -> Result<SmallVec<[ValueId; 2]>> {
+        let (op, inputs) = self.shortened(&node.op, inputs);
+        if let Some(same) = self.identity(&op, &inputs, &types) {
+            return Ok(SmallVec::from_slice(&[same]));
+        }
+        let op = match self.folded(&op, &inputs, &types)? {
+            Some(literal) => literal,
+            None => op,
+        };
+        let inputs: SmallVec<[ValueId; 4]> =
+            if matches!(op, Op::Const(_)) { SmallVec::new() } else { inputs };
+        let key = (op.clone(), inputs.clone(), node.region.phase(), types.clone());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.clone());
+        }
+        let outputs = self.out.push(op, &inputs, types, node.name.clone(), node.region);
+        self.known.insert(key, outputs.clone());
+        Ok(outputs)
+    }
+
+    /// A movement of a movement of the same kind as one.
+    fn shortened(&self, op: &Op, inputs: &[ValueId]) -> (Op, SmallVec<[ValueId; 4]>) {
+        let before = inputs.first().map(|&v| self.out.def(v));
+        match (op, before.map(|n| (&n.op, n.inputs.first()))) {
+            (Op::Reshape(_), Some((Op::Reshape(_), Some(&x)))) => {
+                (op.clone(), SmallVec::from_slice(&[x]))
+            }
+            (Op::Transpose(b), Some((Op::Transpose(a), Some(&x)))) => {
+                let perm = b.perm.iter().map(|&p| a.perm[p]).collect();
+                (Transpose { perm }.into(), SmallVec::from_slice(&[x]))
+            }
+            _ => (op.clone(), SmallVec::from_slice(inputs)),
+        }
+    }
+
+    /// The operand, where the operation does nothing to it.
+    fn identity(&self, op: &Op, inputs: &[ValueId], types: &[TensorType]) -> Option<ValueId> {
+        let &x = inputs.first()?;
+        if *self.out.ty(x) != types[0] || types.len() != 1 {
+            return None;
+        }
+        let same = match op {
+            Op::Reshape(Reshape { .. }) | Op::Broadcast(_) | Op::Cast(_) => true,
+            Op::Transpose(t) => t.perm.iter().enumerate().all(|(i, &p)| i == p),
+            Op::Slice(s) => s.steps.iter().all(|&k| k == 1),
+            Op::Scale(s) => s.by == Real(1.0),
+            Op::Concat(_) => inputs.len() == 1,
+            _ => false,
+        };
+        same.then_some(x)
+    }
+
+    /// A literal result of literal operands.
+    fn folded(&self, op: &Op, inputs: &[ValueId], types: &[TensorType]) -> Result<Option<Op>> {
+        let small = |t: &TensorType| t.shape.elements() <= FOLD_LIMIT;
+        let literal = |v: &ValueId| matches!(self.out.def(*v).op, Op::Const(_));
+        // A broadcast stays: it costs nothing to read, and a literal of its size would.
+        if inputs.is_empty()
+            || op.lowering() == Lowering::Leaf
+            || matches!(op, Op::Broadcast(_))
+            || types.len() != 1
+            || !small(&types[0])
+            || !inputs.iter().all(literal)
+            || !inputs.iter().all(|v| small(self.out.ty(*v)))
+        {
+            return Ok(None);
+        }
+        let mut g = Graph::default();
+        let region = crate::ir::Region::Forward;
+        let mut operands = Vec::new();
+        for &v in inputs {
+            let node = self.out.def(v);
+            let ty = vec![self.out.ty(v).clone()];
+            operands.push(g.push(node.op.clone(), &[], ty, node.name.clone(), region)[0]);
+        }
+        let y = g.push(op.clone(), &operands, types.to_vec(), "folded".into(), region)[0];
+        let none = IndexMap::new();
+        let all = reference::eval_with(&g, &none, &none, &reference::Options::STORED)?;
+        let data = all.value(y).to_const();
+        debug_assert_eq!(data.shape, Shape::new(&types[0].shape));
+        Ok((data.ty() == types[0]).then(|| Const { data }.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::simplify;
+
+    fn check(text: &str) -> String {
+        let g = crate::text::parse("test", text).expect("the test's text is right");
+        let s = simplify(&g).expect("nothing to fail");
+        crate::ir::verify::verify(&s).expect("the result verifies");
+        crate::text::print(&s)
+    }
+
+    #[test]
+    fn repeats_identities_literals_and_dead_nodes_go() {
+        insta::assert_snapshot!(check(
+            "graph g
+forward:
+  %x = input {name=\"x\"} : f32[2,3] @x
+  %a = transpose %x {perm=[1,0]} : f32[3,2] @a
+  %b = transpose %a {perm=[1,0]} : f32[2,3] @b
+  %c = reshape %b {shape=[2,3]} : f32[2,3] @c
+  %d = unary %c {f=exp} : f32[2,3] @d
+  %e = unary %x {f=exp} : f32[2,3] @e
+  %f = binary %d, %e {f=add} : f32[2,3] @f
+  %two = const {data=f32[]<00000040>} : f32[] @two
+  %half = unary %two {f=recip} : f32[] @half
+  %y = scale_by %half, %f : f32[2,3] @y
+  %dead = unary %x {f=log} : f32[2,3] @dead
+result out.y = %y
+"
+        ));
+    }
+}
