@@ -3,6 +3,8 @@
 
 mod cases;
 mod fuzz;
+mod graphs;
 mod numerics;
+mod random;
 mod rng;
 mod table;
