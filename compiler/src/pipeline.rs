@@ -139,7 +139,10 @@ fn loss_spec(recipe: &Recipe, outputs: &[String]) -> Result<LossSpec> {
         (None, _) => {
             return Err(Diagnostic::error(
                 "P0403",
-                format!("the model has {} outputs and the recipe does not say which to train", outputs.len()),
+                format!(
+                    "the model has {} outputs and the recipe does not say which to train",
+                    outputs.len()
+                ),
             )
             .at(Place::File { path: recipe.path.clone() })
             .help(format!("set `[loss] prediction` to one of: {}", outputs.join(", ")))

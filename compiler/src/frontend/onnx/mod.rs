@@ -29,6 +29,7 @@ pub use convert::SUPPORTED;
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;
 pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};
+pub use node::shortest;
 pub use params::InitScheme;
 pub use source::OPSETS;
 
