@@ -8,3 +8,4 @@ mod numerics;
 mod random;
 mod rng;
 mod table;
+mod training;
