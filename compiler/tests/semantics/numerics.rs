@@ -90,10 +90,8 @@ fn batch_norm_has_biased_variance_per_channel() {
         let v: Vec<f64> = at.iter().map(|&i| x.reals()[i]).collect();
         let m = mean(&v);
         let var = mean(&v.iter().map(|x| (x - m).powi(2)).collect::<Vec<_>>());
-        let want: Vec<f64> = v
-            .iter()
-            .map(|x| (x - m) / (var + 1e-3).sqrt() * w.reals()[c] + b.reals()[c])
-            .collect();
+        let want: Vec<f64> =
+            v.iter().map(|x| (x - m) / (var + 1e-3).sqrt() * w.reals()[c] + b.reals()[c]).collect();
         close(&at.iter().map(|&i| y[0].reals()[i]).collect::<Vec<_>>(), &want);
         close(&[y[1].reals()[c], y[2].reals()[c]], &[m, var]);
     }
@@ -165,7 +163,9 @@ fn activations() {
     // PyTorch's threshold_backward: no gradient at 0; NaN passes forward.
     let y = apply(ActivateGrad { act: Act::Relu }, &[&x, &Tensor::real([9], [1.0; 9])]);
     assert_eq!(y[0].reals(), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]);
-    assert!(apply(Activate { act: Act::Relu }, &[&Tensor::scalar(f64::NAN)])[0].reals()[0].is_nan());
+    assert!(
+        apply(Activate { act: Act::Relu }, &[&Tensor::scalar(f64::NAN)])[0].reals()[0].is_nan()
+    );
 }
 
 #[test]
@@ -244,7 +244,8 @@ fn sgd_steps_as_pytorch_and_the_first_momentum_is_the_gradient() {
 
 #[test]
 fn a_skipped_update_leaves_every_bit() {
-    let (w, nan, s) = (Rng(6).reals([3], -1.0, 1.0), Tensor::real([3], [f64::NAN; 3]), Tensor::scalar(0.1));
+    let (w, nan, s) =
+        (Rng(6).reals([3], -1.0, 1.0), Tensor::real([3], [f64::NAN; 3]), Tensor::scalar(0.1));
     let no = bools([], &[false]);
     let op = AdamUpdate {
         beta1: Real(0.9),
@@ -261,7 +262,10 @@ fn a_skipped_update_leaves_every_bit() {
         assert_eq!(y, w);
     }
     assert_eq!(apply(EmaUpdate { decay: Real(0.9) }, &[&w, &nan, &no])[0], w);
-    let ema = apply(EmaUpdate { decay: Real(0.75) }, &[&Tensor::scalar(4.0), &Tensor::scalar(8.0), &bools([], &[true])]);
+    let ema = apply(
+        EmaUpdate { decay: Real(0.75) },
+        &[&Tensor::scalar(4.0), &Tensor::scalar(8.0), &bools([], &[true])],
+    );
     close(ema[0].reals(), &[5.0]);
 }
 
@@ -319,8 +323,7 @@ fn gradients_of_ties_are_shared() {
         grads.into_iter().map(|v| out.value(v.unwrap()).reals().to_vec()).collect()
     };
     let x = Tensor::real([4], [2.0, 1.0, 2.0, 1.0]);
-    for (f, want) in
-        [(ReduceOp::Max, [0.5, 0.0, 0.5, 0.0]), (ReduceOp::Min, [0.0, 0.5, 0.0, 0.5])]
+    for (f, want) in [(ReduceOp::Max, [0.5, 0.0, 0.5, 0.0]), (ReduceOp::Min, [0.0, 0.5, 0.0, 0.5])]
     {
         let op = Reduce { f, axes: vec![0] };
         assert_eq!(gradient(op.into(), std::slice::from_ref(&x)), [want]);
@@ -376,9 +379,9 @@ fn products_and_epilogues() {
             })
             .collect();
         let t = Tensor::real([2, 2], pre.clone());
-        let want = fused.act().map_or(pre.clone(), |act| {
-            apply(Activate { act }, &[&t])[0].reals().to_vec()
-        });
+        let want = fused
+            .act()
+            .map_or(pre.clone(), |act| apply(Activate { act }, &[&t])[0].reals().to_vec());
         close(y[0].reals(), &want);
         assert_eq!(y.len(), 1 + usize::from(fused.has_aux()));
         if fused.has_aux() {
@@ -390,8 +393,11 @@ fn products_and_epilogues() {
 #[test]
 fn causal_attention_sees_no_future() {
     let mut rng = Rng(9);
-    let (q, k, mut v) =
-        (rng.reals([1, 1, 2, 3], -1.0, 1.0), rng.reals([1, 1, 3, 3], -1.0, 1.0), rng.reals([1, 1, 3, 3], -1.0, 1.0));
+    let (q, k, mut v) = (
+        rng.reals([1, 1, 2, 3], -1.0, 1.0),
+        rng.reals([1, 1, 3, 3], -1.0, 1.0),
+        rng.reals([1, 1, 3, 3], -1.0, 1.0),
+    );
     let op = Attention { scale: Real(0.5), causal: true, masked: false };
     let before = apply(op.clone(), &[&q, &k, &v]);
     // The last value is the future of the first query alone.
