@@ -3,5 +3,6 @@
 
 mod cases;
 mod fuzz;
+mod numerics;
 mod rng;
 mod table;
