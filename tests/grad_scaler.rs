@@ -29,7 +29,11 @@ fn numbers(v: &Value) -> Vec<f32> {
 
 fn session(case: &Value) -> Session {
     let o = &case["optimizer"];
-    let mut optimizer = format!("kind = \"{}\"\nlr = {:?}\n", o["kind"].as_str().unwrap(), o["lr"].as_f64().unwrap());
+    let mut optimizer = format!(
+        "kind = \"{}\"\nlr = {:?}\n",
+        o["kind"].as_str().unwrap(),
+        o["lr"].as_f64().unwrap()
+    );
     for key in ["momentum", "eps", "weight_decay"] {
         if let Some(x) = o[key].as_f64() {
             optimizer += &format!("{key} = {x:?}\n");
@@ -55,7 +59,8 @@ fn session(case: &Value) -> Session {
         s["interval"],
         case["accumulate"],
     );
-    let recipe = Recipe::parse(folder().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+    let recipe =
+        Recipe::parse(folder().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
     let mut options = pipeline::Options { keep_gradients: true, ..Default::default() };
     options.shapes.insert("x".into(), vec![3, 4]);
     options.shapes.insert("t".into(), vec![3, 2]);
@@ -90,8 +95,14 @@ fn replay(name: &str, case: &Value) {
         let report = s.step(&batches).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(report.scale, Some(number(&step["scale"])), "{}", at("scale"));
         assert_eq!(report.skipped, step["skipped"].as_bool().unwrap(), "{}", at("skipped"));
-        let read = |s: &Session, name: &str| s.read(name).unwrap_or_else(|e| panic!("{e}")).to_f32();
-        assert_eq!(read(&s, "machine.loss_scale"), [number(&step["scale_after"])], "{}", at("scale after"));
+        let read =
+            |s: &Session, name: &str| s.read(name).unwrap_or_else(|e| panic!("{e}")).to_f32();
+        assert_eq!(
+            read(&s, "machine.loss_scale"),
+            [number(&step["scale_after"])],
+            "{}",
+            at("scale after")
+        );
         let tracker = number(&step["growth_tracker_after"]);
         assert_eq!(read(&s, "machine.growth_tracker"), [tracker], "{}", at("growth tracker"));
         if let Some(n) = step["optimizer_steps_after"].as_f64() {
