@@ -142,11 +142,11 @@ fn each_rule_has_a_message() {
     one(&|p| p.tensors[1].name = "in.x".into(), "have the same name");
     one(&|p| p.tensors[0].shape[0] = u64::MAX, "at most");
     one(&|p| p.micro.swap(0, 1), "reads `h`, which no step has written");
-    // `p` in the memory of `h`, which is read later.
+    // `dp` in the memory of `h`, which is read later.
     one(
         &|p| {
             let h = *offset(p, "h");
-            *offset(p, "p") = h;
+            *offset(p, "dp") = h;
         },
         "alive at step",
     );

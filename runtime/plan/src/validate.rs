@@ -343,11 +343,9 @@ fn apart(elements: u64, a: &Use, b: &Use) -> bool {
         (start + reach < modulus).then_some((start, start + reach))
     };
     let moduli = x.iter().chain(&y).map(|&(_, s)| s).chain([elements]);
-    moduli.into_iter().any(|m| {
-        match (interval(a.offset, &x, m), interval(b.offset, &y, m)) {
-            (Some((a0, a1)), Some((b0, b1))) => a1 < b0 || b1 < a0,
-            _ => false,
-        }
+    moduli.into_iter().any(|m| match (interval(a.offset, &x, m), interval(b.offset, &y, m)) {
+        (Some((a0, a1)), Some((b0, b1))) => a1 < b0 || b1 < a0,
+        _ => false,
     })
 }
 
