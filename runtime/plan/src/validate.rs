@@ -169,7 +169,7 @@ fn tensors(cx: &mut Context) {
         let id = i as TensorId;
         let (region, offset) = cx.place(id);
         let limit = [plan.arena_bytes, plan.persistent_bytes, MAX_BYTES][region as usize];
-        if offset % ALIGN != 0 {
+        if !offset.is_multiple_of(ALIGN) {
             cx.error(&place, format!("offset {offset} is not a multiple of {ALIGN}"));
         }
         match offset.checked_add(cx.bytes(id)) {
@@ -403,7 +403,7 @@ fn check_access(cx: &mut Context, place: &str, u: &Use) {
             reach += n * i128::from(s);
         }
     }
-    if u.dims.iter().any(|&n| n == 0) {
+    if u.dims.contains(&0) {
         cx.error(place, format!("{} has an empty axis", u.what));
     }
 }
