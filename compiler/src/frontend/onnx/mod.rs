@@ -23,6 +23,8 @@ mod source;
 mod tensor;
 
 #[cfg(test)]
+mod malformed;
+#[cfg(test)]
 mod tests;
 
 pub use convert::SUPPORTED;

@@ -283,7 +283,7 @@ fn a_summary_needs_no_shapes() {
     assert_eq!((info.inputs[0].elem.as_str(), dims.join(",")), ("i64", "s95,s75".into()));
     assert_eq!(info.ops["MatMul"], 13);
     assert!(info.unsupported.is_empty());
-    assert_eq!(info.params.len(), 27);
+    assert_eq!(info.params.len(), 28);
     assert_eq!(info.params.iter().map(|p| p.bytes).sum::<usize>(), 4 * 118528);
 }
 
