@@ -6,6 +6,7 @@ use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
     LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
 };
+use crate::frontend::recognise;
 use crate::ir::{Graph, VarInit};
 use crate::ops::dropout::SEED_VAR;
 use crate::schedule::Capabilities;
@@ -117,7 +118,11 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         init: recipe.weights.init.map(|WeightInit::Default| onnx::InitScheme::Default),
         training,
     };
-    onnx::load(&recipe.model_path(), &import)
+    let mut imported = onnx::load(&recipe.model_path(), &import)?;
+    // recognise: before differentiation, so that composite operations get their own gradients.
+    let simple = simplify::simplify(&imported.graph)?;
+    imported.graph = simplify::simplify(&recognise::recognise(&simple))?;
+    Ok(imported)
 }
 
 fn model_name(recipe: &Recipe) -> String {

@@ -138,7 +138,7 @@ fn each_rule_has_a_message() {
     };
     one(&|p| *offset(p, "h") += 4, "is not a multiple of 64");
     one(&|p| *offset(p, "h") += 1 << 30, "exceed the region");
-    one(&|p| *offset(p, "w2") = 0, "overlaps `w2`");
+    one(&|p| *offset(p, "w2") = 0, "overlaps `w1`");
     one(&|p| p.tensors[1].name = "in.x".into(), "have the same name");
     one(&|p| p.tensors[0].shape[0] = u64::MAX, "at most");
     one(&|p| p.micro.swap(0, 1), "reads `h`, which no step has written");

@@ -8,7 +8,6 @@ use crate::reference::{self, Tensor};
 use crate::simplify::simplify;
 use indexmap::IndexMap;
 use precast_plan::Kind;
-use std::path::Path;
 
 /// Reproducible values in [−2, 2); ints and bools from their sign.
 fn tensor(name: &str, ty: &TensorType) -> Tensor {
@@ -66,7 +65,7 @@ pub fn checked(g: &Graph) -> Graph {
 
 #[test]
 fn files() {
-    insta::glob!("tests/*.pir", |path: &Path| {
+    insta::glob!("tests/*.pir", |path| {
         let text = std::fs::read_to_string(path).unwrap();
         let g = crate::text::parse(path, &text).unwrap();
         insta::with_settings!({ snapshot_path => "tests", prepend_module_to_snapshot => false, omit_expression => true }, {
