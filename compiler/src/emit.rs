@@ -180,17 +180,26 @@ impl<'a> Emit<'a> {
                 VarInit::CopyOf(other) => Init::CopyOf(self.vars[other]),
             };
             let offset = self.keep(var.ty.bytes());
-            self.tensor(name, var.ty.dtype, &var.ty.shape, Storage::Persistent { offset, role, init });
+            self.tensor(
+                name,
+                var.ty.dtype,
+                &var.ty.shape,
+                Storage::Persistent { offset, role, init },
+            );
         }
     }
 
     fn schedule(&mut self, s: &Schedule, prefix: &str) -> Result<Vec<Named>> {
         let mut bind = Bind { s, tensor: BTreeMap::new() };
         // Only values that a step touches, or a result names, have tensors.
-        let mut used: BTreeSet<usize> = s.steps.iter().flat_map(|b| b.reads.iter().chain(&b.writes)).copied().collect();
+        let mut used: BTreeSet<usize> =
+            s.steps.iter().flat_map(|b| b.reads.iter().chain(&b.writes)).copied().collect();
         used.extend(s.items.results.iter().map(|r| s.items.storage(r.1)));
         // Every input is uploaded, read or not.
-        used.extend((0..s.items.values.len()).filter(|&v| matches!(s.items.values[v].source, Source::Input(_))));
+        used.extend(
+            (0..s.items.values.len())
+                .filter(|&v| matches!(s.items.values[v].source, Source::Input(_))),
+        );
         for v in used {
             let t = self.bind(s, v, prefix)?;
             bind.tensor.insert(v, t);
@@ -207,7 +216,10 @@ impl<'a> Emit<'a> {
         self.plan.arena_bound_bytes = self.plan.arena_bound_bytes.max(s.layout.bound);
         let results = s.items.results.iter();
         Ok(results
-            .map(|(name, v)| Named { name: name.clone(), tensor: bind.tensor[&s.items.storage(*v)] })
+            .map(|(name, v)| Named {
+                name: name.clone(),
+                tensor: bind.tensor[&s.items.storage(*v)],
+            })
             .collect())
     }
 
@@ -219,7 +231,8 @@ impl<'a> Emit<'a> {
         };
         if let Some(name) = var {
             return self.vars.get(name).copied().ok_or_else(|| {
-                fault(name, "the evaluation graph reads a variable that training lacks".into()).into()
+                fault(name, "the evaluation graph reads a variable that training lacks".into())
+                    .into()
             });
         }
         match &value.source {
@@ -231,7 +244,8 @@ impl<'a> Emit<'a> {
                     return if same {
                         Ok(t)
                     } else {
-                        Err(fault(name, "the input differs between training and evaluation".into()).into())
+                        Err(fault(name, "the input differs between training and evaluation".into())
+                            .into())
                     };
                 }
                 let offset = self.input_bytes;
@@ -242,13 +256,20 @@ impl<'a> Emit<'a> {
             }
             Source::Const(c) => {
                 let offset = self.keep(value.bytes());
-                let storage = Storage::Persistent { offset, role: Role::Constant, init: Init::Bytes(c.hex()) };
+                let storage = Storage::Persistent {
+                    offset,
+                    role: Role::Constant,
+                    init: Init::Bytes(c.hex()),
+                };
                 Ok(self.tensor(&value.name, value.dtype, &value.shape, storage))
             }
             Source::Computed => {
-                let offset = s.layout.offsets.get(&v).copied().unwrap_or_else(|| {
-                    panic!("`{}` is used and never written", value.name)
-                });
+                let offset = s
+                    .layout
+                    .offsets
+                    .get(&v)
+                    .copied()
+                    .unwrap_or_else(|| panic!("`{}` is used and never written", value.name));
                 let name = format!("{prefix}{}", value.name);
                 Ok(self.tensor(&name, value.dtype, &value.shape, Storage::Arena { offset }))
             }
@@ -260,7 +281,9 @@ impl<'a> Emit<'a> {
     fn program(&mut self, p: &Program) -> u32 {
         let same = |q: &Program| {
             // `{:?}` tells -0.0 from 0.0 and makes a NaN equal itself.
-            q.inputs == p.inputs && q.outputs == p.outputs && format!("{:?}", q.code) == format!("{:?}", p.code)
+            q.inputs == p.inputs
+                && q.outputs == p.outputs
+                && format!("{:?}", q.code) == format!("{:?}", p.code)
         };
         if let Some(i) = self.plan.programs.iter().position(same) {
             return i as u32;
@@ -308,13 +331,17 @@ impl<'a> Emit<'a> {
     fn finish(mut self) -> Plan {
         self.plan.persistent_bytes = self.persistent;
         if let Some(price) = self.options.price {
-            let cost = |steps: &[Step], plan: &Plan| -> Vec<f64> { steps.iter().map(|s| price(s, plan)).collect() };
-            let lists = [&self.plan.micro, &self.plan.update, &self.plan.eval].map(|l| cost(l, &self.plan));
+            let cost = |steps: &[Step], plan: &Plan| -> Vec<f64> {
+                steps.iter().map(|s| price(s, plan)).collect()
+            };
+            let lists =
+                [&self.plan.micro, &self.plan.update, &self.plan.eval].map(|l| cost(l, &self.plan));
             let sum = |l: &[f64]| l.iter().sum::<f64>();
             self.plan.summary.predicted_ns =
                 sum(&lists[0]) * f64::from(self.plan.accumulate.max(1)) + sum(&lists[1]);
-            for (steps, costs) in
-                [&mut self.plan.micro, &mut self.plan.update, &mut self.plan.eval].into_iter().zip(lists)
+            for (steps, costs) in [&mut self.plan.micro, &mut self.plan.update, &mut self.plan.eval]
+                .into_iter()
+                .zip(lists)
             {
                 steps.iter_mut().zip(costs).for_each(|(s, c)| s.predicted_ns = c);
             }
@@ -340,7 +367,9 @@ impl Bind<'_> {
 
     fn instance(&self, g: &Group, built: &Built) -> Instance {
         let kept = g.dims.len() - g.reduced;
-        let list = |list: &[Strided]| -> Vec<Access> { list.iter().map(|a| self.access(a, &g.dims)).collect() };
+        let list = |list: &[Strided]| -> Vec<Access> {
+            list.iter().map(|a| self.access(a, &g.dims)).collect()
+        };
         let mut inputs = list(&built.inputs);
         let mut outputs = list(&built.outputs);
         let infos = built.program.check().expect("programs were checked");
@@ -362,7 +391,10 @@ impl Bind<'_> {
                 let mut keep: Vec<usize> = vec![];
                 for d in (from..to).filter(|&d| g.dims[d] != 1) {
                     let joins = keep.last().is_some_and(|&l| {
-                        inputs.iter().chain(&outputs).all(|a| a.strides[l] == a.strides[d] * g.dims[d] as i64)
+                        inputs
+                            .iter()
+                            .chain(&outputs)
+                            .all(|a| a.strides[l] == a.strides[d] * g.dims[d] as i64)
                     });
                     if joins {
                         *keep.last_mut().expect("joins a run") = d;
@@ -406,7 +438,8 @@ impl Bind<'_> {
             list.iter()
                 .map(|a| {
                     let p = self.s.items.physical(a, &g.dims).expect("placements were checked");
-                    let strides = over_product(&g.dims, &p, &item.dims).expect("epilogues were checked");
+                    let strides =
+                        over_product(&g.dims, &p, &item.dims).expect("epilogues were checked");
                     Access { tensor: self.tensor[&p.value], offset: p.offset as u64, strides }
                 })
                 .collect()
@@ -424,8 +457,14 @@ impl Bind<'_> {
             return Kernel::Conv(Conv { kind, geometry, a, b, math, epilogue });
         }
         let strides = |l: &[Access]| l.iter().map(|a| a.strides.clone()).collect::<Vec<_>>();
-        let p = product_strides(&item.dims, &a.strides, &b.strides, &strides(&inputs), &strides(&outputs))
-            .expect("epilogues were checked");
+        let p = product_strides(
+            &item.dims,
+            &a.strides,
+            &b.strides,
+            &strides(&inputs),
+            &strides(&outputs),
+        )
+        .expect("epilogues were checked");
         for (a, s) in inputs.iter_mut().zip(p.inputs).chain(outputs.iter_mut().zip(p.outputs)) {
             a.strides = s;
         }
@@ -461,7 +500,8 @@ impl Bind<'_> {
             let w = &item.writes[k];
             self.access(w, &self.s.items.values[w.value].shape)
         };
-        let shape = |k: usize| -> Vec<u64> { operands[k].1.shape.iter().map(|&n| n as u64).collect() };
+        let shape =
+            |k: usize| -> Vec<u64> { operands[k].1.shape.iter().map(|&n| n as u64).collect() };
         let attention = |scale: f64, causal: bool, masked: bool, o: Access, lse: Access| {
             let (q, k) = (shape(0), shape(1));
             Attention {
@@ -496,7 +536,12 @@ impl Bind<'_> {
                 })
             }
             Op::MaxPool2d(p) => {
-                let g = crate::ops::pool::pool_geometry(&operands[0].1.shape, p.kernel, p.stride, p.pad);
+                let g = crate::ops::pool::pool_geometry(
+                    &operands[0].1.shape,
+                    p.kernel,
+                    p.stride,
+                    p.pad,
+                );
                 Kernel::MaxPool(MaxPool {
                     geometry: g.expect("the graph was verified"),
                     x: self.view(&operands[0]),
@@ -553,20 +598,26 @@ fn epilogue_kind(op: &Op, g: &Group, p: &Program, inputs: &[Access], along: usiz
     let bias = inputs.len() == 1 && vector(&inputs[0]);
     match p.code[..] {
         [I::Load { port: 0 }] if p.outputs.len() == 1 => EpilogueKind::Store,
-        [I::Load { port: 0 }, I::Load { port: 1 }, I::Binary(BinaryOp::Add, ..)] if bias && p.outputs.len() == 1 => {
+        [I::Load { port: 0 }, I::Load { port: 1 }, I::Binary(BinaryOp::Add, ..)]
+            if bias && p.outputs.len() == 1 =>
+        {
             EpilogueKind::Bias
         }
-        [I::Load { port: 0 }, I::Load { port: 1 }, I::Binary(BinaryOp::Add, ..), I::Real(0.0), I::Binary(BinaryOp::Max, ..)]
-            if bias && p.outputs.len() == 1 && p.outputs[0].reg == 4 =>
-        {
-            EpilogueKind::BiasRelu
-        }
+        [
+            I::Load { port: 0 },
+            I::Load { port: 1 },
+            I::Binary(BinaryOp::Add, ..),
+            I::Real(0.0),
+            I::Binary(BinaryOp::Max, ..),
+        ] if bias && p.outputs.len() == 1 && p.outputs[0].reg == 4 => EpilogueKind::BiasRelu,
         _ => match op {
-            Op::MatMul(MatMul { fused }) if g.items.len() == 1 && p.outputs.len() == 2 => match fused {
-                Fused::BiasGelu => EpilogueKind::BiasGeluAux,
-                Fused::BiasGeluTanh => EpilogueKind::BiasGeluTanhAux,
-                _ => EpilogueKind::Program,
-            },
+            Op::MatMul(MatMul { fused }) if g.items.len() == 1 && p.outputs.len() == 2 => {
+                match fused {
+                    Fused::BiasGelu => EpilogueKind::BiasGeluAux,
+                    Fused::BiasGeluTanh => EpilogueKind::BiasGeluTanhAux,
+                    _ => EpilogueKind::Program,
+                }
+            }
             _ => EpilogueKind::Program,
         },
     }

@@ -1,7 +1,9 @@
 //! Models from import to plan: the plan validates, is the same twice, and its steps are those of
 //! the snapshots.
 
-use precast_compiler::autodiff::{LossSpec, LrCurve, LrSpec, OptimizerSpec, TrainSpec, attach_loss, joint};
+use precast_compiler::autodiff::{
+    LossSpec, LrCurve, LrSpec, OptimizerSpec, TrainSpec, attach_loss, joint,
+};
 use precast_compiler::emit::{Options, lower};
 use precast_compiler::frontend::onnx::{ImportOptions, load};
 use precast_compiler::ir::Graph;
@@ -95,17 +97,31 @@ fn table(plan: &Plan) -> String {
                     let write: u64 = i.outputs.iter().map(|a| bytes(a.tensor)).sum();
                     format!(
                         "rows {:?}/{} {} in {} out, {} instr, {}+{} KB",
-                        i.dims, i.reduced, i.inputs.len(), i.outputs.len(), p.code.len(),
-                        read / 1024, write / 1024
+                        i.dims,
+                        i.reduced,
+                        i.inputs.len(),
+                        i.outputs.len(),
+                        p.code.len(),
+                        read / 1024,
+                        write / 1024
                     )
                 }
                 Kernel::Gemm(g) => format!(
                     "gemm {:?} {}x{}x{} {:?} {} in {} out",
-                    g.batch, g.m, g.n, g.k, g.epilogue.kind, g.epilogue.inputs.len(), g.epilogue.outputs.len()
+                    g.batch,
+                    g.m,
+                    g.n,
+                    g.k,
+                    g.epilogue.kind,
+                    g.epilogue.inputs.len(),
+                    g.epilogue.outputs.len()
                 ),
                 Kernel::Conv(c) => format!(
                     "conv {:?} {:?} {} in {} out",
-                    c.kind, c.epilogue.kind, c.epilogue.inputs.len(), c.epilogue.outputs.len()
+                    c.kind,
+                    c.epilogue.kind,
+                    c.epilogue.inputs.len(),
+                    c.epilogue.outputs.len()
                 ),
                 Kernel::Attention(_) => "attention".into(),
                 Kernel::AttentionGrad(_) => "attention_grad".into(),
@@ -155,7 +171,8 @@ fn computes_the_graph(g: &Graph) {
     let mut m = interpreter::Machine::new(&plan);
     let mut state = 1u64;
     let mut random = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f64 / f64::from(1 << 24)
     };
     let mut inputs = IndexMap::new();
@@ -173,8 +190,11 @@ fn computes_the_graph(g: &Graph) {
         match &tensor.storage {
             Storage::Input { .. } => {
                 let int = tensor.dtype.kind() == Kind::Int;
-                m.fill(t as u32, || if int { (random() * 10.0).floor() } else { random() * 2.0 - 1.0 });
-                let node = g.nodes().find(|(_, n)| matches!(&n.op, Op::Input(i) if i.name == tensor.name));
+                m.fill(t as u32, || {
+                    if int { (random() * 10.0).floor() } else { random() * 2.0 - 1.0 }
+                });
+                let node =
+                    g.nodes().find(|(_, n)| matches!(&n.op, Op::Input(i) if i.name == tensor.name));
                 let ty = g.ty(node.expect("inputs keep their names").1.outputs[0]);
                 inputs.insert(tensor.name.clone(), take(&m, t, ty));
             }
@@ -249,7 +269,12 @@ fn measured_models_fit() {
         println!("{path}: lowered twice in {:?}", start.elapsed());
         println!("{}", table(&p));
         assert!(p.arena_bytes < most, "{path}: {}", p.arena_bytes);
-        assert!(p.arena_bytes * 10 <= p.arena_bound_bytes * 11, "{path}: {} over {}", p.arena_bytes, p.arena_bound_bytes);
+        assert!(
+            p.arena_bytes * 10 <= p.arena_bound_bytes * 11,
+            "{path}: {} over {}",
+            p.arena_bytes,
+            p.arena_bound_bytes
+        );
     }
 }
 
@@ -280,8 +305,10 @@ fn low_precision_copies_are_written_by_the_update() {
     g.updates.push(Result_ { name: "w".into(), value: new });
     precast_compiler::ir::verify::verify(&g).unwrap_or_else(|e| panic!("{e}"));
     let p = plan(&g);
-    let at = p.tensors.iter().position(|t| t.name == "w.bf16").expect("the copy has its own tensor");
-    let Storage::Persistent { role: Role::WeightCopy, init: Init::CopyOf(of), .. } = p.tensors[at].storage
+    let at =
+        p.tensors.iter().position(|t| t.name == "w.bf16").expect("the copy has its own tensor");
+    let Storage::Persistent { role: Role::WeightCopy, init: Init::CopyOf(of), .. } =
+        p.tensors[at].storage
     else {
         panic!("{:?}", p.tensors[at])
     };

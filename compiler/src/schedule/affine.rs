@@ -119,8 +119,7 @@ pub fn match_axes(lead: &Side, other: &Side) -> Option<Matched> {
     // For each piece its new axis.
     let mut place = vec![0; pieces.len()];
     for (axis, &n) in lead.dims.iter().enumerate() {
-        let own: Vec<usize> =
-            (0..pieces.len()).rev().filter(|&p| pieces[p].1 == axis).collect();
+        let own: Vec<usize> = (0..pieces.len()).rev().filter(|&p| pieces[p].1 == axis).collect();
         if own.is_empty() {
             lead_map[axis].push((dims.len(), 1));
             dims.push(n);
@@ -245,7 +244,10 @@ mod tests {
         assert_eq!(m.dims, [2, 3, 5]);
         assert_eq!(m.shared, [true, true, false]);
         assert_eq!(m.lead.apply(&[5, 1]), [15, 5, 1]);
-        assert!(match_axes(&Side { dims: &[4], strides: &[1] }, &Side { dims: &[6], strides: &[1] }).is_none());
+        assert!(
+            match_axes(&Side { dims: &[4], strides: &[1] }, &Side { dims: &[6], strides: &[1] })
+                .is_none()
+        );
     }
 
     #[test]

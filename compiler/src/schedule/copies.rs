@@ -46,16 +46,17 @@ pub fn weight_copies(g: &Graph, existing: Option<&Graph>) -> Graph {
         let mut at = node.inputs.first().copied();
         while let (Some(_), Some(v)) = (target, at) {
             let def = g.def(v);
-            if def.op.lowering() != Lowering::View || def.op.def().view(&View::dense(g.shape(def.inputs[0])), g.ty(v)).is_none() {
+            if def.op.lowering() != Lowering::View
+                || def.op.def().view(&View::dense(g.shape(def.inputs[0])), g.ty(v)).is_none()
+            {
                 break;
             }
             chain.push(v);
             at = Some(def.inputs[0]);
         }
         let found = target.zip(at).and_then(|(d, v)| cast_parameter(g, v).map(|(p, v)| (d, p, v)));
-        let found = found.filter(|(d, p, _)| {
-            existing.is_none_or(|t| t.vars.contains_key(&copy_name(p, *d)))
-        });
+        let found = found
+            .filter(|(d, p, _)| existing.is_none_or(|t| t.vars.contains_key(&copy_name(p, *d))));
         if let Some((format, param, read)) = found {
             let name = copy_name(param, format);
             let mut value = *reads.entry(name.clone()).or_insert_with(|| {
@@ -91,7 +92,9 @@ pub fn weight_copies(g: &Graph, existing: Option<&Graph>) -> Graph {
         }
     }
     let rename = |rs: &[Result_]| -> Vec<Result_> {
-        rs.iter().map(|r| Result_ { name: r.name.clone(), value: map[r.value.0 as usize] }).collect()
+        rs.iter()
+            .map(|r| Result_ { name: r.name.clone(), value: map[r.value.0 as usize] })
+            .collect()
     };
     out.results = rename(&g.results);
     out.updates = rename(&g.updates);

@@ -117,6 +117,7 @@ pub fn sort(items: &mut Items) {
         }
     }
     assert_eq!(order.len(), n, "items wait for each other");
-    let mut old: Vec<Option<Item>> = std::mem::take(&mut items.items).into_iter().map(Some).collect();
+    let mut old: Vec<Option<Item>> =
+        std::mem::take(&mut items.items).into_iter().map(Some).collect();
     items.items = order.into_iter().map(|i| old[i].take().expect("each once")).collect();
 }

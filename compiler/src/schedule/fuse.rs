@@ -7,8 +7,8 @@
 
 use super::affine::{Access, Matched, Remap, Side, match_axes};
 use super::items::{Body, Items, Read};
-use super::program::{Built, build};
 use super::kernels::product_fits;
+use super::program::{Built, build};
 use super::{Capabilities, deps};
 use crate::ir::Phase;
 use crate::ops::Op;
@@ -136,9 +136,8 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
     groups
         .into_iter()
         .map(|g| {
-            let built = (!g.opaque).then(|| {
-                f.build(&g).unwrap_or_else(|e| panic!("`{}`: {e}", g.name(items)))
-            });
+            let built = (!g.opaque)
+                .then(|| f.build(&g).unwrap_or_else(|e| panic!("`{}`: {e}", g.name(items))));
             (g, built)
         })
         .collect()
@@ -181,7 +180,9 @@ impl Fuser<'_> {
             }
             while let Some(j) = self.consumers(self.group_of[i]).into_iter().find(|&j| {
                 let g = self.group(j);
-                g.product.is_none() && g.reduced == 0 && self.try_merge(self.group_of[i], j).is_some()
+                g.product.is_none()
+                    && g.reduced == 0
+                    && self.try_merge(self.group_of[i], j).is_some()
             }) {
                 self.merge(self.group_of[i], j);
             }
@@ -196,8 +197,11 @@ impl Fuser<'_> {
                 if self.group(at).product.is_some() || self.group(at).opaque {
                     break;
                 }
+                // What is computed again joins its reader even where that is an epilogue.
+                let again =
+                    self.group(at).items.iter().all(|&i| self.items.items[i].clone_of.is_some());
                 let found = self.consumers(at).into_iter().find(|&j| {
-                    self.group(j).product.is_none() && self.try_merge(at, j).is_some()
+                    (again || self.group(j).product.is_none()) && self.try_merge(at, j).is_some()
                 });
                 match found {
                     Some(j) => self.merge(at, j),
@@ -209,7 +213,8 @@ impl Fuser<'_> {
 
     /// Joins programs over a single element, whatever they share.
     fn scalars(&mut self) {
-        let single = |g: &Group| g.is_single() && g.reduced == 0 && !g.opaque && g.product.is_none();
+        let single =
+            |g: &Group| g.is_single() && g.reduced == 0 && !g.opaque && g.product.is_none();
         let mut at = 0;
         while at < self.groups.len() {
             let mut other = at + 1;
@@ -287,7 +292,17 @@ impl Fuser<'_> {
     /// The union of two groups, where it is legal. No path leads from `b` to `a`.
     fn try_merge(&self, a: usize, b: usize) -> Option<Group> {
         let (p, c) = (self.group(a), self.group(b));
-        if p.phase != c.phase || p.opaque || c.opaque || (p.product.is_some() && c.product.is_some()) {
+        if p.phase != c.phase
+            || p.opaque
+            || c.opaque
+            || (p.product.is_some() && c.product.is_some())
+        {
+            return None;
+        }
+        // A clone exists so that the original's value need not be stored.
+        let all = || p.items.iter().chain(&c.items).map(|&i| &self.items.items[i]);
+        let meets = |o: usize| all().any(|x| x.clone_of.is_none() && x.origin == o);
+        if all().filter_map(|x| x.clone_of).any(meets) {
             return None;
         }
         if self.path(a, b, false) || self.path(b, a, true) {
@@ -352,8 +367,7 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
     let kept = lead_axis.iter().take_while(|&&a| a < kept_before).count();
     let wide = |d: usize| dims[d] > 1;
     let full = (0..dims.len()).all(|d| shared[d] || !wide(d));
-    let rows = lead.reduced > 0
-        && (0..dims.len()).all(|d| !wide(d) || shared[d] == (d < kept));
+    let rows = lead.reduced > 0 && (0..dims.len()).all(|d| !wide(d) || shared[d] == (d < kept));
     if !full && !rows {
         return None;
     }
@@ -367,7 +381,9 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
             return None;
         }
     }
-    if (other.fixed && (!full || !other_map.keeps_order(&dims))) || (lead.product.is_some() && other.fixed) {
+    if (other.fixed && (!full || !other_map.keeps_order(&dims)))
+        || (lead.product.is_some() && other.fixed)
+    {
         return None;
     }
     let reduced = dims.len() - kept;

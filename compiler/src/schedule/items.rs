@@ -77,6 +77,10 @@ pub struct Item {
     /// One per result of the body.
     pub writes: Vec<Access>,
     pub body: Body,
+    /// A number that stays while items are reordered.
+    pub origin: usize,
+    /// The item that this one computes again, by [`Item::origin`]; the two are never fused.
+    pub clone_of: Option<usize>,
 }
 
 impl Item {
@@ -229,7 +233,12 @@ impl Lower<'_> {
                         let name = format!("{}.copy", node.name);
                         let (root, dense) = self.copy(name, root, &view, node.region.phase());
                         let seen = def.view(&dense, g.ty(v));
-                        (root, seen.unwrap_or_else(|| panic!("`{}` of a dense tensor", node.op.name())))
+                        (
+                            root,
+                            seen.unwrap_or_else(|| {
+                                panic!("`{}` of a dense tensor", node.op.name())
+                            }),
+                        )
                     }
                 };
                 self.loc[v.0 as usize] = Some(placed);
@@ -282,6 +291,8 @@ impl Lower<'_> {
             reads: vec![read],
             writes: vec![Access { value: to, offset, strides }],
             body: Body::Copy,
+            origin: 0,
+            clone_of: None,
         });
     }
 
@@ -343,6 +354,8 @@ impl Lower<'_> {
             reads,
             writes,
             body: Body::Rows(node.op.clone()),
+            origin: 0,
+            clone_of: None,
         });
     }
 
@@ -359,7 +372,9 @@ impl Lower<'_> {
             let list = &self.pending[&v].parts;
             list.iter().map(|(x, p)| (p.starts.clone(), self.g.shape(*x).to_vec())).collect()
         };
-        let dense = |v: ValueId| self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1));
+        let dense = |v: ValueId| {
+            self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1))
+        };
         let apart = |(s1, n1): &(Vec<usize>, Vec<usize>), (s2, n2): &(Vec<usize>, Vec<usize>)| {
             (0..s1.len()).any(|d| s1[d] + n1[d] <= s2[d] || s2[d] + n2[d] <= s1[d])
         };
@@ -396,13 +411,21 @@ impl Lower<'_> {
                 reads: vec![Read::Literal(zero)],
                 writes: vec![Access { value: to, offset: 0, strides: whole.clone() }],
                 body: Body::Copy,
+                origin: 0,
+                clone_of: None,
             });
         }
         for (i, ((root, view), (_, part))) in located.iter().zip(&a.parts).enumerate() {
             let offset = part.starts.iter().zip(&whole).map(|(&b, s)| b as i64 * s).sum();
             let strides = part.steps.iter().zip(&whole).map(|(k, s)| k * s).collect();
             let name = format!("{}.part{i}", node.name);
-            self.copy_item(name, Some(node.name.clone()), phase, (*root, view), (to, offset, strides));
+            self.copy_item(
+                name,
+                Some(node.name.clone()),
+                phase,
+                (*root, view),
+                (to, offset, strides),
+            );
         }
         self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
     }
@@ -446,7 +469,13 @@ impl Lower<'_> {
             reduced: 0,
             reads,
             writes,
-            body: if product { Body::Product { op, operands } } else { Body::Kernel { op, operands } },
+            body: if product {
+                Body::Product { op, operands }
+            } else {
+                Body::Kernel { op, operands }
+            },
+            origin: 0,
+            clone_of: None,
         });
         Ok(())
     }
@@ -462,7 +491,8 @@ impl Lower<'_> {
             let phase = g.def(u.value).region.phase();
             let (root, view) = self.locate(u.value);
             let v = &self.out.values[root];
-            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape) {
+            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
+            {
                 continue; // writes what is there
             }
             let from_var = matches!(v.source, Source::Var(_));

@@ -54,7 +54,12 @@ fn lifetimes(items: &Items, steps: &[Bundle]) -> BTreeMap<usize, (usize, usize)>
 pub fn live_bound(items: &Items, steps: &[Bundle]) -> u64 {
     let blocks: Vec<Block> = lifetimes(items, steps)
         .into_iter()
-        .map(|(v, (first, last))| Block { values: vec![v], bytes: aligned(items.values[v].bytes()), first, last })
+        .map(|(v, (first, last))| Block {
+            values: vec![v],
+            bytes: aligned(items.values[v].bytes()),
+            first,
+            last,
+        })
         .collect();
     bound(&blocks, steps.len())
 }
@@ -93,11 +98,14 @@ pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]
             };
             let bytes = aligned(items.values[v].bytes());
             let reuse = (first == at)
-                .then(|| dying_twin(items, groups, step, v, |i| {
-                    let b = *block_of.get(&i)?;
-                    let free = lives[&i].1 == at && blocks[b].last == at && blocks[b].bytes >= bytes;
-                    free.then_some(b)
-                }))
+                .then(|| {
+                    dying_twin(items, groups, step, v, |i| {
+                        let b = *block_of.get(&i)?;
+                        let free =
+                            lives[&i].1 == at && blocks[b].last == at && blocks[b].bytes >= bytes;
+                        free.then_some(b)
+                    })
+                })
                 .flatten();
             let b = reuse.unwrap_or_else(|| {
                 blocks.push(Block { values: vec![], bytes, first, last });
@@ -114,14 +122,11 @@ pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]
         (std::cmp::Reverse(b.bytes * (b.last - b.first + 1) as u64), b.first, b.values[0])
     };
     let by_time = |b: &Block| (std::cmp::Reverse(0), b.first, b.values[0]);
-    let (offsets, bytes) = [
-        assign(&blocks, by_size),
-        assign(&blocks, by_area),
-        assign(&blocks, by_time),
-    ]
-    .into_iter()
-    .min_by_key(|x| x.1)
-    .expect("three ways");
+    let (offsets, bytes) =
+        [assign(&blocks, by_size), assign(&blocks, by_area), assign(&blocks, by_time)]
+            .into_iter()
+            .min_by_key(|x| x.1)
+            .expect("three ways");
     let mut out = Layout { bytes, bound, ..Layout::default() };
     for (b, offset) in blocks.iter().zip(offsets) {
         b.values.iter().for_each(|&v| {
@@ -173,7 +178,11 @@ fn dying_twin(
     let &[g] = step.groups.as_slice() else { return None };
     let (group, Some(built)) = &groups[g] else { return None };
     // Inside a part-filled tensor other parts may already lie.
-    let mut writes = built.outputs.iter().zip(&built.program.outputs).filter(|(a, _)| items.storage(a.value) == v);
+    let mut writes = built
+        .outputs
+        .iter()
+        .zip(&built.program.outputs)
+        .filter(|(a, _)| items.storage(a.value) == v);
     let (Some((out, port)), None) = (writes.next(), writes.next()) else { return None };
     if out.value != v {
         return None;
@@ -185,10 +194,8 @@ fn dying_twin(
     if last > 0 && (info.row || info.stage < last) {
         return None;
     }
-    let operands: Vec<usize> = group
-        .product
-        .map(|i| items.items[i].read_values().collect::<Vec<_>>())
-        .unwrap_or_default();
+    let operands: Vec<usize> =
+        group.product.map(|i| items.items[i].read_values().collect::<Vec<_>>()).unwrap_or_default();
     let product_operands = |value: usize| {
         group.product.is_some_and(|i| match &items.items[i].body {
             super::items::Body::Product { operands, .. } => {
@@ -200,7 +207,11 @@ fn dying_twin(
     let size = port.dtype.size();
     for a in &built.inputs {
         let i = items.storage(a.value);
-        if i != a.value || !is_temporary(items, i) || step.writes.contains(&i) || product_operands(i) {
+        if i != a.value
+            || !is_temporary(items, i)
+            || step.writes.contains(&i)
+            || product_operands(i)
+        {
             continue;
         }
         let own = built

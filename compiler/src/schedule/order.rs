@@ -117,13 +117,19 @@ fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
 fn same_code(a: &[precast_plan::Instr], b: &[precast_plan::Instr]) -> bool {
     a.len() == b.len()
         && a.iter().zip(b).all(|(x, y)| match (x, y) {
-            (precast_plan::Instr::Real(x), precast_plan::Instr::Real(y)) => x.to_bits() == y.to_bits(),
+            (precast_plan::Instr::Real(x), precast_plan::Instr::Real(y)) => {
+                x.to_bits() == y.to_bits()
+            }
             (x, y) => x == y,
         })
 }
 
 /// Values a group reads and writes in memory.
-pub fn touched(items: &Items, group: &Group, built: Option<&Built>) -> (BTreeSet<usize>, BTreeSet<usize>) {
+pub fn touched(
+    items: &Items,
+    group: &Group,
+    built: Option<&Built>,
+) -> (BTreeSet<usize>, BTreeSet<usize>) {
     let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
     match built {
         Some(b) => {
@@ -137,7 +143,8 @@ pub fn touched(items: &Items, group: &Group, built: Option<&Built>) -> (BTreeSet
     }
     for &i in &group.items {
         use super::items::Body;
-        if let Body::Product { operands, .. } | Body::Kernel { operands, .. } = &items.items[i].body {
+        if let Body::Product { operands, .. } | Body::Kernel { operands, .. } = &items.items[i].body
+        {
             reads.extend(operands.iter().map(|o| o.0));
         }
     }
@@ -145,7 +152,12 @@ pub fn touched(items: &Items, group: &Group, built: Option<&Built>) -> (BTreeSet
     (stored(reads), stored(writes))
 }
 
-fn arrange(items: &Items, bundles: &[Bundle], after: &[BTreeSet<usize>], greedy: bool) -> Vec<usize> {
+fn arrange(
+    items: &Items,
+    bundles: &[Bundle],
+    after: &[BTreeSet<usize>],
+    greedy: bool,
+) -> Vec<usize> {
     let n = bundles.len();
     let mut waits = vec![0; n];
     after.iter().flatten().for_each(|&j| waits[j] += 1);

@@ -5,8 +5,8 @@ use super::affine::Placement;
 use super::items::{Body, Items, Read, Source};
 use super::{deps, items::Item};
 use crate::ir::Shape;
-use crate::ops::Op;
 use crate::ir::view::View;
+use crate::ops::Op;
 
 /// Places what can be placed.
 pub fn place_parts(items: &mut Items) {
@@ -39,11 +39,8 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
     if !partial || !free || deps::readers(items)[from.value] != [c] {
         return None;
     }
-    let view = View {
-        shape: Shape::new(&item.dims),
-        offset: from.offset,
-        strides: from.strides.clone(),
-    };
+    let view =
+        View { shape: Shape::new(&item.dims), offset: from.offset, strides: from.strides.clone() };
     if view.shape.elements() != value.elements() {
         return None;
     }

@@ -53,7 +53,10 @@ pub fn build(
     let built = x.finish();
     let single = group.dims.iter().product::<usize>() == 1;
     let ports = built.inputs.len() + built.outputs.len();
-    if !single && group.items.len() > 1 && (built.program.code.len() > MOST_INSTRUCTIONS || ports > MOST_PORTS) {
+    if !single
+        && group.items.len() > 1
+        && (built.program.code.len() > MOST_INSTRUCTIONS || ports > MOST_PORTS)
+    {
         return Err("too large");
     }
     let infos = built.program.check().map_err(|_| "faulty program")?;

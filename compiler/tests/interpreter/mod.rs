@@ -2,8 +2,8 @@
 //! offsets, lifetimes and reuse show as wrong numbers.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm, Kernel, Kind, MaxPool, Plan, Storage,
-    Value, interpret,
+    Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm, Kernel, Kind, MaxPool,
+    Plan, Storage, Value, interpret,
 };
 
 pub struct Machine<'p> {
@@ -133,10 +133,16 @@ impl<'p> Machine<'p> {
             Kernel::Rows(r) => {
                 for i in &r.instances {
                     let load = |k: usize| &i.inputs[k];
-                    self.program(r.program, &i.dims, i.reduced as usize, &i.outputs, |m, port, p| {
-                        let a = load(port);
-                        m.get(a.tensor, at(a, p))
-                    });
+                    self.program(
+                        r.program,
+                        &i.dims,
+                        i.reduced as usize,
+                        &i.outputs,
+                        |m, port, p| {
+                            let a = load(port);
+                            m.get(a.tensor, at(a, p))
+                        },
+                    );
                 }
             }
             Kernel::Gemm(g) => self.gemm(g),
@@ -185,7 +191,10 @@ impl<'p> Machine<'p> {
             .iter()
             .map(|p| {
                 (0..g.k as usize)
-                    .map(|k| self.real(&g.a, &[p[0], p[1], p[2], k]) * self.real(&g.b, &[p[0], p[1], k, p[3]]))
+                    .map(|k| {
+                        self.real(&g.a, &[p[0], p[1], p[2], k])
+                            * self.real(&g.b, &[p[0], p[1], k, p[3]])
+                    })
                     .sum()
             })
             .collect();
@@ -195,15 +204,15 @@ impl<'p> Machine<'p> {
     fn conv(&mut self, c: &Conv) {
         let g = &c.geometry;
         assert_eq!(g.groups, 1, "none of these models has groups");
-        let (x, w, y) =
-            ([g.n, g.c, g.h, g.w], [g.o, g.c, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
+        let (x, w, y) = ([g.n, g.c, g.h, g.w], [g.o, g.c, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
         let out = match c.kind {
             ConvKind::Forward => y,
             ConvKind::DataGrad => x,
             ConvKind::FilterGrad => w,
         };
         let mut acc = vec![0.0; out.iter().product::<u64>() as usize];
-        let linear = |d: [u64; 4], p: [usize; 4]| p.iter().zip(d).fold(0, |l, (&i, n)| l * n as usize + i);
+        let linear =
+            |d: [u64; 4], p: [usize; 4]| p.iter().zip(d).fold(0, |l, (&i, n)| l * n as usize + i);
         for yp in points(&y) {
             let yp: [usize; 4] = yp.try_into().unwrap();
             windows(g, yp[2], yp[3], |ky, kx, iy, ix| {
