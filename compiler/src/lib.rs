@@ -8,6 +8,7 @@ pub mod ops;
 pub mod autodiff;
 pub mod emit;
 pub mod frontend;
+pub mod pipeline;
 pub mod reference;
 pub mod schedule;
 pub mod simplify;

@@ -1,4 +1,5 @@
-//! What a person hands in: the model and the recipe.
+//! What a person hands in: a model and a recipe.
 
 pub mod onnx;
 pub mod recipe;
+pub mod recognise;

@@ -219,6 +219,7 @@ impl Graph {
             let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&v| self.ty(v)).collect();
             op.def().infer(&types)?
         };
+        outputs.iter().try_for_each(crate::ops::fits)?;
         Ok(self.push(op, inputs, outputs, name.into(), region))
     }
 

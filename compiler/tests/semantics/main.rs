@@ -2,5 +2,10 @@
 //! here the day it has a case.
 
 mod cases;
+mod fuzz;
+mod graphs;
+mod numerics;
+mod random;
 mod rng;
 mod table;
+mod training;

@@ -297,10 +297,31 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
     list
 }
 
+/// Whether two accesses may touch the same byte.
 fn overlap(cx: &Context, a: &Use, b: &Use) -> bool {
-    let ((ra, oa), (rb, ob)) = (cx.place(a.tensor), cx.place(b.tensor));
-    let bytes = ra == rb && oa < ob + cx.bytes(b.tensor) && ob < oa + cx.bytes(a.tensor);
-    bytes && !(a.tensor == b.tensor && apart(cx.elements[a.tensor as usize], a, b))
+    if cx.place(a.tensor).0 != cx.place(b.tensor).0 {
+        return false;
+    }
+    let ((fa, ta), (fb, tb)) = (span(cx, a), span(cx, b));
+    if ta <= fb || tb <= fa {
+        return false;
+    }
+    if a.tensor != b.tensor {
+        return true;
+    }
+    !apart(cx.elements[a.tensor as usize], a, b)
+}
+
+/// The bytes from the first element of an access to the end of its last. In bounds already.
+fn span(cx: &Context, u: &Use) -> (i128, i128) {
+    let (mut low, mut high) = (i128::from(u.offset), i128::from(u.offset));
+    for (&n, &s) in u.dims.iter().zip(&u.strides) {
+        let reach = (i128::from(n) - 1) * i128::from(s);
+        if reach < 0 { low += reach } else { high += reach }
+    }
+    let size = cx.plan.tensors[u.tensor as usize].dtype.size() as i128;
+    let base = i128::from(cx.place(u.tensor).1);
+    (base + low * size, base + (high + 1) * size)
 }
 
 /// Whether two accesses to one tensor touch different elements for a reason that is easily seen:

@@ -5,6 +5,7 @@ use super::kernels::conv_wgrad::ConvWeightGradPlan;
 use super::kernels::gemm::{self, MatMut, MatRef, Shape};
 use super::pool::{Aligned, Pool};
 use super::rows::{self, EpilogueKernel, RowsKernel};
+use super::special::{self, Special};
 use crate::error::{Error, Result};
 use plan::{Access, Conv, ConvGeometry, ConvKind, DType, Gemm, Kernel, Math, Plan, RegInfo, Rows};
 use plan::{Step, Storage, TensorId};
@@ -89,6 +90,7 @@ pub enum Bound {
     Rows(RowsKernel),
     Gemm(GemmStep),
     Conv(Box<ConvStep>),
+    Special(Special),
 }
 
 impl Bound {
@@ -101,6 +103,7 @@ impl Bound {
                 ConvPlans::Tiles(p) => p.scratch_bytes(),
                 ConvPlans::Filter(p) => p.scratch_bytes(),
             },
+            Bound::Special(s) => s.shared_scratch(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Bound {
         let of = |e: &Option<EpilogueKernel>| e.as_ref().map_or(0, EpilogueKernel::scratch_bytes);
         match self {
             Bound::Rows(k) => k.scratch_bytes(),
+            Bound::Special(_) => 0,
             Bound::Gemm(g) => of(&g.epilogue),
             Bound::Conv(c) => {
                 of(&c.epilogue).max(c.after.as_ref().map_or(0, |a| a.0.scratch_bytes()))
@@ -129,6 +133,7 @@ impl Bound {
         unsafe {
             match self {
                 Bound::Rows(k) => k.run(pool),
+                Bound::Special(s) => s.run(scratch)?,
                 Bound::Gemm(g) => {
                     let epilogue = g.epilogue.as_ref().map(|e| e.on(pool));
                     gemm::Gemm {
@@ -201,13 +206,9 @@ impl<'a> Binder<'a> {
             Kernel::Rows(r) => self.rows(r),
             Kernel::Gemm(g) => self.gemm(g),
             Kernel::Conv(c) => self.conv(c),
-            Kernel::Attention(_)
-            | Kernel::AttentionGrad(_)
-            | Kernel::MaxPool(_)
-            | Kernel::MaxPoolGrad(_)
-            | Kernel::Gather(_)
-            | Kernel::ScatterAdd(_) => {
-                Err(Error::new("R0106", "the CPU backend has no kernel for this step yet"))
+            other => {
+                let bound = special::bind(self.plan, self.memory, other)?;
+                Ok(Bound::Special(bound.expect("every other kernel is special")))
             }
         }
     }
@@ -398,7 +399,7 @@ fn conv2d(g: &ConvGeometry) -> Conv2d {
 }
 
 /// Whether strides are those of a dense row-major tensor.
-fn dense(strides: &[i64], dims: &[usize]) -> bool {
+pub(super) fn dense(strides: &[i64], dims: &[usize]) -> bool {
     let mut step = 1;
     strides.len() == dims.len()
         && (0..dims.len()).rev().all(|d| {

@@ -6,5 +6,6 @@ pub mod kernels;
 pub mod pool;
 pub mod rows;
 pub mod simd;
+pub mod special;
 
 pub use device::CpuBackend;

@@ -32,7 +32,7 @@ pub fn check_size(shape: &[usize]) -> Res<()> {
     }
 }
 
-fn need<'a>(x: &'a [Option<Tensor>], i: usize) -> Res<&'a Tensor> {
+fn need(x: &[Option<Tensor>], i: usize) -> Res<&Tensor> {
     x.get(i).and_then(Option::as_ref).ok_or_else(|| words(format!("operand {i} is missing")))
 }
 

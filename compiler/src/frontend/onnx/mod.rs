@@ -7,6 +7,9 @@
 //! A model file is input from outside: whatever its bytes say, the result is a graph or a list of
 //! diagnostics, and nothing is allocated for a size that the file's own bytes do not back.
 
+// A diagnostic ends the import, so the size of its move does not matter.
+#![allow(clippy::result_large_err)]
+
 mod convert;
 mod fold;
 mod import;
@@ -23,10 +26,10 @@ mod tensor;
 mod tests;
 
 pub use convert::SUPPORTED;
-pub use convert::elementwise::{RNG_SEED, RNG_STEP};
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;
 pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};
+pub use node::shortest;
 pub use params::InitScheme;
 pub use source::OPSETS;
 

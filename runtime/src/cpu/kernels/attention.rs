@@ -135,8 +135,10 @@ struct Sizes {
 
 impl Attention {
     fn sizes<L: Lanes>(&self) -> Sizes {
-        // Scores of a block stay within half the second-level cache.
-        let most = (65_536 / self.keys.max(1)).clamp(2 * L::MR, 72);
+        // Scores of a block stay within part of the second-level cache. Below a diagonal, small
+        // blocks skip more.
+        let limit = if self.causal { 36 } else { 72 };
+        let most = (49_152 / self.keys.max(1)).clamp(2 * L::MR, limit);
         let blocks = self.queries.div_ceil(most).max(1);
         let block = self.queries.div_ceil(blocks).next_multiple_of(L::MR);
         let blocks = self.queries.div_ceil(block.max(1));

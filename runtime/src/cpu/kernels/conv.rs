@@ -15,7 +15,7 @@ use super::convert;
 use super::epilogue::{Epilogue, Tile};
 use super::gemm::{Path, with_lanes};
 use super::lanes::Lanes;
-use super::pack::{Plane, fill};
+use super::pack::{Packed, Plane, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
 use precast_plan::DType;
 
@@ -43,6 +43,8 @@ pub struct ConvPlan {
     target_channels: usize,
     source: [usize; 2],
     target: [usize; 2],
+    /// The data gradient rather than the convolution.
+    back: bool,
     axes: [Axis; 2],
     grids: Vec<Grid>,
     /// Grid rows in a task.
@@ -143,6 +145,7 @@ impl ConvPlan {
             target_channels,
             source,
             target,
+            back,
             axes,
             grids,
             block,
@@ -173,6 +176,9 @@ impl ConvPlan {
 
     /// Scratch bytes for [`ConvPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
+        if self.conv.is_depthwise() {
+            return self.conv.depthwise_scratch_bytes();
+        }
         with_lanes!(self.path, L => {
             let slot = self.padded_elements::<L>() + self.panel_elements::<L>();
             piece_bytes::<<L as Lanes>::El>(self.packed * self.conv.groups)
@@ -197,12 +203,19 @@ impl ConvPlan {
         epilogue: Option<&dyn Epilogue>,
         scratch: &mut [u8],
     ) {
+        if self.conv.is_depthwise() {
+            let tensors = [source.cast_mut(), weight.cast_mut(), target];
+            let formats = [self.source_dtype, self.weight_dtype, self.target_dtype];
+            // SAFETY: the caller's contract.
+            unsafe { self.conv.depthwise(self.back, tensors, formats, epilogue, scratch) };
+            return;
+        }
         let call = Call { source, weight, target: SharedPtr::new(target), epilogue };
         // SAFETY: the caller's contract; the path was selected for this processor.
         with_lanes!(self.path, L => unsafe { self.run_with::<L>(&call, scratch) });
     }
 
-    unsafe fn run_with<L: Lanes<El: Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
+    unsafe fn run_with<L: Lanes<El: Packed + Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
         let groups = self.conv.groups;
         let mut scratch = Scratch::new(scratch);
         let packed = scratch.take::<L::El>(self.packed * groups);
@@ -247,7 +260,7 @@ impl ConvPlan {
     }
 
     /// Packs one sliver of one grid: `out[p * MR + i]`, block of k by block of k.
-    unsafe fn pack_weights<L: Lanes<El: Plane>>(
+    unsafe fn pack_weights<L: Lanes<El: Packed + Plane>>(
         &self,
         weight: *const u8,
         group: usize,
@@ -279,7 +292,7 @@ impl ConvPlan {
         }
     }
 
-    unsafe fn task<L: Lanes<El: Plane>>(
+    unsafe fn task<L: Lanes<El: Packed + Plane>>(
         &self,
         call: &Call<'_>,
         (n, g, i0): (usize, usize, usize),
@@ -338,7 +351,7 @@ impl ConvPlan {
     }
 
     /// Copies the source rows that grid rows `i0..` read, with zeros around them.
-    unsafe fn copy_padded<L: Lanes<El: Plane>>(
+    unsafe fn copy_padded<L: Lanes<El: Packed + Plane>>(
         &self,
         source: *const u8,
         i0: usize,
@@ -381,7 +394,7 @@ impl ConvPlan {
 
     /// Multiplies the pixels of one phase into the tile whose first row is target row `h0`.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn grid<L: Lanes<El: Plane>>(
+    unsafe fn grid<L: Lanes<El: Packed + Plane>>(
         &self,
         grid: &Grid,
         (i0, h0): (usize, usize),

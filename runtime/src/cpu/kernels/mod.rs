@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod conv;
+mod conv_depthwise;
 pub mod conv_shape;
 pub mod conv_wgrad;
 pub mod convert;

@@ -47,7 +47,45 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// 2x2 windows side by side: one output row from two input rows.
+    fn pool_2x2<L>(r0: &[f32], r1: &[f32], best: &mut [f32], arg: &mut [u8]) {
+        let (r0, r1) = (r0.as_chunks::<2>().0, r1.as_chunks::<2>().0);
+        for (((a, b), best), arg) in r0.iter().zip(r1).zip(best).zip(arg) {
+            let (mut m, mut t) = (f32::NEG_INFINITY, 0u32);
+            for (tap, v) in [(0, a[0]), (1, a[1]), (2, b[0]), (3, b[1])] {
+                let better = v > m || v.is_nan();
+                m = if better { v } else { m };
+                t = if better { tap } else { t };
+            }
+            *best = m;
+            *arg = t as u8;
+        }
+    }
+
+    /// The gradient of [`pool_2x2`].
+    fn unpool_2x2<L>(g: &[f32], arg: &[u8], r0: &mut [f32], r1: &mut [f32]) {
+        let (r0, r1) = (r0.as_chunks_mut::<2>().0, r1.as_chunks_mut::<2>().0);
+        for (((&g, &t), a), b) in g.iter().zip(arg).zip(r0).zip(r1) {
+            let t = u32::from(t);
+            a[0] = if t == 0 { g } else { 0.0 };
+            a[1] = if t == 1 { g } else { 0.0 };
+            b[0] = if t == 2 { g } else { 0.0 };
+            b[1] = if t == 3 { g } else { 0.0 };
+        }
+    }
+}
+
 impl MaxPool2d {
+    /// Windows of 2x2 without gaps, overlap or padding.
+    fn is_2x2(&self) -> bool {
+        self.kernel == [2, 2]
+            && self.stride == [2, 2]
+            && self.dilation == [1, 1]
+            && self.pad == [0, 0]
+            && (0..2).all(|d| self.output[d] * 2 <= self.input[d])
+    }
+
     /// Outputs `j` of dimension `d` whose tap `t` lies inside the input, and the input position of
     /// the first.
     fn inside(&self, d: usize, t: usize) -> (usize, usize, usize) {
@@ -61,7 +99,7 @@ impl MaxPool2d {
     }
 
     fn forward_slot(&self) -> usize {
-        self.input[1] + self.output[1]
+        2 * self.input[1] + self.output[1]
     }
 
     /// Scratch bytes for [`MaxPool2d::forward`] on the current pool.
@@ -105,11 +143,27 @@ impl MaxPool2d {
                 unsafe {
                     let slot = slots.get().add(slot * self.forward_slot());
                     let wide = std::slice::from_raw_parts_mut(slot, w);
-                    let best = std::slice::from_raw_parts_mut(slot.add(w), ow);
+                    let wide1 = std::slice::from_raw_parts_mut(slot.add(w), w);
+                    let best = std::slice::from_raw_parts_mut(slot.add(2 * w), ow);
                     for i in 0..oh {
                         let out = (plane * oh + i) * ow;
-                        best.fill(f32::NEG_INFINITY);
                         let arg = std::slice::from_raw_parts_mut(arg.get().add(out), ow);
+                        if self.is_2x2() {
+                            let src = x.get().add((plane * h + 2 * i) * w * size).cast_const();
+                            let next = src.add(w * size);
+                            if dtype == DType::F32 {
+                                let r0 = std::slice::from_raw_parts(src.cast(), w);
+                                let r1 = std::slice::from_raw_parts(next.cast(), w);
+                                pool_2x2(r0, r1, best, arg);
+                            } else {
+                                convert::widen(dtype, src, wide);
+                                convert::widen(dtype, next, wide1);
+                                pool_2x2(wide, wide1, best, arg);
+                            }
+                            convert::narrow(dtype, best, y.get().add(out * size));
+                            continue;
+                        }
+                        best.fill(f32::NEG_INFINITY);
                         arg.fill(0);
                         for th in 0..self.kernel[0] {
                             let at = i * self.stride[0] + th * self.dilation[0];
@@ -174,11 +228,20 @@ impl MaxPool2d {
                     let sums: *mut f32 = if dtype == DType::F32 { out.cast() } else { slot };
                     let sums = std::slice::from_raw_parts_mut(sums, h * w);
                     let grads = std::slice::from_raw_parts_mut(slot.add(h * w), ow);
-                    sums.fill(0.0);
+                    let exact = self.is_2x2();
+                    // Windows write every element they cover; the rest is zeros.
+                    if !exact || (2 * oh, 2 * ow) != (h, w) {
+                        sums.fill(0.0);
+                    }
                     for i in 0..oh {
                         let at = (plane * oh + i) * ow;
                         convert::widen(dtype, dy.get().add(at * size), grads);
                         let arg = std::slice::from_raw_parts(arg.get().add(at), ow);
+                        if exact {
+                            let (r0, r1) = sums[2 * i * w..][..2 * w].split_at_mut(w);
+                            unpool_2x2(grads, arg, r0, r1);
+                            continue;
+                        }
                         for (j, (&g, &tap)) in grads.iter().zip(arg).enumerate() {
                             let (th, tw) = (
                                 usize::from(tap) / self.kernel[1],
@@ -349,7 +412,14 @@ mod tests {
     fn pooling_of_random_shapes() {
         let mut rng = Rng(53);
         for _ in 0..300 {
-            let p = random_pool(&mut rng);
+            let mut p = random_pool(&mut rng);
+            if rng.below(3) == 0 && p.input[0] > 1 && p.input[1] > 1 {
+                p.kernel = [2, 2];
+                p.stride = [2, 2];
+                p.dilation = [1, 1];
+                p.pad = [0, 0];
+                p.output = p.input.map(|n| n / 2);
+            }
             let dtype = rng.pick(&[DType::F32, DType::Bf16, DType::F16]);
             let [h, w] = p.input;
             let [oh, ow] = p.output;

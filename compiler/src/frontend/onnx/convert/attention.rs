@@ -39,7 +39,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     }
     let (k, v) = (repeat_heads(cx, k, shape[1])?, repeat_heads(cx, v, shape[1])?);
     let scale = match a.real("scale", 0.0)? {
-        s if s == 0.0 => 1.0 / (shape[3] as f64).sqrt(),
+        0.0 => 1.0 / (shape[3] as f64).sqrt(),
         s => s,
     };
     let causal = a.int("is_causal", 0)? != 0;

@@ -7,15 +7,10 @@ use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::broadcast_shape;
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
-use crate::ir::{Real, TensorType, ValueId, Var, VarInit, VarRole};
+use crate::ir::{Real, ValueId};
 use crate::ops;
 use crate::ops::activation::Act;
-use precast_plan::{BinaryOp as B, DType, Kind, UnaryOp as U};
-
-/// Variables that dropout reads, int scalars: the recipe's seed and the number of the step.
-pub const RNG_SEED: &str = "rng.seed";
-/// See [`RNG_SEED`].
-pub const RNG_STEP: &str = "rng.step";
+use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let one = |v: ValueId| Ok(Some(vec![Val::Node(v)]));
@@ -244,22 +239,11 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         return Ok(Some(vec![v]));
     }
     let x = cx.real(call, 0)?;
-    let seed = rng(cx, RNG_SEED)?;
-    let step = rng(cx, RNG_STEP)?;
+    let (seed, batch) = ops::dropout::key(&mut cx.graph);
     let stream = cx.dropouts;
     cx.dropouts += 1;
     let p = crate::frontend::onnx::node::shortest(p as f32);
-    Ok(Some(vec![Val::Node(cx.one("", ops::Dropout { p: Real(p), stream }, &[x, seed, step])?)]))
-}
-
-/// The node that reads a counter of the training machine, which starts at zero here: the pipeline
-/// sets the seed and advances the step.
-fn rng(cx: &mut Importer, name: &str) -> Res<ValueId> {
-    if let Some((_, n)) = cx.graph.nodes().find(|(_, n)| n.name == name) {
-        return Ok(n.outputs[0]);
-    }
-    let ty = TensorType::new(DType::I32, []);
-    cx.state(name, Var { ty, role: VarRole::Machine, init: VarInit::Zeros })
+    Ok(Some(vec![Val::Node(cx.one("", ops::Dropout { p: Real(p), stream }, &[x, seed, batch])?)]))
 }
 
 fn activation(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
@@ -349,7 +333,8 @@ fn activation(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
 
 /// `x < 0 ? low : high`.
 fn below_zero(cx: &mut Importer, x: ValueId, low: ValueId, high: ValueId) -> Res<ValueId> {
-    let zero = cx.full(0.0, &cx.graph.shape(x).to_vec())?;
+    let shape = cx.graph.shape(x).to_vec();
+    let zero = cx.full(0.0, &shape)?;
     let negative = cx.one("negative", ops::Binary { f: B::Lt }, &[x, zero])?;
     cx.one("", ops::Select {}, &[negative, low, high])
 }
@@ -357,7 +342,8 @@ fn below_zero(cx: &mut Importer, x: ValueId, low: ValueId, high: ValueId) -> Res
 /// `gain · (x < 0 ? alpha (exp(inner x) − 1) : x)`. The exponential sees no positive number, or an
 /// overflow there would make the gradient of the branch not taken NaN.
 fn exponential(cx: &mut Importer, x: ValueId, alpha: f64, inner: f64, gain: f64) -> Res<ValueId> {
-    let zero = cx.full(0.0, &cx.graph.shape(x).to_vec())?;
+    let shape = cx.graph.shape(x).to_vec();
+    let zero = cx.full(0.0, &shape)?;
     let negative = cx.one("negative", ops::Binary { f: B::Lt }, &[x, zero])?;
     let low = cx.one("low", ops::Select {}, &[negative, x, zero])?;
     let low = cx.one("inner", ops::Scale { by: Real(inner) }, &[low])?;
@@ -382,7 +368,8 @@ fn softplus(cx: &mut Importer, x: ValueId) -> Res<ValueId> {
     let m = cx.one("neg", ops::Unary { f: U::Neg }, &[m])?;
     let e = cx.one("exp", ops::Unary { f: U::Exp }, &[m])?;
     let l = cx.one("log1p", ops::Unary { f: U::Log1p }, &[e])?;
-    let zero = cx.full(0.0, &cx.graph.shape(x).to_vec())?;
+    let shape = cx.graph.shape(x).to_vec();
+    let zero = cx.full(0.0, &shape)?;
     // At 0 the maximum shares the cotangent, which gives the derivative ½ that softplus has there.
     let p = cx.one("max", ops::Binary { f: B::Max }, &[x, zero])?;
     cx.one("", ops::Binary { f: B::Add }, &[p, l])

@@ -1,7 +1,7 @@
 //! One converter per ONNX operator, in files by family.
 
 mod attention;
-pub mod elementwise;
+mod elementwise;
 mod linear;
 mod loss;
 mod movement;
@@ -122,6 +122,23 @@ pub const SUPPORTED: &[&str] = &[
     "Unsqueeze",
     "Where",
     "Xor",
+];
+
+/// Operators that only move elements.
+pub const MOVING: &[&str] = &[
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "SplitToSequence",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
 ];
 
 /// Converts a node: its results, in order.
