@@ -381,9 +381,7 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
             return None;
         }
     }
-    if (other.fixed && (!full || !other_map.keeps_order(&dims)))
-        || (lead.product.is_some() && other.fixed)
-    {
+    if other.fixed && (!full || lead.product.is_some() || !other_map.keeps_order(&dims)) {
         return None;
     }
     let reduced = dims.len() - kept;
