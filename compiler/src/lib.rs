@@ -2,11 +2,14 @@
 //! device.
 
 pub mod autodiff;
+pub mod cost;
 pub mod diagnostic;
 pub mod ir;
 #[macro_use]
 pub mod ops;
+pub mod egraph;
 pub mod frontend;
+pub mod precision;
 pub mod reference;
 pub mod simplify;
 pub mod text;

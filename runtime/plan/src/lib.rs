@@ -8,8 +8,10 @@ mod dtype;
 mod interpret;
 mod program;
 mod schema;
+mod target;
 
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
+pub use target::{Family, Speed, Target};
