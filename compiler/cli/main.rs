@@ -1,1 +1,66 @@
-fn main() {}
+//! The `precast` command: joins the compiler and the runtime. One file per subcommand;
+//! `docs/CLI.md` describes them.
+
+mod check;
+mod doctor;
+mod explain;
+mod failure;
+mod input;
+mod listing;
+mod show;
+
+use clap::{Parser, Subcommand};
+use failure::Failure;
+use std::process::ExitCode;
+
+/// A training-graph compiler: prices every cast, emits plans a person can read, trains with them.
+#[derive(Parser)]
+#[command(name = "precast", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON object to standard output instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print what the compiler does to standard error; repeat for more.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Show(show::Args),
+    Explain(explain::Args),
+    Check(check::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    let outcome = match cli.command {
+        Command::Show(args) => show::run(&args, cli.json),
+        Command::Explain(args) => explain::run(&args, cli.json),
+        Command::Check(args) => check::run(&args, cli.json),
+        Command::Doctor(args) => doctor::run(&args, cli.json),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough: `precast show … | head`.
+        Err(Failure::Io(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report(cli.json);
+            failure.exit_code()
+        }
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}

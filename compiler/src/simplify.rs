@@ -122,13 +122,13 @@ impl Simplifier {
             return Ok(None);
         }
         let mut g = Graph::default();
+        let region = crate::ir::Region::Forward;
         let mut operands = Vec::new();
         for &v in inputs {
             let node = self.out.def(v);
             let ty = vec![self.out.ty(v).clone()];
-            operands.push(g.push(node.op.clone(), &[], ty, node.name.clone(), node.region)[0]);
+            operands.push(g.push(node.op.clone(), &[], ty, node.name.clone(), region)[0]);
         }
-        let region = crate::ir::Region::Forward;
         let y = g.push(op.clone(), &operands, types.to_vec(), "folded".into(), region)[0];
         let none = IndexMap::new();
         let all = reference::eval_with(&g, &none, &none, &reference::Options::STORED)?;

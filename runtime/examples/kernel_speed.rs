@@ -5,9 +5,11 @@
 //! products stand beside the `gemm` crate.
 
 use precast_plan::DType;
+use precast_runtime::cpu::kernels::attention::{Attention, Backward, View4};
 use precast_runtime::cpu::kernels::conv::{Conv2d, ConvPlan};
 use precast_runtime::cpu::kernels::conv_wgrad::ConvWeightGradPlan;
 use precast_runtime::cpu::kernels::gemm::{Gemm, MatMut, MatRef, Shape, scratch_bytes};
+use precast_runtime::cpu::kernels::pool::MaxPool2d;
 use std::time::Instant;
 
 /// Seconds of the fastest of the runs that fit a third of a second, at least three.
@@ -152,12 +154,101 @@ fn convolutions(threads: usize) {
     }
 }
 
+fn attention(threads: usize) {
+    println!(
+        "causal attention, {threads} thread(s): forward / backward, of the flops below the diagonal"
+    );
+    for (batch, t) in [(8, 128), (1, 1024)] {
+        let a = Attention {
+            batch,
+            heads: 4,
+            queries: t,
+            keys: t,
+            features: 64,
+            value_features: 64,
+            causal: true,
+            scale: 0.125,
+        };
+        let n = batch * 4 * t * 64;
+        let (q, k, v, g) = (values(n), values(n), values(n), values(n));
+        let (mut o, mut dq, mut dk, mut dv) = (values(n), values(n), values(n), values(n));
+        let mut lse = vec![0f32; batch * 4 * t];
+        let bytes = a.forward_scratch_bytes().max(a.backward_scratch_bytes());
+        let mut scratch = vec![0; bytes];
+        let view = |p: *const f32| View4::dense(p.cast(), DType::F32, [batch, 4, t, 64]);
+        let [qv, kv, vv, gv] = [&q, &k, &v, &g].map(|b| view(b.as_ptr()));
+        let ov = view(o.as_mut_ptr());
+        let back = Backward {
+            q: qv,
+            k: kv,
+            v: vv,
+            o: ov,
+            grad_o: gv,
+            mask: None,
+            grad_q: view(dq.as_mut_ptr()),
+            grad_k: view(dk.as_mut_ptr()),
+            grad_v: view(dv.as_mut_ptr()),
+        };
+        let l = lse.as_mut_ptr();
+        // SAFETY: dense tensors of these sizes.
+        let (f, b) = unsafe {
+            (
+                best(|| a.forward(qv, kv, vv, None, ov, l, &mut scratch)),
+                best(|| a.backward(&back, l, &mut scratch)),
+            )
+        };
+        let product = (batch * 4 * t * t * 64) as f64 / 1e9;
+        println!(
+            "  B {batch} T {t:4}: {:6.1} / {:6.1} GFLOP/s, {:.2} / {:.2} ms, scratch {} kB",
+            2.0 * product / f,
+            5.0 * product / b,
+            f * 1e3,
+            b * 1e3,
+            bytes / 1024
+        );
+    }
+}
+
+fn pooling(threads: usize) {
+    for (c, size) in [(32, 32), (64, 16)] {
+        let p = MaxPool2d {
+            planes: 64 * c,
+            input: [size, size],
+            output: [size / 2, size / 2],
+            kernel: [2, 2],
+            stride: [2, 2],
+            dilation: [1, 1],
+            pad: [0, 0],
+        };
+        let x = values(64 * c * size * size);
+        let (mut y, mut dx) = (values(x.len() / 4), x.clone());
+        let mut arg = vec![0u8; y.len()];
+        let mut scratch = vec![0; p.forward_scratch_bytes().max(p.backward_scratch_bytes())];
+        let (yp, ap, dxp): (*mut u8, _, *mut u8) =
+            (y.as_mut_ptr().cast(), arg.as_mut_ptr(), dx.as_mut_ptr().cast());
+        // SAFETY: dense tensors of these sizes.
+        let (f, b) = unsafe {
+            (
+                best(|| p.forward(x.as_ptr().cast(), yp, ap, DType::F32, &mut scratch)),
+                best(|| p.backward(yp, ap, dxp, DType::F32, &mut scratch)),
+            )
+        };
+        println!(
+            "max pooling 2x2, 64x{c}x{size}x{size}, {threads} thread(s): {:.2} / {:.2} ms",
+            f * 1e3,
+            b * 1e3
+        );
+    }
+}
+
 fn main() {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         pool.install(|| {
             products(threads);
             convolutions(threads);
+            attention(threads);
+            pooling(threads);
         });
     }
 }

@@ -2,7 +2,18 @@
 //!
 //! Invariant: this crate never sees the IR. It trusts nothing in a plan until it is validated.
 
+pub mod backend;
 pub mod cpu;
+pub mod data;
 pub mod error;
+pub mod init;
+pub mod session;
+pub mod tensors;
+pub mod weights;
 
+pub use backend::{Backend, Phase};
+pub use cpu::CpuBackend;
 pub use error::{Error, Result};
+pub use session::{Options, Session, StepReport};
+pub use tensors::{HostTensor, TensorFile, WeightSource};
+pub use weights::ModelWeights;

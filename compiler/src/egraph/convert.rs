@@ -2,7 +2,7 @@
 
 use super::extract::{Choice, Problem};
 use super::lang::{ENode, Eg, Kernels, Sym};
-use crate::ir::{Graph, Phase, Region, Result_, TensorType, ValueId};
+use crate::ir::{Graph, NodeId, Phase, Region, Result_, TensorType, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
 use egg::{Id, Language};
 use rustc_hash::FxHashMap;
@@ -157,7 +157,7 @@ impl<'a> Drafts<'a> {
         let operands = || inputs.iter().map(|(c, _)| &self.drafts[self.of[c] as usize]);
         let above = operands().map(|d| d.region).max();
         let after = operands().map(|d| d.position + 1).max();
-        let old = self.original.get(enode).map(|&i| self.g.nodes().nth(i as usize).expect("in range").1);
+        let old = self.original.get(enode).map(|&i| self.g.node(NodeId(i)));
         let natural = match op.class() {
             NumericClass::State => Region::Update,
             _ => Region::Forward,

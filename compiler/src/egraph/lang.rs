@@ -9,6 +9,7 @@ use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use indexmap::IndexSet;
 use precast_plan::BinaryOp;
 use smallvec::SmallVec;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What an e-node is, without its children.
@@ -155,6 +156,8 @@ pub struct Kernels {
     pub loss_scale: Option<String>,
     /// Gradient accumulators: they hold scaled cotangents of earlier batches.
     pub accumulators: IndexSet<String>,
+    /// How often each rule united two classes.
+    pub firings: BTreeMap<String, u64>,
 }
 
 pub type Eg = EGraph<ENode, Kernels>;

@@ -1,7 +1,7 @@
 //! Names of operations that rules made: from the original operations they stand for.
 
 use super::lang::{ENode, Eg, Sym};
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId};
 use crate::ops::{MatMul, Op};
 use egg::{Id, Language};
 use rustc_hash::FxHashMap;
@@ -60,7 +60,7 @@ fn named(
 ) -> Option<String> {
     let id = eg.find(id);
     let class = &eg[id];
-    let name_of = |i: u32| g.nodes().nth(i as usize).expect("in range").1.name.clone();
+    let name_of = |i: u32| g.node(NodeId(i)).name.clone();
     let same_kind = |n: &&ENode| eg.analysis.op(n).is_some_and(|o| o.name() == op.name());
     let of_same_kind: Option<u32> =
         class.nodes.iter().filter(same_kind).filter_map(|n| original.get(n).copied()).min();

@@ -1,3 +1,4 @@
 //! What a person hands in: a model and a recipe.
 
+pub mod onnx;
 pub mod recipe;

@@ -118,6 +118,14 @@ pub enum VarInit {
     },
     /// A literal of the model file.
     Data(super::ConstData),
+    /// Little-endian elements of format `dtype` in a file (a path relative to the model's folder,
+    /// inside it), from byte `offset`, as many as the variable has; rounded to the variable's own
+    /// format.
+    File {
+        path: String,
+        offset: u64,
+        dtype: DType,
+    },
     /// As another variable begins, rounded.
     CopyOf(String),
 }
@@ -211,6 +219,7 @@ impl Graph {
             let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&v| self.ty(v)).collect();
             op.def().infer(&types)?
         };
+        outputs.iter().try_for_each(crate::ops::fits)?;
         Ok(self.push(op, inputs, outputs, name.into(), region))
     }
 

@@ -14,9 +14,17 @@ impl Shape {
         Shape(SmallVec::from_slice(dims))
     }
 
-    /// Product of the extents; 1 for a scalar.
+    /// Product of the extents; 1 for a scalar. Saturates where the shape is not
+    /// [addressable](Shape::is_addressable).
     pub fn elements(&self) -> usize {
-        self.0.iter().product()
+        self.0.iter().fold(1, |n: usize, &d| n.saturating_mul(d))
+    }
+
+    /// Whether every element, and every stride, has a byte offset in 63 bits in any format. Shapes
+    /// come from files, so operations refuse others before they calculate with extents.
+    pub fn is_addressable(&self) -> bool {
+        let n = self.0.iter().try_fold(8usize, |n, &d| n.checked_mul(d.max(1)));
+        n.is_some_and(|bytes| i64::try_from(bytes).is_ok())
     }
 
     pub fn rank(&self) -> usize {

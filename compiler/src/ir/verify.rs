@@ -7,7 +7,7 @@
 
 use super::{Graph, TensorType};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
-use crate::ops::{Lowering, Op};
+use crate::ops::{Lowering, Op, fits};
 use std::collections::BTreeSet;
 
 /// Verifies a graph.
@@ -44,7 +44,8 @@ pub fn verify(g: &Graph) -> Result<(), Diagnostics> {
             }
         }
         let types: Vec<&TensorType> = node.inputs.iter().map(|&v| g.ty(v)).collect();
-        let inferred = match node.op.def().infer(&types) {
+        let inferred = node.op.def().infer(&types);
+        let inferred = match inferred.and_then(|t| t.iter().try_for_each(fits).map(|()| t)) {
             Ok(t) => t,
             Err(e) => {
                 fault(&node.name, format!("`{}`: {e}", node.op.name()));

@@ -47,7 +47,10 @@ impl View {
     pub fn slice(&self, starts: &[usize], steps: &[i64], shape: &Shape) -> View {
         let offset = self.offset
             + starts.iter().zip(&self.strides).map(|(&b, &s)| b as i64 * s).sum::<i64>();
-        let strides = self.strides.iter().zip(steps).map(|(s, k)| s * k).collect();
+        // The step along a single element means nothing and may be any number.
+        let strides = (0..shape.rank())
+            .map(|d| if shape[d] > 1 { self.strides[d] * steps[d] } else { self.strides[d] })
+            .collect();
         View { shape: shape.clone(), offset, strides }
     }
 

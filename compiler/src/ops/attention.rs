@@ -16,7 +16,7 @@ op! {
 
 fn check(x: &[&TensorType], masked: bool) -> Result<(Shape, Shape), String> {
     let (q, k, v) = (&x[0].shape, &x[1].shape, &x[2].shape);
-    if q.rank() != 4 || k.rank() != 4 || k != v || q[..2] != k[..2] || q[3] != k[3] || q.elements() * k.elements() == 0 {
+    if q.rank() != 4 || k.rank() != 4 || k != v || q[..2] != k[..2] || q[3] != k[3] || q.elements() == 0 || k.elements() == 0 {
         return Err(format!("{}, {}, {} are not a query, keys and values", x[0], x[1], x[2]));
     }
     if masked && x[3].shape[..] != [q[0], q[1], q[2], k[2]] {

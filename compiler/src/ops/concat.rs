@@ -17,12 +17,13 @@ impl OpDef for Concat {
         let mut shape = first.shape.clone();
         shape[self.axis] = 0;
         for t in x {
+            super::fits(t)?;
             let rest_differs = t.shape.rank() != shape.rank()
                 || (0..shape.rank()).any(|d| d != self.axis && t.shape[d] != shape[d]);
             if rest_differs || t.kind() != first.kind() {
                 return Err(format!("operands {first} and {t} do not fit along axis {}", self.axis));
             }
-            shape[self.axis] += t.shape[self.axis];
+            shape[self.axis] = shape[self.axis].saturating_add(t.shape[self.axis]);
         }
         let dtype = if first.is_real() { precast_plan::DType::F32 } else { first.dtype };
         Ok(vec![TensorType::new(dtype, shape)])

@@ -99,7 +99,8 @@ impl Conv2dDataGrad {
         if dy.shape.rank() != 4 || w.shape.rank() != 4 {
             return Err(format!("{dy} and {w} are not 4-dimensional"));
         }
-        let x = [dy.shape[0], w.shape[1] * self.groups, self.size[0], self.size[1]];
+        let c = w.shape[1].checked_mul(self.groups).ok_or("the channels overflow")?;
+        let x = [dy.shape[0], c, self.size[0], self.size[1]];
         let g = geometry(&x, &w.shape, self.stride, self.pad, self.dilation, self.groups)?;
         if dy.shape[..] != [g.n, g.o, g.oh, g.ow].map(|v| v as usize) {
             return Err(format!("the cotangent is {dy}, not that of a result of {x:?}"));

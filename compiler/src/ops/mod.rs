@@ -245,6 +245,7 @@ pub(crate) fn signature(x: &[&TensorType], kinds: &str) -> Result<(), String> {
         return Err(format!("takes {} operands, not {}", kinds.len(), x.len()));
     }
     for (i, (t, k)) in x.iter().zip(kinds.chars()).enumerate() {
+        fits(t)?;
         let want = match k {
             'r' => Kind::Real,
             'i' => Kind::Int,
@@ -256,6 +257,11 @@ pub(crate) fn signature(x: &[&TensorType], kinds: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Refuses a tensor too large for any machine.
+pub(crate) fn fits(t: &TensorType) -> Result<(), String> {
+    if t.shape.is_addressable() { Ok(()) } else { Err(format!("{t} is too large")) }
 }
 
 /// Checks that operands have one shape.

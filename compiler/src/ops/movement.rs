@@ -1,7 +1,7 @@
 //! Views: the same elements under another index.
 
 use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, Pad, signature};
-use crate::ir::TensorType;
+use crate::ir::{Shape, TensorType};
 use crate::ir::view::View;
 
 op! {
@@ -51,7 +51,8 @@ macro_rules! view_op {
 }
 
 view_op!(Reshape, linear = Linear::All, |self, x| {
-    if self.shape.iter().product::<usize>() != x.shape.elements() {
+    let shape = Shape::new(&self.shape);
+    if !shape.is_addressable() || shape.elements() != x.shape.elements() {
         return Err(format!("{} does not have the elements of {:?}", x, self.shape));
     }
     self.shape.clone()
@@ -101,12 +102,16 @@ view_op!(Slice, linear = Linear::All, |self, x| {
         return Err(format!("starts, sizes and steps do not have the rank of {x}"));
     }
     for d in 0..rank {
-        if self.sizes[d] == 0 {
+        // An axis without elements still has a start, which offsets are calculated from.
+        if self.sizes[d] == 0 && self.starts[d] <= x.shape[d] {
             continue;
         }
         let last = self.starts[d] as i128 + self.steps[d] as i128 * (self.sizes[d] as i128 - 1);
         if self.starts[d] >= x.shape[d] || last < 0 || last >= x.shape[d] as i128 {
             return Err(format!("axis {d} of {x}: elements {}..={last} do not exist", self.starts[d]));
+        }
+        if self.steps[d] == 0 && self.sizes[d] > 1 {
+            return Err(format!("axis {d}: the step is 0"));
         }
     }
     self.sizes.clone()

@@ -27,11 +27,14 @@ pub fn pool_geometry(
     if x.len() != 4 {
         return Err(format!("{x:?} is not 4-dimensional"));
     }
-    if kernel[0] * kernel[1] > 256 {
+    if kernel[0].saturating_mul(kernel[1]) > 256 {
         return Err(format!("a window of {kernel:?} has more than 256 elements"));
     }
     if pad[0].max(pad[2]) >= kernel[0].max(1) || pad[1].max(pad[3]) >= kernel[1].max(1) {
         return Err(format!("padding {pad:?} reaches the window {kernel:?}"));
+    }
+    if x[2] == 0 || x[3] == 0 {
+        return Err(format!("{x:?} has no elements to pool"));
     }
     let oh = out_extent(x[2], kernel[0], stride[0], (pad[0], pad[2]), 1)?;
     let ow = out_extent(x[3], kernel[1], stride[1], (pad[1], pad[3]), 1)?;

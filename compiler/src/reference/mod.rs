@@ -91,7 +91,7 @@ pub fn eval(
 ///
 /// # Errors
 /// An input or variable that is missing or has another shape or kind than the graph says; an index
-/// outside its table (P0402).
+/// outside its table (P0410).
 pub fn eval_with(
     graph: &Graph,
     inputs: &IndexMap<String, Tensor>,
@@ -108,7 +108,7 @@ pub fn eval_with(
             };
             let results =
                 eval_node(graph, id, &values, inputs, vars, written, opt).map_err(|e| {
-                    Diagnostic::error("P0402", format!("`{}`: {e}", node.op.name()))
+                    Diagnostic::error("P0410", format!("`{}`: {e}", node.op.name()))
                         .at(Place::Node { name: node.name.clone() })
                 })?;
             for (&v, t) in node.outputs.iter().zip(results) {

@@ -6,6 +6,7 @@
 //! where they follow from the operands; values may have any label (`%hidden`).
 
 mod lex;
+mod line;
 mod parse;
 mod print;
 #[cfg(test)]

@@ -56,6 +56,9 @@ fn write_var(out: &mut String, name: &str, var: &Var) -> fmt::Result {
             writeln!(out, "normal({}, {}, {stream})", Number(*mean), Number(*std))
         }
         VarInit::Data(data) => writeln!(out, "data({})", Literal(data)),
+        VarInit::File { path, offset, dtype } => {
+            writeln!(out, "file({}, {offset}, {dtype})", Quoted(path))
+        }
         VarInit::CopyOf(name) => writeln!(out, "copy_of({})", Quoted(name)),
     }
 }

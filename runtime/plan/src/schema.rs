@@ -123,6 +123,13 @@ pub enum Init {
     Value(f64),
     /// From the weight file, by name.
     Weights(String),
+    /// Little-endian elements of format `dtype` in a file (a path relative to the model's folder,
+    /// inside it), from byte `offset`, as many as the tensor has; rounded to its own format.
+    File {
+        path: String,
+        offset: u64,
+        dtype: DType,
+    },
     /// Drawn: uniform in [-bound, bound], Philox keyed by the recipe's seed and `stream`.
     Uniform {
         bound: f64,

@@ -2,33 +2,39 @@
 
 use crate::error::{Error, Result};
 use rayon::prelude::*;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
+use std::ptr::NonNull;
 
-/// A block of 64-byte aligned, zeroed memory.
+/// A block of zeroed memory, aligned to 64 bytes.
 pub struct Aligned {
-    words: Vec<[u64; 8]>,
+    ptr: NonNull<u8>,
+    layout: Layout,
     bytes: usize,
 }
+
+// SAFETY: an owned block; whoever writes through `ptr` answers for races.
+unsafe impl Send for Aligned {}
+// SAFETY: as above.
+unsafe impl Sync for Aligned {}
 
 impl Aligned {
     /// # Errors
     /// If the memory cannot be had.
     pub fn new(bytes: usize) -> Result<Aligned> {
-        let n = bytes.div_ceil(64).max(1);
-        let mut words: Vec<[u64; 8]> = Vec::new();
-        // One line more, since a vector of words is aligned to eight bytes only.
-        words.try_reserve_exact(n + 1).map_err(|_| {
+        let fail = || {
             Error::new("R0101", format!("cannot allocate {bytes} bytes"))
                 .help("lower the batch size, or run on a machine with more memory")
-        })?;
-        words.resize(n + 1, [0; 8]);
-        Ok(Aligned { words, bytes })
+        };
+        let layout = Layout::from_size_align(bytes.max(64), 64).map_err(|_| fail())?;
+        // SAFETY: the size is not zero.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
+        Ok(Aligned { ptr, layout, bytes })
     }
 
-    /// First byte, aligned to 64.
+    /// First byte.
     pub fn ptr(&self) -> *mut u8 {
-        let p = self.words.as_ptr() as *mut u8;
-        p.wrapping_add(p.align_offset(64))
+        self.ptr.as_ptr()
     }
 
     pub fn len(&self) -> usize {
@@ -37,6 +43,23 @@ impl Aligned {
 
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: owned and initialised; those who write through `ptr` keep to the borrow rules.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.ptr.as_ptr(), self.layout) };
     }
 }
 

@@ -9,6 +9,7 @@ var drawn: f32[8] param uniform(0.25, 7)
 var drawn2: f32[8] param normal(0, 2e-2, 8)
 var table: f32[2,2] buffer data(f32[2,2](0.1, -0.0, inf, 1e-45))
 var "a name: with everything \" \u{7}é": bf16[2] weight_copy zeros
+var outside: f32[4] param file("m.data", 4096, f16)
 var acc: f32[1] accumulator zeros
 
 forward:

@@ -62,8 +62,13 @@ fn random_graph(dice: &mut Dice) -> Graph {
         let shape = [dice.roll(3) + 1, dice.roll(4)];
         let ty = TensorType::f32(shape);
         let name = name(dice);
-        let init = match dice.roll(5) {
+        let init = match dice.roll(6) {
             0 => VarInit::Zeros,
+            4 => VarInit::File {
+                path: "w \"1\".safetensors".into(),
+                offset: dice.roll(1 << 40) as u64,
+                dtype: precast_plan::DType::Bf16,
+            },
             1 => VarInit::Value(reals[dice.roll(reals.len() - 1)]),
             2 => VarInit::Weights(name.clone()),
             3 => VarInit::Uniform { bound: 0.1, stream: dice.roll(100) as u32 },

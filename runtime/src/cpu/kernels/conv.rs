@@ -9,118 +9,15 @@
 //! The data gradient of a strided convolution is split by the residue of the output position
 //! modulo the stride (a phase); each phase sees a dense subset of the taps.
 
+use super::conv_shape::Axis;
+pub use super::conv_shape::Conv2d;
 use super::convert;
 use super::epilogue::{Epilogue, Tile};
 use super::gemm::{Path, with_lanes};
 use super::lanes::Lanes;
-use super::pack::{Plane, fill};
+use super::pack::{Packed, Plane, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
 use precast_plan::DType;
-
-/// A convolution: `x: [n, cin, h, w]`, `w: [cout, cin / groups, kh, kw]`, `y: [n, cout, oh, ow]`,
-/// all dense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2d {
-    pub n: usize,
-    pub cin: usize,
-    pub cout: usize,
-    pub groups: usize,
-    /// Height and width of x.
-    pub input: [usize; 2],
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    pub dilation: [usize; 2],
-    /// Zeros before and after, for height and for width.
-    pub pad: [[usize; 2]; 2],
-}
-
-impl Conv2d {
-    /// Height and width of y.
-    ///
-    /// # Panics
-    /// If the kernel does not fit into the padded input.
-    pub fn output(&self) -> [usize; 2] {
-        std::array::from_fn(|d| {
-            let padded = self.input[d] + self.pad[d][0] + self.pad[d][1];
-            let extent = (self.kernel[d] - 1) * self.dilation[d] + 1;
-            assert!(extent <= padded, "kernel extent {extent} in a padded input of {padded}");
-            (padded - extent) / self.stride[d] + 1
-        })
-    }
-
-    pub(crate) fn cin_group(&self) -> usize {
-        self.cin / self.groups
-    }
-
-    pub(crate) fn cout_group(&self) -> usize {
-        self.cout / self.groups
-    }
-
-    pub(crate) fn check(&self) {
-        assert!(
-            self.groups > 0 && self.cin % self.groups == 0 && self.cout % self.groups == 0,
-            "channels divide into groups"
-        );
-        assert!(self.stride.iter().chain(&self.dilation).all(|&s| s > 0), "strides from 1");
-    }
-}
-
-/// One dimension of one phase: target position `first + step_out * i` for `i < count` reads source
-/// positions `step_in * i + offset` for each tap.
-#[derive(Clone, Debug)]
-struct Phase {
-    first: usize,
-    count: usize,
-    /// (index in the kernel, source offset)
-    taps: Vec<(usize, isize)>,
-}
-
-#[derive(Clone, Debug)]
-struct Axis {
-    step_out: usize,
-    step_in: usize,
-    phases: Vec<Phase>,
-    min: isize,
-    max: isize,
-}
-
-impl Axis {
-    fn new(step_out: usize, step_in: usize, phases: Vec<Phase>) -> Axis {
-        let offsets = || phases.iter().flat_map(|p| p.taps.iter().map(|t| t.1));
-        let min = offsets().min().unwrap_or(0);
-        let max = offsets().max().unwrap_or(0);
-        Axis { step_out, step_in, phases, min, max }
-    }
-
-    fn forward(c: &Conv2d, d: usize) -> Axis {
-        let taps = (0..c.kernel[d])
-            .map(|t| (t, (t * c.dilation[d]) as isize - c.pad[d][0] as isize))
-            .collect();
-        let phase = Phase { first: 0, count: c.output()[d], taps };
-        Axis::new(1, c.stride[d], vec![phase])
-    }
-
-    /// `x[i]` met `y[o]` at tap `t` where `i + pad = o stride + t dilation`.
-    fn backward(c: &Conv2d, d: usize) -> Axis {
-        let s = c.stride[d];
-        let phases = (0..s.min(c.input[d]))
-            .map(|first| {
-                let taps = (0..c.kernel[d])
-                    .map(|t| (t, (first + c.pad[d][0]) as isize - (t * c.dilation[d]) as isize))
-                    .filter(|(_, o)| o.rem_euclid(s as isize) == 0)
-                    .map(|(t, o)| (t, o.div_euclid(s as isize)))
-                    .collect();
-                Phase { first, count: (c.input[d] - first).div_ceil(s), taps }
-            })
-            .collect();
-        Axis::new(s, 1, phases)
-    }
-
-    /// Source positions that `count` consecutive grid positions read.
-    fn extent(&self, count: usize) -> usize {
-        (count - 1) * self.step_in + (self.max - self.min) as usize + 1
-    }
-}
 
 /// The taps of a pair of phases.
 #[derive(Clone, Debug)]
@@ -146,6 +43,8 @@ pub struct ConvPlan {
     target_channels: usize,
     source: [usize; 2],
     target: [usize; 2],
+    /// The data gradient rather than the convolution.
+    back: bool,
     axes: [Axis; 2],
     grids: Vec<Grid>,
     /// Grid rows in a task.
@@ -246,6 +145,7 @@ impl ConvPlan {
             target_channels,
             source,
             target,
+            back,
             axes,
             grids,
             block,
@@ -276,6 +176,9 @@ impl ConvPlan {
 
     /// Scratch bytes for [`ConvPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
+        if self.conv.is_depthwise() {
+            return self.conv.depthwise_scratch_bytes();
+        }
         with_lanes!(self.path, L => {
             let slot = self.padded_elements::<L>() + self.panel_elements::<L>();
             piece_bytes::<<L as Lanes>::El>(self.packed * self.conv.groups)
@@ -300,12 +203,19 @@ impl ConvPlan {
         epilogue: Option<&dyn Epilogue>,
         scratch: &mut [u8],
     ) {
+        if self.conv.is_depthwise() {
+            let tensors = [source.cast_mut(), weight.cast_mut(), target];
+            let formats = [self.source_dtype, self.weight_dtype, self.target_dtype];
+            // SAFETY: the caller's contract.
+            unsafe { self.conv.depthwise(self.back, tensors, formats, epilogue, scratch) };
+            return;
+        }
         let call = Call { source, weight, target: SharedPtr::new(target), epilogue };
         // SAFETY: the caller's contract; the path was selected for this processor.
         with_lanes!(self.path, L => unsafe { self.run_with::<L>(&call, scratch) });
     }
 
-    unsafe fn run_with<L: Lanes<El: Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
+    unsafe fn run_with<L: Lanes<El: Packed + Plane>>(&self, call: &Call<'_>, scratch: &mut [u8]) {
         let groups = self.conv.groups;
         let mut scratch = Scratch::new(scratch);
         let packed = scratch.take::<L::El>(self.packed * groups);
@@ -350,7 +260,7 @@ impl ConvPlan {
     }
 
     /// Packs one sliver of one grid: `out[p * MR + i]`, block of k by block of k.
-    unsafe fn pack_weights<L: Lanes<El: Plane>>(
+    unsafe fn pack_weights<L: Lanes<El: Packed + Plane>>(
         &self,
         weight: *const u8,
         group: usize,
@@ -382,7 +292,7 @@ impl ConvPlan {
         }
     }
 
-    unsafe fn task<L: Lanes<El: Plane>>(
+    unsafe fn task<L: Lanes<El: Packed + Plane>>(
         &self,
         call: &Call<'_>,
         (n, g, i0): (usize, usize, usize),
@@ -441,7 +351,7 @@ impl ConvPlan {
     }
 
     /// Copies the source rows that grid rows `i0..` read, with zeros around them.
-    unsafe fn copy_padded<L: Lanes<El: Plane>>(
+    unsafe fn copy_padded<L: Lanes<El: Packed + Plane>>(
         &self,
         source: *const u8,
         i0: usize,
@@ -484,7 +394,7 @@ impl ConvPlan {
 
     /// Multiplies the pixels of one phase into the tile whose first row is target row `h0`.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn grid<L: Lanes<El: Plane>>(
+    unsafe fn grid<L: Lanes<El: Packed + Plane>>(
         &self,
         grid: &Grid,
         (i0, h0): (usize, usize),

@@ -5,12 +5,13 @@
 //! in all lanes) and only dy is packed. Images are cut into a number of chunks that depends on the
 //! shape alone; each chunk has its own sums, added in order at the end.
 
-use super::conv::Conv2d;
+use super::conv_shape::Conv2d;
 use super::convert;
 use super::gemm::{Path, with_lanes};
 use super::lanes::Lanes;
 use super::pack::{Packed, Plane, Strided, fill};
 use super::par::{self, Scratch, SharedPtr, piece_bytes};
+use crate::cpu::simd::isa;
 use precast_plan::DType;
 
 /// A prepared weight gradient.
@@ -45,9 +46,9 @@ const SUM_BYTES: usize = 16 << 20;
 impl ConvWeightGradPlan {
     /// Formats of x, dy and dw.
     pub fn new(conv: Conv2d, x: DType, dy: DType, dw: DType) -> ConvWeightGradPlan {
-        // Neighbouring pixels of x are not bf16 pairs where the stride is not 1, and dy is packed
-        // row by row; the f32 path serves all shapes.
-        let path = Path::F32(crate::cpu::simd::isa());
+        // A pair of the bf16 dot product is two neighbouring pixels of a row.
+        let pairs = conv.stride[1] == 1 && conv.output()[1].is_multiple_of(2);
+        let path = if pairs { Path::select(x, dy) } else { Path::F32(isa()) };
         ConvWeightGradPlan::new_on(path, conv, x, dy, dw)
     }
 
@@ -61,13 +62,14 @@ impl ConvWeightGradPlan {
         let padded = [extent(0, block), extent(1, ow)];
         let (ci, taps) = (conv.cin_group(), conv.kernel[0] * conv.kernel[1]);
         let k = ci * taps;
-        let (mr, nr) = with_lanes!(path, L => (L::MR, L::NR));
+        let (mr, nr, ku) = with_lanes!(path, L => (L::MR, L::NR, L::KU));
+        assert!(ku == 1 || (conv.stride[1] == 1 && ow.is_multiple_of(2)), "pairs of pixels");
         let mut offsets: Vec<usize> = (0..k)
             .map(|p| {
                 let (c, t) = (p / taps, p % taps);
                 let (th, tw) = (t / conv.kernel[1], t % conv.kernel[1]);
                 let row = c * padded[0] + th * conv.dilation[0];
-                (row * padded[1] + tw * conv.dilation[1]) * size_of::<f32>()
+                (row * padded[1] + tw * conv.dilation[1]) * (size_of::<f32>() / ku)
             })
             .collect();
         offsets.resize(k.next_multiple_of(mr), 0);
@@ -104,8 +106,14 @@ impl ConvWeightGradPlan {
     }
 
     fn slot_elements<L: Lanes>(&self) -> usize {
-        let padded = self.conv.cin_group() * self.padded[0] * self.padded[1];
-        padded.next_multiple_of(16) + self.block * self.conv.output()[1] * self.columns::<L>()
+        let pixels = self.block * self.conv.output()[1];
+        self.padded_elements::<L>() + pixels / L::KU * self.columns::<L>()
+    }
+
+    /// Elements of four bytes that hold a padded block, of f32 or bf16 values.
+    fn padded_elements<L: Lanes>(&self) -> usize {
+        let values = self.conv.cin_group() * self.padded[0] * self.padded[1];
+        values.div_ceil(L::KU).next_multiple_of(16)
     }
 
     fn sum_elements<L: Lanes>(&self) -> usize {
@@ -114,8 +122,11 @@ impl ConvWeightGradPlan {
 
     /// Scratch bytes for [`ConvWeightGradPlan::run`] on the current pool.
     pub fn scratch_bytes(&self) -> usize {
+        if self.conv.is_depthwise() {
+            return self.conv.depthwise_scratch_bytes();
+        }
         with_lanes!(self.path, L => {
-            piece_bytes::<f32>(self.slot_elements::<L>() * par::slots())
+            piece_bytes::<<L as Lanes>::El>(self.slot_elements::<L>() * par::slots())
                 + piece_bytes::<f32>(self.sum_elements::<L>() * self.conv.groups * self.chunks)
         })
     }
@@ -135,23 +146,20 @@ impl ConvWeightGradPlan {
         accumulate: bool,
         scratch: &mut [u8],
     ) {
-        match self.path {
-            #[cfg(target_arch = "x86_64")]
-            Path::F32(crate::cpu::simd::Isa::Avx2) => {
-                // SAFETY: the caller's contract; the path was selected for this processor.
-                unsafe { self.run_with::<super::lanes::F32x8>(x, dy, dw, accumulate, scratch) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Path::F32(crate::cpu::simd::Isa::Avx512 | crate::cpu::simd::Isa::Avx512Bf16) => {
-                // SAFETY: as above.
-                unsafe { self.run_with::<super::lanes::F32x16>(x, dy, dw, accumulate, scratch) }
-            }
-            // SAFETY: as above.
-            _ => unsafe { self.run_with::<super::lanes::Plain>(x, dy, dw, accumulate, scratch) },
+        if self.conv.is_depthwise() {
+            let tensors = [x.cast_mut(), dy.cast_mut(), dw];
+            let formats = [self.x_dtype, self.dy_dtype, self.dw_dtype];
+            // SAFETY: the caller's contract.
+            unsafe { self.conv.depthwise_weight_grad(tensors, formats, accumulate, scratch) };
+            return;
         }
+        // SAFETY: the caller's contract; the processor has this instruction set.
+        with_lanes!(self.path, L => unsafe {
+            self.run_with::<L>(x, dy, dw, accumulate, scratch)
+        });
     }
 
-    unsafe fn run_with<L: Lanes<El = f32>>(
+    unsafe fn run_with<L: Lanes<El: Packed>>(
         &self,
         x: *const u8,
         dy: *const u8,
@@ -164,7 +172,7 @@ impl ConvWeightGradPlan {
         let dw = SharedPtr::new(dw);
         let mut scratch = Scratch::new(scratch);
         let slot_elements = self.slot_elements::<L>();
-        let slots = scratch.take::<f32>(slot_elements * par::slots());
+        let slots = scratch.take::<L::El>(slot_elements * par::slots());
         let sum_elements = self.sum_elements::<L>();
         let sums = scratch.take::<f32>(sum_elements * c.groups * self.chunks);
 
@@ -216,13 +224,13 @@ impl ConvWeightGradPlan {
     }
 
     /// The sums of one chunk of images for one part of k.
-    unsafe fn task<L: Lanes<El = f32>>(
+    unsafe fn task<L: Lanes<El: Packed>>(
         &self,
         x: *const u8,
         dy: *const u8,
         (chunk, g, part): (usize, usize, usize),
         sum: *mut f32,
-        slot: *mut f32,
+        slot: *mut L::El,
     ) {
         let c = &self.conv;
         let [oh, ow] = c.output();
@@ -230,9 +238,9 @@ impl ConvWeightGradPlan {
         let columns = self.columns::<L>();
         let k0 = part * self.part;
         let k1 = (k0 + self.part).min(self.offsets.len());
-        let padded_elements = (ci * self.padded[0] * self.padded[1]).next_multiple_of(16);
         // SAFETY: the slot holds a padded block and the packed gradients of a block of rows.
-        let (padded, packed) = unsafe { (slot, slot.add(padded_elements)) };
+        let (padded, packed) = unsafe { (slot, slot.add(self.padded_elements::<L>())) };
+        let value = size_of::<f32>() / L::KU;
         let images = chunk * self.images..((chunk + 1) * self.images).min(c.n);
         let mut first = true;
         for n in images {
@@ -242,7 +250,12 @@ impl ConvWeightGradPlan {
                 unsafe {
                     let plane = c.input[0] * c.input[1];
                     let xe = (n * c.groups + g) * ci * plane;
-                    self.copy_padded(x.add(xe * self.x_dtype.size()), i0, padded);
+                    let x = x.add(xe * self.x_dtype.size());
+                    if L::KU == 1 {
+                        self.copy_padded::<f32>(x, i0, padded.cast());
+                    } else {
+                        self.copy_padded::<u16>(x, i0, padded.cast());
+                    }
                     let de = (n * c.groups + g) * co * oh * ow + i0 * ow;
                     let gradient = Strided {
                         ptr: dy.add(de * self.dy_dtype.size()),
@@ -250,17 +263,17 @@ impl ConvWeightGradPlan {
                         sx: (oh * ow) as isize,
                         sk: 1,
                     };
-                    f32::pack(gradient, co, rows * ow, L::NR, packed);
+                    L::El::pack(gradient, co, rows * ow, L::NR, packed);
                     for j in (0..columns).step_by(L::NR) {
-                        let b = packed.add(j * rows * ow);
+                        let b = packed.add(j * rows * ow / L::KU);
                         for p in (k0..k1).step_by(L::MR) {
                             L::taps(
                                 rows,
-                                ow,
-                                padded.cast(),
+                                ow / L::KU,
+                                padded.cast_const().cast(),
                                 &self.offsets[p..p + L::MR],
-                                c.stride[0] * self.padded[1] * size_of::<f32>(),
-                                c.stride[1] * size_of::<f32>(),
+                                c.stride[0] * self.padded[1] * value,
+                                c.stride[1] * value * L::KU,
                                 b,
                                 sum.add(p * columns + j),
                                 columns,
@@ -276,13 +289,13 @@ impl ConvWeightGradPlan {
             // No images or no pixels: the sum is 0.
             for p in k0..k1 {
                 // SAFETY: a row of this part's sums.
-                unsafe { fill::<f32>(sum.add(p * columns), columns) };
+                unsafe { std::slice::from_raw_parts_mut(sum.add(p * columns), columns).fill(0.0) };
             }
         }
     }
 
     /// Copies the rows of x that output rows `i0..` read, with zeros around them.
-    unsafe fn copy_padded(&self, x: *const u8, i0: usize, out: *mut f32) {
+    unsafe fn copy_padded<T: Plane>(&self, x: *const u8, i0: usize, out: *mut T) {
         let c = &self.conv;
         let [ph, pw] = self.padded;
         let [h, w] = c.input;
@@ -297,14 +310,14 @@ impl ConvWeightGradPlan {
                 unsafe {
                     let out = out.add((channel * ph + r) * pw);
                     if !inside {
-                        fill::<f32>(out, pw);
+                        fill::<T>(out, pw);
                         continue;
                     }
-                    fill::<f32>(out, q0);
-                    fill::<f32>(out.add(q1), pw - q1);
+                    fill::<T>(out, q0);
+                    fill::<T>(out.add(q1), pw - q1);
                     let e = (channel * h + row - c.pad[0][0]) * w;
                     let src = x.add(e * self.x_dtype.size());
-                    f32::copy_row(self.x_dtype, src, None, q1 - q0, out.add(q0));
+                    T::copy_row(self.x_dtype, src, None, q1 - q0, out.add(q0));
                 }
             }
         }

@@ -124,6 +124,29 @@ macro_rules! with_lanes {
 }
 pub(crate) use with_lanes;
 
+/// As [`with_lanes`], for the f32 path of an instruction set.
+macro_rules! with_f32_lanes {
+    ($isa:expr, $L:ident => $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::Avx2 => {
+                type $L = $crate::cpu::kernels::lanes::F32x8;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::Avx512 | $crate::cpu::simd::Isa::Avx512Bf16 => {
+                type $L = $crate::cpu::kernels::lanes::F32x16;
+                $body
+            }
+            _ => {
+                type $L = $crate::cpu::kernels::lanes::Plain;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_f32_lanes;
+
 /// Bytes of packed B kept per thread when all of k fits; more is packed block by block.
 const B_WHOLE: usize = 2 << 20;
 /// Most columns and rows of a tile.

@@ -7,6 +7,11 @@
 //! - [`Lanes::taps`]: the row operand in place, at one offset per row (weight gradient).
 
 #![allow(
+    clippy::missing_safety_doc,
+    reason = "the contract of the short methods is stated on the trait"
+)]
+#![allow(clippy::too_many_arguments, reason = "inner loops: each argument is a register")]
+#![allow(
     clippy::needless_range_loop,
     reason = "loops over constant ranges unroll into registers; some iterator chains do not"
 )]
@@ -15,7 +20,8 @@
 ///
 /// # Safety
 /// Implementations read and write exactly the elements their methods name. Every method requires
-/// that the processor has the instructions of the implementation.
+/// that the processor has the instructions of the implementation; those that take a pointer, that
+/// `N` elements (for `splat`, one) are readable or writable there.
 pub unsafe trait Lanes: Copy + Send + Sync + 'static {
     /// What one lane multiplies: an f32, or two bf16 values of consecutive k.
     type El: Copy + Send + Sync;

@@ -120,6 +120,10 @@ unsafe fn transpose(p: *const f32, sx: isize, lanes: usize, k: usize, w: usize, 
     unsafe {
         #[cfg(target_arch = "x86_64")]
         if crate::cpu::simd::isa() >= crate::cpu::simd::Isa::Avx2 {
+            if w == 6 && lanes == 6 {
+                transpose6(p, sx, k, out);
+                return;
+            }
             while x + 8 <= lanes {
                 transpose8(p.offset(x as isize * sx), sx, k, w, out.add(x));
                 x += 8;
@@ -144,54 +148,90 @@ unsafe fn transpose(p: *const f32, sx: isize, lanes: usize, k: usize, w: usize, 
     }
 }
 
+/// Eight rows become eight columns.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn transpose_8x8(r: [std::arch::x86_64::__m256; 8]) -> [std::arch::x86_64::__m256; 8] {
+    use std::arch::x86_64::*;
+    let a0 = _mm256_unpacklo_ps(r[0], r[1]);
+    let a1 = _mm256_unpackhi_ps(r[0], r[1]);
+    let a2 = _mm256_unpacklo_ps(r[2], r[3]);
+    let a3 = _mm256_unpackhi_ps(r[2], r[3]);
+    let a4 = _mm256_unpacklo_ps(r[4], r[5]);
+    let a5 = _mm256_unpackhi_ps(r[4], r[5]);
+    let a6 = _mm256_unpacklo_ps(r[6], r[7]);
+    let a7 = _mm256_unpackhi_ps(r[6], r[7]);
+    let b0 = _mm256_shuffle_ps::<0x44>(a0, a2);
+    let b1 = _mm256_shuffle_ps::<0xee>(a0, a2);
+    let b2 = _mm256_shuffle_ps::<0x44>(a1, a3);
+    let b3 = _mm256_shuffle_ps::<0xee>(a1, a3);
+    let b4 = _mm256_shuffle_ps::<0x44>(a4, a6);
+    let b5 = _mm256_shuffle_ps::<0xee>(a4, a6);
+    let b6 = _mm256_shuffle_ps::<0x44>(a5, a7);
+    let b7 = _mm256_shuffle_ps::<0xee>(a5, a7);
+    [
+        _mm256_permute2f128_ps::<0x20>(b0, b4),
+        _mm256_permute2f128_ps::<0x20>(b1, b5),
+        _mm256_permute2f128_ps::<0x20>(b2, b6),
+        _mm256_permute2f128_ps::<0x20>(b3, b7),
+        _mm256_permute2f128_ps::<0x31>(b0, b4),
+        _mm256_permute2f128_ps::<0x31>(b1, b5),
+        _mm256_permute2f128_ps::<0x31>(b2, b6),
+        _mm256_permute2f128_ps::<0x31>(b3, b7),
+    ]
+}
+
 /// Eight lanes of [`transpose`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn transpose8(p: *const f32, sx: isize, k: usize, w: usize, out: *mut f32) {
     use std::arch::x86_64::*;
+    let blocks = k / 8 * 8;
     // SAFETY: the caller gives eight lanes of k values and room for k rows of w.
     unsafe {
-        let blocks = k / 8 * 8;
         for i in (0..blocks).step_by(8) {
-            let r: [__m256; 8] = [
-                _mm256_loadu_ps(p.add(i)),
-                _mm256_loadu_ps(p.offset(sx).add(i)),
-                _mm256_loadu_ps(p.offset(2 * sx).add(i)),
-                _mm256_loadu_ps(p.offset(3 * sx).add(i)),
-                _mm256_loadu_ps(p.offset(4 * sx).add(i)),
-                _mm256_loadu_ps(p.offset(5 * sx).add(i)),
-                _mm256_loadu_ps(p.offset(6 * sx).add(i)),
-                _mm256_loadu_ps(p.offset(7 * sx).add(i)),
-            ];
-            let a0 = _mm256_unpacklo_ps(r[0], r[1]);
-            let a1 = _mm256_unpackhi_ps(r[0], r[1]);
-            let a2 = _mm256_unpacklo_ps(r[2], r[3]);
-            let a3 = _mm256_unpackhi_ps(r[2], r[3]);
-            let a4 = _mm256_unpacklo_ps(r[4], r[5]);
-            let a5 = _mm256_unpackhi_ps(r[4], r[5]);
-            let a6 = _mm256_unpacklo_ps(r[6], r[7]);
-            let a7 = _mm256_unpackhi_ps(r[6], r[7]);
-            let b0 = _mm256_shuffle_ps::<0x44>(a0, a2);
-            let b1 = _mm256_shuffle_ps::<0xee>(a0, a2);
-            let b2 = _mm256_shuffle_ps::<0x44>(a1, a3);
-            let b3 = _mm256_shuffle_ps::<0xee>(a1, a3);
-            let b4 = _mm256_shuffle_ps::<0x44>(a4, a6);
-            let b5 = _mm256_shuffle_ps::<0xee>(a4, a6);
-            let b6 = _mm256_shuffle_ps::<0x44>(a5, a7);
-            let b7 = _mm256_shuffle_ps::<0xee>(a5, a7);
-            let o = out.add(i * w);
-            _mm256_storeu_ps(o, _mm256_permute2f128_ps::<0x20>(b0, b4));
-            _mm256_storeu_ps(o.add(w), _mm256_permute2f128_ps::<0x20>(b1, b5));
-            _mm256_storeu_ps(o.add(2 * w), _mm256_permute2f128_ps::<0x20>(b2, b6));
-            _mm256_storeu_ps(o.add(3 * w), _mm256_permute2f128_ps::<0x20>(b3, b7));
-            _mm256_storeu_ps(o.add(4 * w), _mm256_permute2f128_ps::<0x31>(b0, b4));
-            _mm256_storeu_ps(o.add(5 * w), _mm256_permute2f128_ps::<0x31>(b1, b5));
-            _mm256_storeu_ps(o.add(6 * w), _mm256_permute2f128_ps::<0x31>(b2, b6));
-            _mm256_storeu_ps(o.add(7 * w), _mm256_permute2f128_ps::<0x31>(b3, b7));
+            let mut r = [_mm256_setzero_ps(); 8];
+            for (x, r) in r.iter_mut().enumerate() {
+                *r = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
+            }
+            for (y, c) in transpose_8x8(r).into_iter().enumerate() {
+                _mm256_storeu_ps(out.add((i + y) * w), c);
+            }
         }
         for i in blocks..k {
             for x in 0..8 {
                 *out.add(i * w + x) = *p.offset(x as isize * sx).add(i);
+            }
+        }
+    }
+}
+
+/// [`transpose`] of six lanes into panels of six.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose6(p: *const f32, sx: isize, k: usize, out: *mut f32) {
+    use std::arch::x86_64::*;
+    let blocks = k / 8 * 8;
+    // SAFETY: the caller gives six lanes of k values and room for k rows of six. A row is stored
+    // as eight values, of which the next row overwrites two; the last of a block is stored in parts.
+    unsafe {
+        for i in (0..blocks).step_by(8) {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for x in 0..6 {
+                r[x] = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
+            }
+            let c = transpose_8x8(r);
+            let o = out.add(i * 6);
+            for y in 0..7 {
+                _mm256_storeu_ps(o.add(y * 6), c[y]);
+            }
+            _mm_storeu_ps(o.add(42), _mm256_castps256_ps128(c[7]));
+            _mm_storel_pd(o.add(46).cast(), _mm_castps_pd(_mm256_extractf128_ps::<1>(c[7])));
+        }
+        for i in blocks..k {
+            for x in 0..6 {
+                *out.add(i * 6 + x) = *p.offset(x as isize * sx).add(i);
             }
         }
     }
@@ -325,7 +365,7 @@ unsafe fn pack_f32_bits(
     // SAFETY: the caller's contract. The rows need not be aligned to four bytes, and the copy goes
     // bit for bit through f32 registers (the transpose does no arithmetic).
     unsafe {
-        if sx % 2 == 0 && p.addr() % 4 == 0 {
+        if sx % 2 == 0 && p.addr().is_multiple_of(4) {
             transpose(p.cast(), sx / 2, lanes, pairs, w, out.cast());
             return;
         }
@@ -338,9 +378,9 @@ unsafe fn pack_f32_bits(
     }
 }
 
-/// Elements of a padded block of a convolution's source: f32 values, or pairs of bf16 values of two
-/// consecutive channels.
-pub trait Plane: Packed {
+/// Elements of a padded block of a convolution's source: f32 values, bf16 values (`u16`), or pairs
+/// of bf16 values of two consecutive channels.
+pub trait Plane: Copy {
     fn zero() -> Self;
 
     /// The element for one weight, or for the weights of two consecutive channels.
@@ -392,6 +432,30 @@ impl Plane for f32 {
     ) {
         // SAFETY: the caller's contract.
         unsafe { convert::widen(dtype, first, std::slice::from_raw_parts_mut(out, n)) };
+    }
+}
+
+impl Plane for u16 {
+    fn zero() -> u16 {
+        0
+    }
+
+    unsafe fn from_weights(dtype: DType, first: *const u8, _: Option<*const u8>) -> u16 {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { first.cast::<u16>().read() }
+    }
+
+    unsafe fn copy_row(
+        dtype: DType,
+        first: *const u8,
+        _: Option<*const u8>,
+        n: usize,
+        out: *mut u16,
+    ) {
+        assert_eq!(dtype, DType::Bf16, "values of two bytes are bf16");
+        // SAFETY: the caller's contract.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, n) };
     }
 }
 

@@ -18,12 +18,16 @@ pub struct EpilogueKernel {
     code: Code,
     /// Rows of the result in one batch entry.
     rows: usize,
+    over_sums: Option<u16>,
 }
 
 impl EpilogueKernel {
     /// `dims` are the axes of the result; the last `columns` of them are the columns of a tile of
     /// sums, the one before them its rows, and those before it the batch. `inputs` are bound to
     /// ports 1, 2, …
+    ///
+    /// The output `over_sums` is not stored in its tensor but written over the sums, in f32, for
+    /// kernels that store the tile themselves.
     pub fn new(
         program: &Program,
         infos: &[RegInfo],
@@ -31,6 +35,7 @@ impl EpilogueKernel {
         columns: usize,
         inputs: &[Bound],
         outputs: &[Bound],
+        over_sums: Option<usize>,
     ) -> EpilogueKernel {
         let cut = dims.len() - columns;
         let mut all: Vec<Steps> = vec![Steps::from_elem(0, dims.len())];
@@ -84,7 +89,8 @@ impl EpilogueKernel {
         };
         let mut direct_in: Vec<bool> =
             in_ports.iter().map(|p| p.dtype == DType::F32 && contiguous(p)).collect();
-        direct_in[0] = true;
+        // Sums that are overwritten are copied first: they may lie in an output's own memory.
+        direct_in[0] = over_sums.is_none();
         let form = Form {
             style: Style::Whole,
             row_form: RowForm::Scalar,
@@ -94,7 +100,10 @@ impl EpilogueKernel {
             direct_out: out_ports
                 .iter()
                 .zip(outputs)
-                .map(|(p, b)| p.dtype == DType::F32 && contiguous(p) && !overlaps(b))
+                .enumerate()
+                .map(|(o, (p, b))| {
+                    over_sums != Some(o) && p.dtype == DType::F32 && contiguous(p) && !overlaps(b)
+                })
                 .collect(),
             index: vec![Class::Elem; program.code.len()],
         };
@@ -116,7 +125,7 @@ impl EpilogueKernel {
             split: false,
             cost: 0,
         };
-        EpilogueKernel { inst, code, rows }
+        EpilogueKernel { inst, code, rows, over_sums: over_sums.map(|o| o as u16) }
     }
 
     /// Bytes of scratch memory that each worker must own.
@@ -146,14 +155,15 @@ impl Epilogue for OnPool<'_> {
         // SAFETY: `on`'s contract; the kernel calls once for every part of the result.
         unsafe {
             let regs = Regs::new(&k.inst, &k.code, scratch, None);
-            let mut machine = Machine { inst: &k.inst, code: &k.code, regs, sums: None };
+            let mut machine =
+                Machine { inst: &k.inst, code: &k.code, regs, sums: None, over_sums: k.over_sums };
             machine.scalars();
             for i in 0..tile.rows {
                 let o0 = tile.batch * k.rows + tile.row0 + i;
                 for at in (0..tile.cols).step_by(LANES) {
                     let n = LANES.min(tile.cols - at);
-                    let sums = &tile.row_mut(i)[at..at + n];
-                    machine.sums = Some(sums.as_ptr());
+                    let sums = &mut tile.row_mut(i)[at..at + n];
+                    machine.sums = Some(sums.as_mut_ptr());
                     machine.once(Tile { o0, on: 1, i0: tile.col0 + at, n });
                 }
             }

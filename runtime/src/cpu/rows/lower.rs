@@ -565,10 +565,6 @@ fn n(program: &Program) -> usize {
     program.code.len()
 }
 
-fn is_lanes(s: Src) -> bool {
-    !matches!(s, Src::Scalar(_) | Src::RowScalar(_))
-}
-
 fn op(run: Run, dst: Dst, a: Src) -> Op {
     Op { run, dst, a, b: Src::None, c: Src::None }
 }

@@ -144,6 +144,7 @@ impl RowsKernel {
             code,
             regs: unsafe { Regs::new(inst, code, scratch.cast(), rows) },
             sums: None,
+            over_sums: None,
         }
     }
 

@@ -5,7 +5,6 @@
 //! addition: a value does not depend on which block it was computed in.
 
 use crate::cpu::kernels::{convert, vmath};
-use crate::cpu::simd::Level;
 use crate::multiversion;
 use precast_plan::{BinaryOp, DType, Kind, ReduceOp, UnaryOp};
 

@@ -90,7 +90,9 @@ pub struct Machine<'a> {
     pub code: &'a Code,
     pub regs: Regs,
     /// An epilogue's tile of sums: what port 0 loads.
-    pub sums: Option<*const f32>,
+    pub sums: Option<*mut f32>,
+    /// The output port that is stored over the sums, if any.
+    pub over_sums: Option<u16>,
 }
 
 impl Machine<'_> {
@@ -267,6 +269,12 @@ impl Machine<'_> {
             // SAFETY: the caller's contract.
             unsafe {
                 let x = self.operand(s.src, tile, tile.lanes(), Class::Elem).lanes();
+                if let Some(sums) = self.sums
+                    && self.over_sums == Some(s.port)
+                {
+                    std::slice::from_raw_parts_mut(sums, x.len()).copy_from_slice(x);
+                    continue;
+                }
                 self.inst.outputs[s.port as usize].store(&self.inst.space, tile, x);
             }
         }

@@ -1,0 +1,56 @@
+//! `precast check`: is this file in order?
+
+use crate::failure::Outcome;
+use crate::input::{self, Kind};
+use precast_compiler::{Diagnostic, Place};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Validate a recipe, a model or a plan without running anything.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A recipe (.toml), a model (.onnx, .pir) or a plan (.plan).
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub fn run(args: &Args, json: bool) -> Outcome {
+    let mut found = vec![];
+    for path in &args.files {
+        let (kind, summary) = check(path)?;
+        if !json {
+            println!("{}: {} is in order: {summary}", path.display(), kind.name());
+        }
+        found.push(json!({ "file": path, "kind": kind.name(), "summary": summary }));
+    }
+    if json {
+        println!("{}", json!({ "ok": true, "files": found }));
+    }
+    Ok(())
+}
+
+fn check(path: &Path) -> Outcome<(Kind, String)> {
+    let kind = Kind::of(path)?;
+    let summary = match kind {
+        Kind::Recipe => {
+            let recipe = input::read_recipe(path)?;
+            let model = recipe.model_path();
+            if !model.exists() {
+                return Err(Diagnostic::error("P0004", "the recipe's model does not exist")
+                    .at(Place::File { path: model })
+                    .into());
+            }
+            format!("model {}, policy {}", recipe.model.display(), recipe.precision.policy.name())
+        }
+        Kind::Onnx | Kind::Ir => {
+            let g = input::read_ir(path)?;
+            format!("{} operations, {} variables", g.node_count(), g.vars.len())
+        }
+        Kind::Plan => {
+            let plan = input::read_plan(path)?;
+            let steps = plan.micro.len() + plan.update.len();
+            format!("{steps} steps, {} tensors, for {}", plan.tensors.len(), plan.target.name)
+        }
+    };
+    Ok((kind, summary))
+}

@@ -1,0 +1,94 @@
+//! `precast explain`: why every operation runs as it does.
+
+use crate::failure::Outcome;
+use crate::input;
+use crate::listing::{self, duration};
+use precast_compiler::{Diagnostic, Place};
+use precast_plan::{Decision, Plan};
+use serde_json::json;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Say which precision an operation runs in, why, and what the alternatives would have cost.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A plan (.plan).
+    plan: PathBuf,
+    /// An operation, by its name or a glob over names; without it, all of them, briefly.
+    node: Option<String>,
+}
+
+pub fn run(args: &Args, json: bool) -> Outcome {
+    let plan = input::read_plan(&args.plan)?;
+    let chosen = match &args.node {
+        None => plan.journal.iter().collect(),
+        Some(node) => select(&plan, node, &args.plan)?,
+    };
+    if json {
+        println!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
+    } else if args.node.is_some() {
+        for (i, d) in chosen.iter().enumerate() {
+            print!("{}{}", if i > 0 { "\n" } else { "" }, details(d));
+        }
+    } else {
+        print!("{}\n{}", listing::summary(&plan), table(&chosen));
+    }
+    Ok(())
+}
+
+fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec<&'p Decision>> {
+    // A name may hold characters that mean something in a glob, so the exact name goes first.
+    let exact: Vec<_> = plan.journal.iter().filter(|d| d.op == node).collect();
+    if !exact.is_empty() {
+        return Ok(exact);
+    }
+    let glob = globset::Glob::new(node)
+        .map_err(|e| Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind())))?
+        .compile_matcher();
+    let found: Vec<_> = plan.journal.iter().filter(|d| glob.is_match(&d.op)).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let near = plan
+        .journal
+        .iter()
+        .map(|d| (strsim::damerau_levenshtein(&d.op, node), d.op.as_str()))
+        .min_by_key(|(distance, _)| *distance);
+    let mut error = Diagnostic::error("P0005", format!("the plan decides nothing about `{node}`"))
+        .at(Place::File { path: path.into() });
+    if let Some((_, near)) = near {
+        error = error.help(format!("did you mean `{near}`?"));
+    }
+    Err(error.into())
+}
+
+/// One operation with its alternatives.
+fn details(d: &Decision) -> String {
+    let mut out = String::new();
+    write!(out, "{}\n  {}, {}\n  because {}\n", d.op, d.chosen, duration(d.cost_ns), d.reason)
+        .expect("writing to a String");
+    for r in &d.rejected {
+        let price = match r.extra_ns {
+            None => "not legal".into(),
+            Some(ns) if ns < 0.0 => format!("−{}", duration(-ns)),
+            Some(ns) => format!("+{}", duration(ns)),
+        };
+        writeln!(out, "  not {}: {price}, {}", r.what, r.why).expect("writing to a String");
+    }
+    out
+}
+
+/// One line an operation.
+fn table(decisions: &[&Decision]) -> String {
+    let width = |get: &dyn Fn(&Decision) -> usize| {
+        decisions.iter().map(|d| get(d)).max().unwrap_or(0).min(48)
+    };
+    let (op, chosen) = (width(&|d| d.op.len()), width(&|d| d.chosen.len()));
+    let mut out = String::new();
+    for d in decisions {
+        let cost = duration(d.cost_ns);
+        writeln!(out, "{:op$}  {:chosen$}  {cost:>9}  {}", d.op, d.chosen, d.reason)
+            .expect("writing to a String");
+    }
+    out
+}

@@ -1,0 +1,91 @@
+//! How a command fails: what is printed and which code it exits with.
+
+use precast_compiler::{Diagnostic, Diagnostics, Place, Severity};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The input is at fault: recipe, model, plan.
+    Input(Diagnostics),
+    /// Output could not be written.
+    Io(std::io::Error),
+}
+
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl From<Diagnostics> for Failure {
+    fn from(d: Diagnostics) -> Failure {
+        Failure::Input(d)
+    }
+}
+
+impl From<Diagnostic> for Failure {
+    fn from(d: Diagnostic) -> Failure {
+        Failure::Input(d.into())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Failure {
+        Failure::Io(e)
+    }
+}
+
+impl Failure {
+    /// `docs/CLI.md` lists the codes.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Input(_) | Failure::Io(_) => ExitCode::from(1),
+        }
+    }
+
+    /// Text to standard error; with `json` also one object to standard output.
+    pub fn report(&self, json: bool) {
+        match self {
+            Failure::Input(d) => {
+                eprintln!("{d}");
+                let errors = d.0.iter().filter(|d| d.severity == Severity::Error).count();
+                if errors > 1 {
+                    eprintln!("\n{errors} errors");
+                }
+            }
+            Failure::Io(e) => eprintln!("error: cannot write the output: {e}"),
+        }
+        if json {
+            println!("{}", json!({ "ok": false, "errors": self.to_json() }));
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
+            Failure::Io(e) => json!([{ "severity": "error", "message": e.to_string() }]),
+        }
+    }
+}
+
+/// A diagnostic as an object: code, severity, message, place, help.
+pub fn diagnostic(d: &Diagnostic) -> Value {
+    let severity = match d.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Note => "note",
+    };
+    let place = d.place.as_ref().map(|place| match place {
+        Place::Span { path, text, span, label } => {
+            let before = &text[..span.start.min(text.len())];
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            json!({ "file": path, "line": line, "column": column, "bytes": [span.start, span.end],
+                    "label": label })
+        }
+        Place::OnnxNode { path, node, op } => json!({ "file": path, "node": node, "op": op }),
+        Place::Tensor { path, tensor } => json!({ "file": path, "tensor": tensor }),
+        Place::Node { name } => json!({ "node": name }),
+        Place::File { path } => json!({ "file": path }),
+    });
+    json!({ "code": d.code, "severity": severity, "message": d.message, "place": place,
+            "help": d.help })
+}

@@ -1,0 +1,202 @@
+//! A plan for people.
+
+use precast_plan::{Access, DType, Kernel, Plan, Role, Rows, Step, Storage};
+use std::fmt::{self, Write};
+
+/// `1.25 ms`: three significant digits.
+pub fn duration(ns: f64) -> String {
+    let (value, unit) = match ns.abs() {
+        x if x < 1e3 => (ns, "ns"),
+        x if x < 1e6 => (ns / 1e3, "µs"),
+        x if x < 1e9 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    format!("{} {unit}", significant(value))
+}
+
+/// `12.3 MiB`
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{} KiB", significant(n as f64 / 1024.0)),
+        1_048_576..1_073_741_824 => format!("{} MiB", significant(n as f64 / 1_048_576.0)),
+        _ => format!("{} GiB", significant(n as f64 / 1_073_741_824.0)),
+    }
+}
+
+fn significant(x: f64) -> String {
+    let digits = match x.abs() {
+        x if x < 9.995 => 2,
+        x if x < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{x:.digits$}")
+}
+
+/// Bytes a step needs at most: arena, persistent tensors and inputs.
+pub fn peak_bytes(plan: &Plan) -> u64 {
+    plan.arena_bytes + plan.persistent_bytes + input_bytes(plan)
+}
+
+fn input_bytes(plan: &Plan) -> u64 {
+    let inputs = plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Input { .. }));
+    inputs.map(|t| t.shape.iter().product::<u64>() * t.dtype.size() as u64).sum()
+}
+
+/// Names and numbers that fit on a screen.
+pub fn summary(plan: &Plan) -> String {
+    let mut out = String::new();
+    write_summary(&mut out, plan).expect("writing to a String");
+    out
+}
+
+fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
+    let s = &plan.summary;
+    let parameters: u64 = plan
+        .tensors
+        .iter()
+        .filter(|t| matches!(t.storage, Storage::Persistent { role: Role::Parameter, .. }))
+        .map(|t| t.shape.iter().product::<u64>())
+        .sum();
+    let (model, target) = (&plan.model, &plan.target.name);
+    writeln!(out, "plan        {model} on {target}, policy {}", s.policy)?;
+    writeln!(out, "parameters  {parameters} (f32 masters)")?;
+    let products: Vec<String> = s
+        .product_flops
+        .iter()
+        .map(|(dtype, share)| format!("{:.0}% {dtype}", share * 100.0))
+        .collect();
+    let products = if products.is_empty() { "none".into() } else { products.join(", ") };
+    writeln!(out, "products    {products}")?;
+    writeln!(out, "casts       {} of {} elements", s.casts, s.cast_elements)?;
+    writeln!(out, "loss scale  {}", if s.scaled { "yes" } else { "no" })?;
+    let time = duration(s.predicted_ns);
+    let steps = plan.micro.len() + plan.update.len();
+    writeln!(out, "step        {time} predicted, {steps} kernels")?;
+    writeln!(
+        out,
+        "memory      {} at most: {} temporaries (bound {}), {} persistent, {} inputs",
+        bytes(peak_bytes(plan)),
+        bytes(plan.arena_bytes),
+        bytes(plan.arena_bound_bytes),
+        bytes(plan.persistent_bytes),
+        bytes(input_bytes(plan)),
+    )?;
+    writeln!(out, "choice      {}", s.choice)?;
+    for c in &s.candidates {
+        let time = if c.legal { duration(c.predicted_ns) } else { "not legal".into() };
+        let note = if c.note.is_empty() { String::new() } else { format!("  {}", c.note) };
+        writeln!(out, "            {:6} {time:>9}{note}", c.name)?;
+    }
+    Ok(())
+}
+
+/// Everything in the plan but the journal.
+pub fn plan(plan: &Plan) -> String {
+    let mut out = summary(plan);
+    write_plan(&mut out, plan).expect("writing to a String");
+    out
+}
+
+fn write_plan(out: &mut String, plan: &Plan) -> fmt::Result {
+    writeln!(out, "\ntensors:")?;
+    for (i, t) in plan.tensors.iter().enumerate() {
+        let place = match &t.storage {
+            Storage::Arena { offset } => format!("arena+{offset}"),
+            Storage::Input { offset } => format!("input+{offset}"),
+            Storage::Persistent { offset, role, .. } => {
+                format!("persistent+{offset} {}", role_name(*role))
+            }
+        };
+        writeln!(out, "  t{i} {} : {}{:?} {place}", t.name, t.dtype, t.shape)?;
+    }
+    for (name, steps) in [("micro", &plan.micro), ("update", &plan.update), ("eval", &plan.eval)] {
+        if !steps.is_empty() {
+            writeln!(out, "\n{name}:")?;
+        }
+        for (i, step) in steps.iter().enumerate() {
+            let (kernel, operands) = describe(plan, step);
+            let time = duration(step.predicted_ns);
+            writeln!(out, "  {i:3} {kernel:14} {:40} {time:>9}  {operands}", step.name)?;
+        }
+    }
+    writeln!(out)?;
+    for (title, results) in [("result", &plan.results), ("eval result", &plan.eval_results)] {
+        for r in results {
+            writeln!(out, "{title} {} = t{}", r.name, r.tensor)?;
+        }
+    }
+    Ok(())
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Parameter => "parameter",
+        Role::WeightCopy => "weight copy",
+        Role::Optimizer => "optimizer",
+        Role::Buffer => "buffer",
+        Role::Ema => "ema",
+        Role::Accumulator => "accumulator",
+        Role::Machine => "machine",
+        Role::Constant => "constant",
+    }
+}
+
+/// The kernel's name with its sizes, and what it reads and writes.
+fn describe(plan: &Plan, step: &Step) -> (String, String) {
+    let dtype = |a: &Access| -> DType { plan.tensors[a.tensor as usize].dtype };
+    let list = |accesses: &[&Access]| {
+        let names: Vec<String> =
+            accesses.iter().map(|a| format!("t{}:{}", a.tensor, dtype(a))).collect();
+        names.join(" ")
+    };
+    let arrow = |from: &[&Access], to: &[&Access]| format!("{} -> {}", list(from), list(to));
+    match &step.kernel {
+        Kernel::Rows(Rows { program, instances }) => {
+            let inputs: Vec<&Access> = instances.iter().flat_map(|i| &i.inputs).collect();
+            let outputs: Vec<&Access> = instances.iter().flat_map(|i| &i.outputs).collect();
+            (format!("rows p{program} x{}", instances.len()), arrow(&inputs, &outputs))
+        }
+        Kernel::Gemm(g) => {
+            let mut inputs = vec![&g.a, &g.b];
+            inputs.extend(&g.epilogue.inputs);
+            let outputs: Vec<&Access> = g.epilogue.outputs.iter().collect();
+            let [b0, b1] = g.batch;
+            let batch = if b0 * b1 == 1 { String::new() } else { format!("{}x", b0 * b1) };
+            (format!("gemm {batch}{}x{}x{}", g.m, g.n, g.k), arrow(&inputs, &outputs))
+        }
+        Kernel::Conv(c) => {
+            let mut inputs = vec![&c.a, &c.b];
+            inputs.extend(&c.epilogue.inputs);
+            let outputs: Vec<&Access> = c.epilogue.outputs.iter().collect();
+            let g = &c.geometry;
+            (format!("conv {}x{} {}→{}", g.kh, g.kw, g.c, g.o), arrow(&inputs, &outputs))
+        }
+        Kernel::Attention(a) => ("attention".into(), arrow(&[&a.q, &a.k, &a.v], &[&a.o, &a.lse])),
+        Kernel::AttentionGrad(a) => {
+            let f = &a.forward;
+            let inputs = [&f.q, &f.k, &f.v, &f.o, &f.lse, &a.d_o];
+            ("attention_grad".into(), arrow(&inputs, &[&a.d_q, &a.d_k, &a.d_v]))
+        }
+        Kernel::MaxPool(p) => ("max_pool".into(), arrow(&[&p.x], &[&p.y, &p.index])),
+        Kernel::MaxPoolGrad(p) => ("max_pool_grad".into(), arrow(&[&p.y, &p.index], &[&p.x])),
+        Kernel::Gather(g) => ("gather".into(), arrow(&[&g.table, &g.ids], &[&g.out])),
+        Kernel::ScatterAdd(g) => ("scatter_add".into(), arrow(&[&g.out, &g.ids], &[&g.table])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_have_three_digits() {
+        assert_eq!(duration(0.5), "0.50 ns");
+        assert_eq!(duration(1234.0), "1.23 µs");
+        assert_eq!(duration(99_960.0), "100 µs");
+        assert_eq!(duration(12.34e9), "12.3 s");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.50 KiB");
+        assert_eq!(bytes(57 << 20), "57.0 MiB");
+    }
+}

@@ -1,0 +1,193 @@
+//! One converter per ONNX operator, in files by family.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod loss;
+mod movement;
+mod norm;
+mod pool;
+mod reduce;
+
+use super::fold;
+use super::import::{Call, Importer, Res, Val};
+use super::node::fail;
+use super::tensor::Tensor;
+
+/// Operators that import knows, sorted. Some only where their operands are known when compiling.
+pub const SUPPORTED: &[&str] = &[
+    "Abs",
+    "Add",
+    "And",
+    "Attention",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "CumSum",
+    "DepthToSpace",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Greater",
+    "GreaterOrEqual",
+    "GroupNormalization",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "IsInf",
+    "IsNaN",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Mean",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pad",
+    "Pow",
+    "RMSNormalization",
+    "Range",
+    "Reciprocal",
+    "ReduceL2",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Round",
+    "Selu",
+    "SequenceAt",
+    "SequenceConstruct",
+    "Shape",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Size",
+    "Slice",
+    "Softmax",
+    "SoftmaxCrossEntropyLoss",
+    "Softplus",
+    "Softsign",
+    "SpaceToDepth",
+    "Split",
+    "SplitToSequence",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+    "Where",
+    "Xor",
+];
+
+/// Converts a node: its results, in order.
+///
+/// # Errors
+/// P0205 for an unknown operator, P0206 for a form of a known one that is not supported, and what
+/// the operands get wrong.
+pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
+    if let Some(t) = folded(call)? {
+        return Ok(vec![Val::constant(t)]);
+    }
+    for family in [
+        movement::convert,
+        elementwise::convert,
+        linear::convert,
+        norm::convert,
+        reduce::convert,
+        pool::convert,
+        attention::convert,
+        loss::convert,
+    ] {
+        if let Some(v) = family(cx, call)? {
+            return Ok(v);
+        }
+    }
+    if SUPPORTED.contains(&call.op) {
+        return Err(fail(
+            "P0216",
+            format!("`{}` is evaluated when compiling, but depends on data", call.op),
+        )
+        .help("export with static shapes, and without masks or positions computed from data"));
+    }
+    let near = SUPPORTED
+        .iter()
+        .map(|s| (strsim::jaro_winkler(s, call.op), *s))
+        .filter(|(d, _)| *d > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let d = fail("P0205", format!("operator `{}` is not supported", call.op));
+    Err(match near {
+        Some((_, s)) => d.help(format!(
+            "`{s}` is; express the model with supported operators (`precast check MODEL` lists what \
+             is missing)"
+        )),
+        None => d.help(
+            "express the model with supported operators (`precast check MODEL` lists what is missing)",
+        ),
+    })
+}
+
+/// The result where all operands are literals and the operator is evaluated when compiling.
+fn folded(call: &Call) -> Res<Option<Tensor>> {
+    let mut literals = Vec::with_capacity(call.inputs.len());
+    for x in &call.inputs {
+        match x {
+            None => literals.push(None),
+            Some(Val::Const(t)) => literals.push(Some((**t).clone())),
+            Some(_) => return Ok(None),
+        }
+    }
+    if literals.is_empty() {
+        return Ok(None);
+    }
+    fold::eval(call.op, &literals, &call.attrs)
+}
+
+/// Turns words about operands into a message.
+fn words(e: String) -> super::Diagnostic {
+    fail("P0214", e)
+}

@@ -1,0 +1,566 @@
+//! From a decoded model to a graph: the walk over the nodes, and what converters build with.
+
+use super::convert;
+use super::fold;
+use super::moves::{self, Move};
+use super::node::{Attrs, fail};
+use super::params::{InitScheme, Role, WeightFile, roles};
+use super::source::{Source, Storage};
+use super::tensor::{Data, Elem, Tensor, checked_elements};
+use super::{ImportOptions, Imported};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, Var, VarInit, VarRole};
+use crate::ops::{self, Op};
+use precast_plan::{DType, Kind};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Results of converters: a message without a place.
+pub type Res<T> = std::result::Result<T, Diagnostic>;
+
+/// What an ONNX value is during import.
+#[derive(Clone, Debug)]
+pub enum Val {
+    /// Known now.
+    Const(Rc<Tensor>),
+    /// Computed by the graph.
+    Node(ValueId),
+    /// A sequence, known part by part.
+    Seq(Vec<Val>),
+}
+
+impl Val {
+    pub fn constant(t: Tensor) -> Val {
+        Val::Const(Rc::new(t))
+    }
+}
+
+/// A node being converted.
+pub struct Call<'n> {
+    pub op: &'n str,
+    pub inputs: Vec<Option<Val>>,
+    pub attrs: Attrs<'n>,
+    /// Names of results; empty where unused.
+    pub outputs: &'n [String],
+}
+
+impl Call<'_> {
+    /// Operand `i`, if present.
+    pub fn input(&self, i: usize) -> Option<&Val> {
+        self.inputs.get(i).and_then(Option::as_ref)
+    }
+
+    /// # Errors
+    /// P0214 where it is absent.
+    pub fn need(&self, i: usize) -> Res<&Val> {
+        self.input(i).ok_or_else(|| fail("P0214", format!("operand {i} is missing")))
+    }
+
+    /// Operand `i` as a literal.
+    ///
+    /// # Errors
+    /// P0216 where only the running graph knows it.
+    pub fn literal(&self, i: usize) -> Res<Option<&Tensor>> {
+        match self.input(i) {
+            None => Ok(None),
+            Some(Val::Const(t)) => Ok(Some(t)),
+            Some(_) => Err(fail("P0216", format!("operand {i} depends on data")).help(
+                "shapes, axes and indices like this one must be known when compiling; export \
+                     with static shapes",
+            )),
+        }
+    }
+
+    /// Operand `i` as literal integers.
+    ///
+    /// # Errors
+    /// P0216 as [`Call::literal`], P0214 where it is not integer.
+    pub fn ints(&self, i: usize) -> Res<Option<Vec<i64>>> {
+        match self.literal(i)? {
+            None => Ok(None),
+            Some(t) => t
+                .to_ints()
+                .map(Some)
+                .ok_or_else(|| fail("P0214", format!("operand {i} is {:?}, not integer", t.elem))),
+        }
+    }
+
+    /// A literal operand, or else an attribute: where operators moved a list from one to the other.
+    pub fn ints_or(&self, i: usize, attr: &str) -> Res<Option<Vec<i64>>> {
+        match self.ints(i)? {
+            Some(v) => Ok(Some(v)),
+            None => self.attrs.ints(attr),
+        }
+    }
+
+    /// Whether result `i` is read or named.
+    pub fn wants(&self, i: usize) -> bool {
+        self.outputs.get(i).is_some_and(|o| !o.is_empty())
+    }
+}
+
+/// The state of an import.
+pub struct Importer<'a> {
+    pub src: &'a Source,
+    pub opts: &'a ImportOptions,
+    pub graph: Graph,
+    pub warnings: Vec<Diagnostic>,
+    values: BTreeMap<String, Val>,
+    roles: BTreeMap<String, (Role, usize)>,
+    weights: Option<WeightFile>,
+    /// First initializer with the same bytes: tied weights that lost one of their names.
+    alias: BTreeMap<String, String>,
+    vars: BTreeMap<String, ValueId>,
+    names: BTreeSet<String>,
+    /// Name of the node being converted.
+    base: String,
+    /// Its index.
+    pub at: usize,
+    pub dropouts: u32,
+}
+
+/// Imports a model.
+///
+/// # Errors
+/// All P02xx of `docs/ERRORS.md`.
+pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
+    let weights = opts.weights.as_deref().map(WeightFile::open).transpose()?;
+    let mut cx = Importer {
+        src,
+        opts,
+        graph: Graph::new(src.graph.name.clone().unwrap_or_default()),
+        warnings: Vec::new(),
+        values: BTreeMap::new(),
+        roles: roles(src),
+        weights,
+        alias: aliases(src),
+        vars: BTreeMap::new(),
+        names: BTreeSet::new(),
+        base: String::new(),
+        at: 0,
+        dropouts: 0,
+    };
+    let inputs = cx.inputs()?;
+    for (i, node) in src.graph.node.iter().enumerate() {
+        cx.at = i;
+        let op = node.op_type.as_deref().unwrap_or_default();
+        cx.base = match node.name.as_deref() {
+            Some(n) if !n.is_empty() => n.into(),
+            _ => format!("{op}_{i}"),
+        };
+        let place = |d: Diagnostic| match d.place {
+            None => d.at(src.node_place(i)),
+            Some(_) => d,
+        };
+        let inputs = node
+            .input
+            .iter()
+            .map(|x| if x.is_empty() { Ok(None) } else { cx.operand(x).map(Some) })
+            .collect::<Res<_>>()
+            .map_err(place)?;
+        let call = Call { op, inputs, attrs: Attrs(node), outputs: &node.output };
+        let results = convert::node(&mut cx, &call).map_err(place)?;
+        for (name, value) in node.output.iter().zip(results) {
+            if !name.is_empty() {
+                cx.values.insert(name.clone(), value);
+            }
+        }
+    }
+    let outputs = cx.results()?;
+    cx.finish(inputs, outputs)
+}
+
+/// Later initializers whose external bytes are those of an earlier one of the same type.
+fn aliases(src: &Source) -> BTreeMap<String, String> {
+    let mut first: BTreeMap<(&str, u64, &[usize], Elem), &str> = BTreeMap::new();
+    let mut out = BTreeMap::new();
+    for (name, init) in &src.initializers {
+        // An offset is what makes two tensors of one file the same; stripped models have none.
+        if let Storage::External { location, offset } = &init.storage
+            && init.elem.is_real()
+            && *offset > 0
+        {
+            let key = (location.as_str(), *offset, &init.shape[..], init.elem);
+            match first.get(&key) {
+                Some(f) => {
+                    out.insert(name.clone(), (*f).to_string());
+                }
+                None => {
+                    first.insert(key, name);
+                }
+            }
+        }
+    }
+    out
+}
+
+impl<'a> Importer<'a> {
+    fn inputs(&mut self) -> Result<Vec<(String, TensorType)>> {
+        let mut out = Vec::new();
+        for (name, ty) in super::inputs::bind(self.src, self.opts)? {
+            self.base = name.clone();
+            let op = ops::Input::new(&name, &ty);
+            let place = self.src.tensor_place(&name);
+            let v = self.one("", op, &[]).map_err(|d| d.at(place))?;
+            self.values.insert(name.clone(), Val::Node(v));
+            out.push((name, ty));
+        }
+        Ok(out)
+    }
+
+    fn results(&mut self) -> Result<Vec<String>> {
+        let mut outputs = Vec::new();
+        for o in &self.src.graph.output {
+            let name = o.name.clone().unwrap_or_default();
+            let place = || self.src.tensor_place(&name);
+            let known =
+                self.values.contains_key(&name) || self.src.initializers.contains_key(&name);
+            if name.is_empty() || !known {
+                return Err(Diagnostic::error("P0204", "no node computes this output")
+                    .at(place())
+                    .into());
+            }
+            self.base = format!("out.{name}");
+            let value =
+                self.operand(&name).and_then(|v| self.value(&v)).map_err(|d| d.at(place()))?;
+            self.graph.results.push(Result_ { name: format!("out.{name}"), value });
+            outputs.push(name);
+        }
+        if outputs.is_empty() {
+            return Err(fail("P0204", "the model has no outputs")
+                .at(crate::Place::File { path: self.src.path.clone() })
+                .into());
+        }
+        Ok(outputs)
+    }
+
+    fn finish(
+        mut self,
+        inputs: Vec<(String, TensorType)>,
+        outputs: Vec<String>,
+    ) -> Result<Imported> {
+        // In the model's order, not that of first use.
+        let order: BTreeMap<&str, usize> =
+            self.src.initializers.keys().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+        self.graph.vars.sort_by(|a, _, b, _| {
+            order.get(a.as_str()).cmp(&order.get(b.as_str())).then_with(|| a.cmp(b))
+        });
+        let params: Vec<String> = self
+            .graph
+            .vars
+            .iter()
+            .filter(|(_, v)| v.role == VarRole::Param)
+            .map(|(n, _)| n.clone())
+            .collect();
+        self.warn_about_names(&params);
+        Ok(Imported { graph: self.graph, inputs, outputs, params, warnings: self.warnings })
+    }
+
+    fn warn_about_names(&mut self, params: &[String]) {
+        let help = "export with dynamo=False and do_constant_folding=False, or with dynamo=True and \
+                    optimize=False; see docs/EXPORTING.md";
+        let file = crate::Place::File { path: self.src.path.clone() };
+        let lost = |n: &&String| {
+            n.starts_with("onnx::")
+                || n.strip_prefix("val_").is_some_and(|r| r.bytes().all(|b| b.is_ascii_digit()))
+        };
+        if let Some(n) = params.iter().find(lost) {
+            let count = params.iter().filter(lost).count();
+            let message = format!("{count} parameters have lost their names (`{n}`)");
+            self.warnings.push(Diagnostic::warning("P0224", message).at(file.clone()).help(help));
+        }
+        let merged = params.iter().find(|n| self.roles.get(*n).is_some_and(|(_, k)| *k > 1));
+        if let Some(n) = merged {
+            let message = format!(
+                "`{n}` scales {} normalisations: the exporter merged initializers of equal values, \
+                 and they will be trained as one",
+                self.roles[n].1
+            );
+            self.warnings.push(Diagnostic::warning("P0225", message).at(file).help(help));
+        }
+    }
+
+    /// The value of an ONNX name.
+    fn operand(&mut self, name: &str) -> Res<Val> {
+        if let Some(v) = self.values.get(name) {
+            return Ok(v.clone());
+        }
+        let Some(init) = self.src.initializers.get(name) else {
+            return Err(fail("P0204", format!("`{name}` is not defined")));
+        };
+        let role = self.roles.get(name).map_or(Role::Constant, |r| r.0);
+        let val = if role == Role::Constant {
+            fold::check_size(&init.shape).map_err(|d| d.at(self.src.tensor_place(name)))?;
+            Val::constant(self.src.literal(name)?)
+        } else {
+            let name = self.alias.get(name).cloned().unwrap_or_else(|| name.to_string());
+            Val::Node(self.variable(&name)?)
+        };
+        self.values.insert(name.to_string(), val.clone());
+        Ok(val)
+    }
+
+    /// The node that reads a parameter or buffer.
+    pub fn variable(&mut self, name: &str) -> Res<ValueId> {
+        if let Some(&v) = self.vars.get(name) {
+            return Ok(v);
+        }
+        let init = &self.src.initializers[name];
+        let (role, _) = self.roles[name];
+        let stream = self.src.initializers.get_index_of(name).expect("looked up above") as u32;
+        let first = self.first_value(name, role, stream)?;
+        let ty = TensorType::f32(init.shape.clone());
+        let kind = match role {
+            Role::RunningMean | Role::RunningVar => VarRole::Buffer,
+            _ => VarRole::Param,
+        };
+        let v = self.state(name, Var { ty, role: kind, init: first })?;
+        self.vars.insert(name.into(), v);
+        Ok(v)
+    }
+
+    /// Adds a variable and the node that reads it.
+    pub fn state(&mut self, name: &str, var: Var) -> Res<ValueId> {
+        let op = ops::Var::new(name, &var.ty);
+        self.graph.vars.insert(name.into(), var);
+        let base = std::mem::replace(&mut self.base, name.into());
+        let v = self.one("", op, &[]);
+        self.base = base;
+        v
+    }
+
+    fn first_value(&self, name: &str, role: Role, stream: u32) -> Res<VarInit> {
+        let init = &self.src.initializers[name];
+        let place = || self.src.tensor_place(name);
+        if let Some(file) = &self.weights {
+            file.check(name, &init.shape)?;
+            return Ok(VarInit::Weights(name.into()));
+        }
+        if let Some(scheme) = self.opts.init {
+            let InitScheme::Default = scheme;
+            return Ok(scheme.of(role, stream));
+        }
+        let dtype = init.elem.file_dtype();
+        let literal = || -> Res<VarInit> {
+            let t = self.src.literal(name)?;
+            Ok(VarInit::Data(t.to_const()))
+        };
+        match (&init.storage, dtype) {
+            (Storage::External { location, offset }, Some(dtype)) => {
+                self.src.external_file(name, location, *offset, init.bytes() as u64)?;
+                Ok(VarInit::File { path: location.clone(), offset: *offset, dtype })
+            }
+            (Storage::External { .. }, None) => {
+                Err(fail("P0207", format!("external weights are {:?}", init.elem))
+                    .at(place())
+                    .help("store weights as float32, float16 or bfloat16"))
+            }
+            (Storage::Raw { offset }, Some(dtype)) if self.src.on_disk() => {
+                let path = self.src.path.file_name().unwrap_or_default().to_string_lossy();
+                Ok(VarInit::File { path: path.into_owned(), offset: *offset, dtype })
+            }
+            (Storage::Raw { .. } | Storage::Fields(_), _) => literal(),
+        }
+    }
+
+    /// Appends a node named after the ONNX node, with a suffix for what is not its main operation.
+    ///
+    /// # Errors
+    /// P0214 where the operands do not fit, P0210 where the result is too large for any machine.
+    pub fn all(
+        &mut self,
+        suffix: &str,
+        op: impl Into<Op>,
+        inputs: &[ValueId],
+    ) -> Res<SmallVec<[ValueId; 2]>> {
+        let stem =
+            if suffix.is_empty() { self.base.clone() } else { format!("{}.{suffix}", self.base) };
+        let mut name = stem.clone();
+        let mut k = 1;
+        while !self.names.insert(name.clone()) {
+            k += 1;
+            name = format!("{stem}.{k}");
+        }
+        let out =
+            self.graph.try_add(op, inputs, name, Region::Forward).map_err(|e| fail("P0214", e))?;
+        for &v in &out {
+            let dims: Vec<i64> = self.graph.shape(v).iter().map(|&d| d as i64).collect();
+            checked_elements(&dims).map_err(|e| fail("P0210", e))?;
+        }
+        Ok(out)
+    }
+
+    /// [`Importer::all`] for an operation whose first result is wanted.
+    pub fn one(&mut self, suffix: &str, op: impl Into<Op>, inputs: &[ValueId]) -> Res<ValueId> {
+        Ok(self.all(suffix, op, inputs)?[0])
+    }
+
+    /// Extents of a value.
+    pub fn shape(&self, v: &Val) -> Res<Vec<usize>> {
+        match v {
+            Val::Const(t) => Ok(t.shape.clone()),
+            Val::Node(v) => Ok(self.graph.shape(*v).to_vec()),
+            Val::Seq(_) => Err(fail("P0207", "a sequence where a tensor is needed")),
+        }
+    }
+
+    pub fn kind(&self, v: &Val) -> Res<Kind> {
+        match v {
+            Val::Const(t) => Ok(match t.data {
+                Data::Real(_) => Kind::Real,
+                Data::Int(_) => Kind::Int,
+                Data::Bool(_) => Kind::Bool,
+            }),
+            Val::Node(v) => Ok(self.graph.ty(*v).kind()),
+            Val::Seq(_) => Err(fail("P0207", "a sequence where a tensor is needed")),
+        }
+    }
+
+    /// A value as a graph value. A literal becomes a constant that stores repeated elements once.
+    pub fn value(&mut self, v: &Val) -> Res<ValueId> {
+        match v {
+            Val::Node(v) => Ok(*v),
+            Val::Seq(_) => Err(fail("P0207", "a sequence where a tensor is needed")),
+            Val::Const(t) => {
+                let small = without_repeats(t);
+                let shape = t.shape.clone();
+                let repeats = small.shape != shape;
+                let c = self.one("const", ops::Const { data: small.to_const() }, &[])?;
+                if repeats {
+                    return self.one("broadcast", ops::Broadcast { shape }, &[c]);
+                }
+                Ok(c)
+            }
+        }
+    }
+
+    /// Operand `i` as a graph value of reals.
+    ///
+    /// # Errors
+    /// P0207 where it is integer or bool.
+    pub fn real(&mut self, call: &Call, i: usize) -> Res<ValueId> {
+        let v = call.need(i)?.clone();
+        match self.kind(&v)? {
+            Kind::Real => self.value(&v),
+            k => Err(fail("P0207", format!("operand {i} is {k}, not real"))),
+        }
+    }
+
+    /// A real constant of the given extents.
+    pub fn full(&mut self, x: f64, shape: &[usize]) -> Res<ValueId> {
+        let data = ConstData::from_f32(vec![1; shape.len()], &[x as f32]);
+        let c = self.one("const", ops::Const { data }, &[])?;
+        if shape.iter().all(|&d| d == 1) {
+            return Ok(c);
+        }
+        self.one("broadcast", ops::Broadcast { shape: shape.to_vec() }, &[c])
+    }
+
+    /// Applies moves to a value, folding where it is a literal.
+    pub fn moved(&mut self, v: &Val, moves: &[Move]) -> Res<Val> {
+        match v {
+            Val::Const(t) => {
+                let mut t = Rc::clone(t);
+                for m in moves {
+                    if !m.is_identity(&t.shape) {
+                        fold::check_size(&m.shape(&t.shape))?;
+                        t = Rc::new(m.apply(&t));
+                    }
+                }
+                Ok(Val::Const(t))
+            }
+            Val::Node(v) => Ok(Val::Node(self.move_value(*v, moves)?)),
+            Val::Seq(_) => Err(fail("P0207", "a sequence where a tensor is needed")),
+        }
+    }
+
+    /// Appends the nodes of moves that change something. The last one gets the plain name.
+    pub fn move_value(&mut self, v: ValueId, moves: &[Move]) -> Res<ValueId> {
+        let mut v = v;
+        for m in moves {
+            let from = self.graph.shape(v).to_vec();
+            if m.is_identity(&from) {
+                continue;
+            }
+            v = match m.clone() {
+                Move::Reshape(shape) => self.one("reshape", ops::Reshape { shape }, &[v])?,
+                Move::Transpose(perm) => self.one("transpose", ops::Transpose { perm }, &[v])?,
+                Move::Broadcast(shape) => self.one("broadcast", ops::Broadcast { shape }, &[v])?,
+                Move::Slice { starts, sizes, steps } => {
+                    self.one("slice", ops::Slice { starts, sizes, steps }, &[v])?
+                }
+            };
+        }
+        Ok(v)
+    }
+
+    /// A value with other extents and the same elements.
+    pub fn reshape(&mut self, v: ValueId, shape: &[usize]) -> Res<ValueId> {
+        self.move_value(v, &[Move::Reshape(shape.to_vec())])
+    }
+
+    pub fn transpose(&mut self, v: ValueId, perm: &[usize]) -> Res<ValueId> {
+        self.move_value(v, &[Move::Transpose(perm.to_vec())])
+    }
+
+    /// A value spread to `shape` by numpy's rule.
+    pub fn spread(&mut self, v: &Val, shape: &[usize]) -> Res<ValueId> {
+        if let Val::Const(t) = v {
+            // Broadcasting is a view: the literal itself stays small.
+            let small = Val::constant(without_repeats(t));
+            let from = self.shape(&small)?;
+            let moves = moves::broadcast(&from, shape).map_err(|e| fail("P0214", e))?;
+            let aligned = self.moved(&small, &moves[..1])?;
+            let v = self.value(&aligned)?;
+            return self.move_value(v, &moves[1..]);
+        }
+        let from = self.shape(v)?;
+        let moves = moves::broadcast(&from, shape).map_err(|e| fail("P0214", e))?;
+        let v = self.value(v)?;
+        self.move_value(v, &moves)
+    }
+
+    /// Adds a warning at the current node.
+    pub fn warn(&mut self, d: Diagnostic) {
+        let place = self.src.node_place(self.at);
+        self.warnings.push(d.at(place));
+    }
+}
+
+/// The literal with every axis along which it repeats cut to one element.
+fn without_repeats(t: &Tensor) -> Tensor {
+    let mut t = t.clone();
+    for d in 0..t.shape.len() {
+        let n = t.shape[d];
+        if n <= 1 {
+            continue;
+        }
+        let first = moves::part(&t.shape, d, 0, 1).apply(&t);
+        let spread = Move::Broadcast(t.shape.clone()).apply(&first);
+        let same = match (&spread.data, &t.data) {
+            (Data::Real(a), Data::Real(b)) => {
+                a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+            }
+            (a, b) => a == b,
+        };
+        if same {
+            t = first;
+        }
+    }
+    t
+}
+
+/// The message for a model's element type that the graph has no place for.
+pub fn unsupported_input(elem: &str) -> Diagnostic {
+    fail("P0207", format!("inputs of type {elem} are not supported")).help(
+        "export in float32; float32, float16, bfloat16, int64, int32, uint8 and bool are read",
+    )
+}
+
+/// The graph's type for an input of an ONNX element type.
+pub fn input_dtype(code: i32) -> Res<DType> {
+    Elem::from_onnx(code)
+        .and_then(Elem::file_dtype)
+        .ok_or_else(|| unsupported_input(&Elem::code_name(code)))
+}

@@ -1,0 +1,98 @@
+//! What a model holds, without importing it: for `precast check`.
+
+use super::inputs::{Dim, declared, true_inputs};
+use super::params::{Role, roles};
+use super::source::{Source, Storage};
+use super::tensor::Elem;
+use crate::diagnostic::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// An input or output as declared.
+#[derive(Clone, Debug)]
+pub struct InputInfo {
+    pub name: String,
+    /// ONNX's name of the element type.
+    pub elem: String,
+    /// `None` where the model does not state the rank.
+    pub dims: Option<Vec<Dim>>,
+}
+
+/// A trained tensor or buffer.
+#[derive(Clone, Debug)]
+pub struct ParamInfo {
+    pub name: String,
+    pub elem: String,
+    pub shape: Vec<usize>,
+    pub bytes: usize,
+    /// A buffer (running statistics) rather than a parameter.
+    pub buffer: bool,
+    /// The file that holds its values, where it is not the model itself.
+    pub file: Option<String>,
+}
+
+/// A summary of a model.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    pub opset: i64,
+    pub producer: String,
+    pub inputs: Vec<InputInfo>,
+    pub outputs: Vec<InputInfo>,
+    pub params: Vec<ParamInfo>,
+    /// How often each operator occurs.
+    pub ops: BTreeMap<String, usize>,
+    /// Operators that import does not know.
+    pub unsupported: Vec<String>,
+}
+
+/// Reads a model's summary.
+///
+/// # Errors
+/// As [`super::load`] for files whose structure is unsound.
+pub fn inspect(path: &Path) -> Result<ModelInfo> {
+    let src = Source::open(path)?;
+    let info = |name: &str, v| -> Result<InputInfo> {
+        let (code, dims) = declared(&src, v)?;
+        Ok(InputInfo { name: name.into(), elem: Elem::code_name(code), dims })
+    };
+    let inputs = true_inputs(&src).map(|(n, v)| info(n, v)).collect::<Result<_>>()?;
+    let outputs = src
+        .graph
+        .output
+        .iter()
+        .map(|v| info(v.name.as_deref().unwrap_or_default(), v))
+        .collect::<Result<_>>()?;
+    let params = roles(&src)
+        .iter()
+        .filter(|(_, (role, _))| *role != Role::Constant)
+        .map(|(name, (role, _))| {
+            let init = &src.initializers[name];
+            ParamInfo {
+                name: name.clone(),
+                elem: format!("{:?}", init.elem).to_lowercase(),
+                shape: init.shape.clone(),
+                bytes: init.bytes(),
+                buffer: matches!(role, Role::RunningMean | Role::RunningVar),
+                file: match &init.storage {
+                    Storage::External { location, .. } => Some(location.clone()),
+                    Storage::Raw { .. } | Storage::Fields(_) => None,
+                },
+            }
+        })
+        .collect();
+    let mut ops: BTreeMap<String, usize> = BTreeMap::new();
+    for node in &src.graph.node {
+        *ops.entry(node.op_type.clone().unwrap_or_default()).or_default() += 1;
+    }
+    let unsupported =
+        ops.keys().filter(|o| !super::SUPPORTED.contains(&o.as_str())).cloned().collect();
+    Ok(ModelInfo {
+        opset: src.opset,
+        producer: src.producer.clone(),
+        inputs,
+        outputs,
+        params,
+        ops,
+        unsupported,
+    })
+}

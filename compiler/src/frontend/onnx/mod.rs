@@ -1,0 +1,87 @@
+//! ONNX models, opset 13 to 23, as graphs.
+//!
+//! What remains of a model after import is tensor algebra: shape, index and mask arithmetic is
+//! evaluated here, broadcasting is made explicit, casts between reals are dropped (precision is
+//! chosen later), and every value has known extents.
+//!
+//! A model file is input from outside: whatever its bytes say, the result is a graph or a list of
+//! diagnostics, and nothing is allocated for a size that the file's own bytes do not back.
+
+// A diagnostic ends the import, so the size of its move does not matter.
+#![allow(clippy::result_large_err)]
+
+mod convert;
+mod fold;
+mod import;
+mod inputs;
+mod inspect;
+mod moves;
+mod node;
+mod params;
+mod proto;
+mod source;
+mod tensor;
+
+#[cfg(test)]
+mod tests;
+
+pub use convert::SUPPORTED;
+pub use fold::MAX_FOLDED;
+pub use inputs::Dim;
+pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};
+pub use params::InitScheme;
+pub use source::OPSETS;
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::ir::{Graph, TensorType};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What import needs to know beside the model.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Extents of dynamic dimensions by the model's name for them.
+    pub dims: BTreeMap<String, usize>,
+    /// Shapes of the data by input; they bind dynamic dimensions too.
+    pub input_shapes: BTreeMap<String, Vec<usize>>,
+    /// A safetensors file with every parameter and buffer under its initializer's name, in place of
+    /// the model's own values.
+    pub weights: Option<PathBuf>,
+    /// Draw all parameters and buffers, whatever values the model has.
+    pub init: Option<InitScheme>,
+    /// Training form: dropout is active, batch normalisation uses the batch and updates its running
+    /// statistics. Otherwise both are in inference form.
+    pub training: bool,
+}
+
+/// A model as a graph.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// Forward only. Results are `out.NAME` for each output of the model; updates are those of
+    /// running statistics.
+    pub graph: Graph,
+    pub inputs: Vec<(String, TensorType)>,
+    pub outputs: Vec<String>,
+    /// Names of the trained variables, in the model's order.
+    pub params: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Imports a model file.
+///
+/// # Errors
+/// Codes P0201 to P0217; `docs/ERRORS.md` lists them.
+pub fn load(path: &Path, opts: &ImportOptions) -> Result<Imported> {
+    let src = source::Source::open(path)?;
+    import::import(&src, opts)
+}
+
+/// Imports a model held in memory; `path` names it in messages, and external data is looked for in
+/// its folder.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_bytes(path: &Path, bytes: Vec<u8>, opts: &ImportOptions) -> Result<Imported> {
+    let src = source::Source::from_bytes(path, bytes)?;
+    import::import(&src, opts)
+}

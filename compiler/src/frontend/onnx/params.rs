@@ -1,0 +1,270 @@
+//! Which initializers are parameters, which are constants, and how a parameter begins where the
+//! model has no values for it.
+
+use super::node::Attrs;
+use super::proto::NodeProto;
+use super::source::{Initializer, Source, Storage};
+use super::tensor::{Data, Tensor};
+use crate::diagnostic::Diagnostic;
+use crate::ir::VarInit;
+use std::collections::BTreeMap;
+
+/// What an initializer is to the graph, told from how it is used. The first that applies, in this
+/// order, decides: a tied embedding and output projection begins as an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    RunningMean,
+    RunningVar,
+    /// Rows picked by index, or added with two or more axes (positions).
+    Embedding,
+    /// A factor of a matrix product or convolution that sums over `fan_in` of its elements.
+    Weight {
+        fan_in: usize,
+    },
+    /// Scale of a normalisation, or a factor of an elementwise product.
+    Scale,
+    /// Added.
+    Bias,
+    /// Differentiable in a way that no rule above covers.
+    Other,
+    /// Read by nothing that has a gradient: shape, index and mask arithmetic.
+    Constant,
+}
+
+/// Roles of the float initializers of rank 1 and above, and how many normalisations each scales.
+/// Everything else is a constant.
+pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
+    let mut readers: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+    for (i, node) in src.graph.node.iter().enumerate() {
+        for (k, x) in node.input.iter().enumerate() {
+            readers.entry(x).or_default().push((i, k));
+        }
+    }
+    let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
+    let mut out = BTreeMap::new();
+    for (name, init) in &src.initializers {
+        if !init.elem.is_real() || init.shape.is_empty() {
+            continue;
+        }
+        let mut role = Role::Constant;
+        let mut scaled = 0;
+        let mut seen = std::collections::BTreeSet::from([name.as_str()]);
+        let mut work = vec![(name.as_str(), init.shape.clone())];
+        while let Some((value, shape)) = work.pop() {
+            if outputs.contains(&value) {
+                role = role.min(Role::Other);
+            }
+            for &(i, k) in readers.get(value).into_iter().flatten() {
+                let node = &src.graph.node[i];
+                match use_of(node, k, &shape) {
+                    Use::Is(r) => {
+                        let norm =
+                            node.op_type.as_deref().is_some_and(|o| o.ends_with("Normalization"));
+                        scaled += usize::from(r == Role::Scale && norm);
+                        role = role.min(r);
+                    }
+                    Use::Moves(shape) => {
+                        for y in node.output.iter().filter(|y| !y.is_empty()) {
+                            if seen.insert(y) {
+                                work.push((y, shape.clone()));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if role == Role::Embedding || role == Role::Bias || role == Role::Other {
+            // An additive mask stored as a float initializer is data, not a parameter.
+            if is_mask(src, name, init) {
+                role = Role::Constant;
+            }
+        }
+        out.insert(name.clone(), (role, scaled));
+    }
+    out
+}
+
+/// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number.
+fn is_mask(src: &Source, name: &str, init: &Initializer) -> bool {
+    if init.shape.len() < 2
+        || matches!(init.storage, Storage::External { .. })
+        || init.elements() > super::fold::MAX_FOLDED
+    {
+        return false;
+    }
+    let Ok(Tensor { data: Data::Real(v), .. }) = src.literal(name) else { return false };
+    v.contains(&f64::NEG_INFINITY)
+        || (v.iter().all(|&x| x == 0.0 || x <= -1e4) && v.iter().any(|&x| x != 0.0))
+}
+
+enum Use {
+    Is(Role),
+    /// The elements reappear in the node's results, which have (about) these extents.
+    Moves(Vec<usize>),
+}
+
+fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
+    let op = node.op_type.as_deref().unwrap_or_default();
+    let attrs = Attrs(node);
+    let rank = shape.len();
+    let last = |back: usize| if rank >= back { shape[rank - back] } else { 1 };
+    Use::Is(match (op, k) {
+        ("MatMul", 0) => Role::Weight { fan_in: last(1) },
+        ("MatMul", 1) => Role::Weight { fan_in: last(2) },
+        ("Gemm", 0 | 1) => {
+            let flag = if k == 0 { "transA" } else { "transB" };
+            let flipped = attrs.int(flag, 0).unwrap_or(0) != 0;
+            // A is [m,k], B is [k,n].
+            let inner = if (k == 0) == flipped { last(2) } else { last(1) };
+            Role::Weight { fan_in: inner }
+        }
+        ("Conv" | "ConvTranspose", 1) => {
+            Role::Weight { fan_in: shape.iter().skip(1).product::<usize>().max(1) }
+        }
+        ("Gemm" | "Conv" | "ConvTranspose", 2) => Role::Bias,
+        ("BatchNormalization", 3) => Role::RunningMean,
+        ("BatchNormalization", 4) => Role::RunningVar,
+        (
+            "BatchNormalization"
+            | "LayerNormalization"
+            | "InstanceNormalization"
+            | "GroupNormalization"
+            | "RMSNormalization",
+            1,
+        ) => Role::Scale,
+        (
+            "BatchNormalization"
+            | "LayerNormalization"
+            | "InstanceNormalization"
+            | "GroupNormalization",
+            2,
+        ) => Role::Bias,
+        ("Gather", 0) => Role::Embedding,
+        ("Add" | "Sub" | "Sum", _) => {
+            // [1,n] and the like are biases too; two real axes are a table of positions.
+            if shape.iter().filter(|&&n| n > 1).count() >= 2 { Role::Embedding } else { Role::Bias }
+        }
+        ("Mul" | "Div", _) => Role::Scale,
+        ("Transpose", 0) => {
+            let mut moved: Vec<usize> = shape.iter().rev().copied().collect();
+            if let Ok(Some(perm)) = attrs.ints("perm")
+                && let Ok(moves) = super::moves::transpose(shape, Some(&perm))
+            {
+                moved = moves[0].shape(shape);
+            }
+            return Use::Moves(moved);
+        }
+        (
+            "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Slice" | "Expand"
+            | "Split" | "Tile" | "SplitToSequence" | "SequenceAt" | "CastLike" | "Dropout",
+            0,
+        )
+        | ("Concat", _)
+        | ("Where", 1 | 2) => return Use::Moves(shape.to_vec()),
+        ("Cast", 0) => match super::fold::cast_target(&attrs) {
+            Ok(e) if e.is_real() => return Use::Moves(shape.to_vec()),
+            _ => Role::Constant,
+        },
+        (
+            "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "Not" | "And" | "Or"
+            | "Xor" | "IsNaN" | "IsInf" | "Shape" | "Size" | "Range" | "ConstantOfShape" | "Where"
+            | "Reshape" | "Expand" | "Slice" | "Split" | "Squeeze" | "Unsqueeze" | "Tile"
+            | "Gather" | "GatherND" | "GatherElements" | "CastLike" | "ArgMax" | "Floor" | "Sign"
+            | "Dropout",
+            _,
+        )
+        | ("Resize" | "Clip" | "Pad", 1..) => Role::Constant,
+        _ => Role::Other,
+    })
+}
+
+/// How values that the model lacks are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum InitScheme {
+    /// By use: weights uniform within ±1/√fan_in (Kaiming uniform with a = √5, what PyTorch's
+    /// `Linear` and `Conv` do), embeddings normal with deviation 0.02, biases 0, scales 1, running
+    /// mean 0 and variance 1. PyTorch draws biases too; which fan-in they had is not in the model.
+    #[default]
+    Default,
+}
+
+impl InitScheme {
+    /// The first value of a parameter; `stream` tells parameters apart.
+    pub fn of(self, role: Role, stream: u32) -> VarInit {
+        match role {
+            Role::Weight { fan_in } => {
+                VarInit::Uniform { bound: 1.0 / (fan_in.max(1) as f64).sqrt(), stream }
+            }
+            Role::Embedding | Role::Other => VarInit::Normal { mean: 0.0, std: 0.02, stream },
+            Role::Scale | Role::RunningVar => VarInit::Value(1.0),
+            Role::Bias | Role::RunningMean | Role::Constant => VarInit::Zeros,
+        }
+    }
+}
+
+/// Tensors of a safetensors file: element format and extents by name.
+#[derive(Debug)]
+pub struct WeightFile {
+    path: std::path::PathBuf,
+    tensors: BTreeMap<String, (safetensors::Dtype, Vec<usize>)>,
+}
+
+impl WeightFile {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// P0211 where the file cannot be read, P0217 where it is not safetensors.
+    pub fn open(path: &std::path::Path) -> Result<WeightFile, Diagnostic> {
+        let place = || crate::Place::File { path: path.into() };
+        let unreadable = |e: std::io::Error| {
+            Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place())
+        };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // SAFETY: read-only, and dropped before this function returns.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
+        let parsed = safetensors::SafeTensors::deserialize(&map).map_err(|e| {
+            Diagnostic::error("P0217", format!("this is not a safetensors file: {e}")).at(place())
+        })?;
+        let tensors = parsed
+            .iter()
+            .map(|(name, t)| (name.to_string(), (t.dtype(), t.shape().to_vec())))
+            .collect();
+        Ok(WeightFile { path: path.into(), tensors })
+    }
+
+    /// Checks that the file has a tensor for a parameter.
+    ///
+    /// # Errors
+    /// P0217: absent (with the nearest name), other extents, or a format that is not a real one.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), Diagnostic> {
+        use safetensors::Dtype::{BF16, F16, F32};
+        let place = crate::Place::Tensor { path: self.path.clone(), tensor: name.into() };
+        let Some((dtype, have)) = self.tensors.get(name) else {
+            let near = self
+                .tensors
+                .iter()
+                .filter(|(_, (_, s))| s == shape)
+                .map(|(n, _)| (strsim::jaro_winkler(n, name), n))
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            let d = Diagnostic::error("P0217", "the weight file has no such tensor").at(place);
+            return Err(match near {
+                Some((_, n)) => d.help(format!(
+                    "a tensor of the same shape is named `{n}`; names must be those of the model's \
+                     initializers"
+                )),
+                None => d.help("names must be those of the model's initializers"),
+            });
+        };
+        if have != shape {
+            let message = format!("the weight file has shape {have:?}, the model {shape:?}");
+            return Err(Diagnostic::error("P0217", message).at(place));
+        }
+        if !matches!(dtype, F32 | F16 | BF16) {
+            let message = format!("the weight file stores {dtype:?}");
+            return Err(Diagnostic::error("P0217", message)
+                .at(place)
+                .help("weights are read from F32, F16 or BF16"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,560 @@
+//! From the graph to items: values with dense storage, and the smallest pieces of work on them.
+//! Views disappear into the accesses of their readers.
+
+use super::affine::{Access, Placement};
+use super::{deps, kernels};
+use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::ir::view::View;
+use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
+use crate::ops::{Lowering, Op, Part};
+use precast_plan::{BinaryOp, DType, Instr, Kind};
+use std::collections::BTreeMap;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// Computed by the items that write it.
+    Computed,
+    Input(String),
+    /// The old value of a variable.
+    Var(String),
+    Const(ConstData),
+}
+
+/// A dense row-major tensor.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub source: Source,
+    /// The variable whose new value this is, where it is written in place of the old one.
+    pub updates: Option<String>,
+    /// Stored as a part of another value.
+    pub placed: Option<(usize, Placement)>,
+}
+
+impl Value {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+}
+
+/// An operand of a row program.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Read {
+    At(Access),
+    Literal(Instr),
+}
+
+/// What an item computes.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// A row program; its operation emits the instructions.
+    Rows(Op),
+    /// Element for element.
+    Copy,
+    /// A product or convolution over `operands`, into an accumulator that the operation's own
+    /// epilogue and fused items finish. The space is that of the result.
+    Product { op: Op, operands: Vec<(usize, View)> },
+    /// A kernel that does not fuse.
+    Kernel { op: Op, operands: Vec<(usize, View)> },
+}
+
+/// One piece of work.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub name: String,
+    /// Name of the operation of the graph, if the item is one.
+    pub op: Option<String>,
+    pub phase: Phase,
+    pub dims: Vec<usize>,
+    pub reduced: usize,
+    pub reads: Vec<Read>,
+    /// One per result of the body.
+    pub writes: Vec<Access>,
+    pub body: Body,
+}
+
+impl Item {
+    /// Values read, with repetitions.
+    pub fn read_values(&self) -> impl Iterator<Item = usize> + '_ {
+        let operands: &[(usize, View)] = match &self.body {
+            Body::Product { operands, .. } | Body::Kernel { operands, .. } => operands,
+            _ => &[],
+        };
+        let reads = self.reads.iter().filter_map(|r| match r {
+            Read::At(a) => Some(a.value),
+            Read::Literal(_) => None,
+        });
+        reads.chain(operands.iter().map(|o| o.0))
+    }
+
+    /// Whether anything can be fused with it.
+    pub fn fuses(&self) -> bool {
+        !matches!(self.body, Body::Kernel { .. })
+    }
+}
+
+/// A lowered graph.
+#[derive(Debug, Default)]
+pub struct Items {
+    pub values: Vec<Value>,
+    pub items: Vec<Item>,
+    /// Name and value of every result; the value is stored with the result's own shape.
+    pub results: Vec<(String, usize)>,
+}
+
+impl Items {
+    /// The access as one to the tensor that stores the value, where strides can say it.
+    pub fn physical(&self, a: &Access, dims: &[usize]) -> Option<Access> {
+        let mut a = a.clone();
+        while let Some((outer, placement)) = &self.values[a.value].placed {
+            let (offset, strides) = placement.convert(dims, a.offset, &a.strides)?;
+            a = Access { value: *outer, offset, strides };
+        }
+        Some(a)
+    }
+
+    /// The value whose tensor stores this one.
+    pub fn storage(&self, mut value: usize) -> usize {
+        while let Some((outer, _)) = &self.values[value].placed {
+            value = *outer;
+        }
+        value
+    }
+}
+
+/// Parts of a value that is put together.
+struct Assembly {
+    ty: TensorType,
+    parts: Vec<(ValueId, Part)>,
+    node: crate::ir::NodeId,
+}
+
+struct Lower<'g> {
+    g: &'g Graph,
+    out: Items,
+    loc: Vec<Option<(usize, View)>>,
+    pending: BTreeMap<ValueId, Assembly>,
+    uses: Vec<usize>,
+}
+
+/// Lowers a verified graph without dead nodes.
+pub fn lower(g: &Graph) -> Result<Items> {
+    let mut uses: Vec<usize> = g.uses().iter().map(Vec::len).collect();
+    for r in g.results.iter().chain(&g.updates) {
+        uses[r.value.0 as usize] += 1;
+    }
+    let mut l = Lower {
+        g,
+        out: Items::default(),
+        loc: vec![None; g.value_count()],
+        pending: BTreeMap::new(),
+        uses,
+    };
+    for (id, node) in g.nodes() {
+        l.node(id, node)?;
+    }
+    l.results()?;
+    Ok(l.out)
+}
+
+fn fault(node: &str, message: String) -> Diagnostic {
+    Diagnostic::error("P0402", message).at(Place::Node { name: node.to_string() })
+}
+
+/// Strides over the axes of a space of a view whose axis `i` runs along space axis `map[i]`.
+fn spread(view: &View, map: &[usize], rank: usize) -> Vec<i64> {
+    let mut out = vec![0; rank];
+    for (&axis, &s) in map.iter().zip(&view.strides) {
+        out[axis] += s;
+    }
+    out
+}
+
+impl Lower<'_> {
+    fn value(&mut self, name: String, ty: &TensorType, source: Source) -> usize {
+        self.out.values.push(Value {
+            name,
+            dtype: ty.dtype,
+            shape: ty.shape.to_vec(),
+            source,
+            updates: None,
+            placed: None,
+        });
+        self.out.values.len() - 1
+    }
+
+    /// New dense values for all results of a node.
+    fn results_of(&mut self, node: &Node) -> Vec<usize> {
+        let many = node.outputs.len() > 1;
+        node.outputs
+            .iter()
+            .enumerate()
+            .map(|(i, &v)| {
+                let name = if many { format!("{}.{i}", node.name) } else { node.name.clone() };
+                let ty = self.g.ty(v).clone();
+                let id = self.value(name, &ty, Source::Computed);
+                self.loc[v.0 as usize] = Some((id, View::dense(&ty.shape)));
+                id
+            })
+            .collect()
+    }
+
+    fn node(&mut self, id: crate::ir::NodeId, node: &Node) -> Result<()> {
+        let g = self.g;
+        match node.op.lowering() {
+            Lowering::Leaf => {
+                let v = node.outputs[0];
+                let (name, source) = match &node.op {
+                    Op::Input(i) => (i.name.clone(), Source::Input(i.name.clone())),
+                    Op::Var(var) => (var.name.clone(), Source::Var(var.name.clone())),
+                    Op::Const(c) => (node.name.clone(), Source::Const(c.data.clone())),
+                    op => panic!("`{}` is not a leaf", op.name()),
+                };
+                let id = self.value(name, g.ty(v), source);
+                self.loc[v.0 as usize] = Some((id, View::dense(g.shape(v))));
+            }
+            Lowering::View => {
+                let v = node.outputs[0];
+                let (root, view) = self.locate(node.inputs[0]);
+                let def = node.op.def();
+                let placed = match def.view(&view, g.ty(v)) {
+                    Some(seen) => (root, seen),
+                    None => {
+                        let name = format!("{}.copy", node.name);
+                        let (root, dense) = self.copy(name, root, &view, node.region.phase());
+                        let seen = def.view(&dense, g.ty(v));
+                        (
+                            root,
+                            seen.unwrap_or_else(|| {
+                                panic!("`{}` of a dense tensor", node.op.name())
+                            }),
+                        )
+                    }
+                };
+                self.loc[v.0 as usize] = Some(placed);
+            }
+            Lowering::Rows => {
+                if !self.add_of_parts(id, node) {
+                    self.rows(node);
+                }
+            }
+            Lowering::Assemble => {
+                let types: Vec<&TensorType> = node.inputs.iter().map(|&v| g.ty(v)).collect();
+                let parts = node.op.def().parts(&types);
+                let parts = node.inputs.iter().copied().zip(parts).collect();
+                let v = node.outputs[0];
+                self.pending.insert(v, Assembly { ty: g.ty(v).clone(), parts, node: id });
+            }
+            Lowering::Kernel => {
+                let operands: Vec<(usize, View)> =
+                    node.inputs.iter().map(|&v| self.locate(v)).collect();
+                self.kernel(node, operands)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A dense copy of a view.
+    pub fn copy(&mut self, name: String, root: usize, view: &View, phase: Phase) -> (usize, View) {
+        let ty = TensorType::new(self.out.values[root].dtype, view.shape.clone());
+        let to = self.value(name.clone(), &ty, Source::Computed);
+        let dense = View::dense(&ty.shape);
+        self.copy_item(name, None, phase, (root, view), (to, 0, dense.strides.clone()));
+        (to, dense)
+    }
+
+    fn copy_item(
+        &mut self,
+        name: String,
+        op: Option<String>,
+        phase: Phase,
+        (root, view): (usize, &View),
+        (to, offset, strides): (usize, i64, Vec<i64>),
+    ) {
+        let read = self.read(root, view.offset, view.strides.clone());
+        self.out.items.push(Item {
+            name,
+            op,
+            phase,
+            dims: view.shape.to_vec(),
+            reduced: 0,
+            reads: vec![read],
+            writes: vec![Access { value: to, offset, strides }],
+            body: Body::Copy,
+        });
+    }
+
+    fn read(&self, value: usize, offset: i64, strides: Vec<i64>) -> Read {
+        if let Source::Const(c) = &self.out.values[value].source {
+            let literal = match c.dtype.kind() {
+                Kind::Real => c.splat().map(Instr::Real),
+                kind => c.ints().and_then(|v| {
+                    let first = *v.first()?;
+                    let one = v.iter().all(|&x| x == first);
+                    let int = i32::try_from(first).ok().filter(|_| one)?;
+                    Some(if kind == Kind::Bool { Instr::Bool(int != 0) } else { Instr::Int(int) })
+                }),
+            };
+            if let Some(instr) = literal {
+                return Read::Literal(instr);
+            }
+        }
+        Read::At(Access { value, offset, strides })
+    }
+
+    /// Root and view of a value; puts it together first where it is made of parts.
+    fn locate(&mut self, v: ValueId) -> (usize, View) {
+        if let Some(a) = self.pending.remove(&v) {
+            self.assemble(v, a);
+        }
+        self.loc[v.0 as usize].clone().expect("operands are defined before their use")
+    }
+
+    fn rows(&mut self, node: &Node) {
+        let g = self.g;
+        let x: Vec<&TensorType> = node.inputs.iter().map(|&v| g.ty(v)).collect();
+        let y: Vec<&TensorType> = node.outputs.iter().map(|&v| g.ty(v)).collect();
+        let spec = node.op.def().row_spec(&x, &y);
+        let rank = spec.dims.len();
+        let located: Vec<(usize, View)> = node.inputs.iter().map(|&v| self.locate(v)).collect();
+        let reads = located
+            .iter()
+            .zip(&spec.inputs)
+            .map(|((root, view), map)| self.read(*root, view.offset, spread(view, map, rank)))
+            .collect();
+        let results = self.results_of(node);
+        let writes = results
+            .iter()
+            .zip(&spec.outputs)
+            .zip(&y)
+            .map(|((&value, map), ty)| Access {
+                value,
+                offset: 0,
+                strides: spread(&View::dense(&ty.shape), map, rank),
+            })
+            .collect();
+        self.out.items.push(Item {
+            name: node.name.clone(),
+            op: Some(node.name.clone()),
+            phase: node.region.phase(),
+            dims: spec.dims,
+            reduced: spec.reduced,
+            reads,
+            writes,
+            body: Body::Rows(node.op.clone()),
+        });
+    }
+
+    /// An addition of two values made of disjoint parts, both read by nothing else, is the value
+    /// made of all the parts: the gradient of a split.
+    fn add_of_parts(&mut self, id: crate::ir::NodeId, node: &Node) -> bool {
+        let Op::Binary(b) = &node.op else { return false };
+        let &[a, c] = node.inputs.as_slice() else { return false };
+        let single = |v: ValueId| self.uses[v.0 as usize] == 1 && self.pending.contains_key(&v);
+        if b.f != BinaryOp::Add || a == c || !single(a) || !single(c) {
+            return false;
+        }
+        let boxes = |v: ValueId| -> Vec<(Vec<usize>, Vec<usize>)> {
+            let list = &self.pending[&v].parts;
+            list.iter().map(|(x, p)| (p.starts.clone(), self.g.shape(*x).to_vec())).collect()
+        };
+        let dense = |v: ValueId| {
+            self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1))
+        };
+        let apart = |(s1, n1): &(Vec<usize>, Vec<usize>), (s2, n2): &(Vec<usize>, Vec<usize>)| {
+            (0..s1.len()).any(|d| s1[d] + n1[d] <= s2[d] || s2[d] + n2[d] <= s1[d])
+        };
+        let (x, y) = (boxes(a), boxes(c));
+        if !dense(a) || !dense(c) || x.iter().any(|p| y.iter().any(|q| !apart(p, q))) {
+            return false;
+        }
+        let mut parts = self.pending.remove(&a).expect("pending").parts;
+        parts.extend(self.pending.remove(&c).expect("pending").parts);
+        let v = node.outputs[0];
+        self.pending.insert(v, Assembly { ty: self.g.ty(v).clone(), parts, node: id });
+        true
+    }
+
+    fn assemble(&mut self, v: ValueId, a: Assembly) {
+        let node = self.g.node(a.node);
+        let phase = node.region.phase();
+        let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
+        let to = self.value(node.name.clone(), &a.ty, Source::Computed);
+        let whole = a.ty.shape.strides();
+        let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
+        if covered < a.ty.shape.elements() {
+            let zero = match a.ty.kind() {
+                Kind::Real => Instr::Real(0.0),
+                Kind::Int => Instr::Int(0),
+                Kind::Bool => Instr::Bool(false),
+            };
+            self.out.items.push(Item {
+                name: format!("{}.zero", node.name),
+                op: Some(node.name.clone()),
+                phase,
+                dims: a.ty.shape.to_vec(),
+                reduced: 0,
+                reads: vec![Read::Literal(zero)],
+                writes: vec![Access { value: to, offset: 0, strides: whole.clone() }],
+                body: Body::Copy,
+            });
+        }
+        for (i, ((root, view), (_, part))) in located.iter().zip(&a.parts).enumerate() {
+            let offset = part.starts.iter().zip(&whole).map(|(&b, s)| b as i64 * s).sum();
+            let strides = part.steps.iter().zip(&whole).map(|(k, s)| k * s).collect();
+            let name = format!("{}.part{i}", node.name);
+            self.copy_item(
+                name,
+                Some(node.name.clone()),
+                phase,
+                (*root, view),
+                (to, offset, strides),
+            );
+        }
+        self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
+    }
+
+    fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
+        let phase = node.region.phase();
+        let first = operands[0].1.clone();
+        for (i, operand) in operands.iter_mut().enumerate() {
+            let (root, view) = operand.clone();
+            if !kernels::takes(&node.op, i, &view, &first) {
+                *operand = self.copy(format!("{}.operand{i}", node.name), root, &view, phase);
+            }
+        }
+        let results = self.results_of(node);
+        let dense = |this: &Self, v: usize| {
+            let shape: Shape = this.out.values[v].shape.clone().into();
+            Access { value: v, offset: 0, strides: shape.strides() }
+        };
+        let mut reads = vec![];
+        let mut dims = vec![];
+        let product = matches!(
+            node.op,
+            Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_)
+        );
+        if product {
+            dims = self.out.values[results[0]].shape.clone();
+            for (root, view) in operands.drain(2..) {
+                // The bias runs along the last axis.
+                let mut strides = vec![0; dims.len()];
+                *strides.last_mut().expect("a product has axes") = view.strides[0];
+                reads.push(self.read(root, view.offset, strides));
+            }
+        }
+        let writes = results.iter().map(|&v| dense(self, v)).collect();
+        let op = node.op.clone();
+        self.out.items.push(Item {
+            name: node.name.clone(),
+            op: Some(node.name.clone()),
+            phase,
+            dims,
+            reduced: 0,
+            reads,
+            writes,
+            body: if product {
+                Body::Product { op, operands }
+            } else {
+                Body::Kernel { op, operands }
+            },
+        });
+        Ok(())
+    }
+
+    /// Binds results and updates to whole values.
+    fn results(&mut self) -> Result<()> {
+        let g = self.g;
+        let updates: Vec<_> = g.updates.clone();
+        for u in &updates {
+            let Some(var) = g.vars.get(&u.name) else {
+                return Err(fault(&u.name, "there is no such variable to update".into()).into());
+            };
+            let phase = g.def(u.value).region.phase();
+            let (root, view) = self.locate(u.value);
+            let v = &self.out.values[root];
+            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
+            {
+                continue; // writes what is there
+            }
+            let from_var = matches!(v.source, Source::Var(_));
+            let in_place = v.source == Source::Computed
+                && v.dtype == var.ty.dtype
+                && v.updates.is_none()
+                && view.offset == 0
+                && view.is_contiguous()
+                && v.elements() == view.shape.elements()
+                && self.in_place(root, &u.name, phase);
+            if in_place {
+                self.out.values[root].updates = Some(u.name.clone());
+                continue;
+            }
+            // The old value of another variable is set aside before anything is overwritten.
+            let (root, view) = if from_var {
+                self.copy(format!("{}.old", u.name), root, &view, phase)
+            } else {
+                (root, view)
+            };
+            let to = self.value(format!("{}.new", u.name), &var.ty, Source::Computed);
+            let strides = var.ty.shape.strides();
+            let name = format!("{}.update", u.name);
+            self.out.values[to].updates = Some(u.name.clone());
+            self.copy_item(name, None, phase, (root, &view), (to, 0, strides));
+        }
+        for r in &g.results {
+            let phase = g.def(r.value).region.phase();
+            let (root, view) = self.locate(r.value);
+            let v = &self.out.values[root];
+            let overwritten = matches!(&v.source, Source::Var(n) if g.update_of(n).is_some());
+            let whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
+            let value = if whole {
+                root
+            } else {
+                self.copy(format!("{}.result", r.name), root, &view, phase).0
+            };
+            self.out.results.push((r.name.clone(), value));
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, root: usize, view: &View, shape: &Shape) -> bool {
+        view.offset == 0 && view.is_contiguous() && self.out.values[root].shape[..] == shape[..]
+    }
+
+    /// Whether the new value of `var` may be written where the old one is read: nothing that
+    /// depends on the new value reads the old one, except the item that writes it.
+    fn in_place(&self, new: usize, var: &str, phase: Phase) -> bool {
+        let items = &self.out.items;
+        let old = |v: usize| matches!(&self.out.values[v].source, Source::Var(n) if n == var);
+        let mut writers =
+            (0..items.len()).filter(|&i| items[i].writes.iter().any(|w| w.value == new));
+        let (Some(writer), None) = (writers.next(), writers.next()) else { return false };
+        if items[writer].phase != phase || !own_elements(&items[writer], new, old) {
+            return false;
+        }
+        let later = deps::reachable(&deps::successors(&self.out), writer);
+        (0..items.len()).all(|i| {
+            i == writer || !later[i] || items[i].phase != phase || !items[i].read_values().any(old)
+        })
+    }
+}
+
+/// Whether every read of the old value is at the element that the item writes.
+fn own_elements(item: &Item, new: usize, old: impl Fn(usize) -> bool) -> bool {
+    let operands: &[(usize, View)] = match &item.body {
+        Body::Product { operands, .. } | Body::Kernel { operands, .. } => operands,
+        _ => &[],
+    };
+    let Some(w) = item.writes.iter().find(|w| w.value == new) else { return false };
+    operands.iter().all(|o| !old(o.0))
+        && item.reads.iter().all(|r| match r {
+            Read::At(a) => !old(a.value) || (a.offset == w.offset && a.strides == w.strides),
+            Read::Literal(_) => true,
+        })
+}

@@ -1,0 +1,235 @@
+//! Lifetimes of temporaries, in-place reuse, and offsets in one arena.
+
+use super::fuse::Group;
+use super::items::{Items, Source};
+use super::order::Bundle;
+use super::program::Built;
+use crate::ir::Phase;
+use std::collections::BTreeMap;
+
+/// Offsets and sizes are multiples of this many bytes.
+pub const ALIGN: u64 = 64;
+
+/// Where temporaries lie.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// Byte offset of each value that has one.
+    pub offsets: BTreeMap<usize, u64>,
+    pub bytes: u64,
+    /// Largest sum of live temporaries at any step.
+    pub bound: u64,
+}
+
+fn aligned(bytes: usize) -> u64 {
+    (bytes as u64).max(1).next_multiple_of(ALIGN)
+}
+
+fn is_temporary(items: &Items, v: usize) -> bool {
+    let x = &items.values[v];
+    x.source == Source::Computed && x.updates.is_none() && x.placed.is_none()
+}
+
+/// First and last step that touches each temporary. Results live to the end; with several batches
+/// for one update, what the first one writes must not be overwritten by the next before it is
+/// read, which a lifetime within one pass over the steps ensures.
+fn lifetimes(items: &Items, steps: &[Bundle]) -> BTreeMap<usize, (usize, usize)> {
+    let mut out: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+    for (at, step) in steps.iter().enumerate() {
+        for &v in step.writes.iter().chain(&step.reads) {
+            if is_temporary(items, v) {
+                let e = out.entry(v).or_insert((at, at));
+                e.1 = at;
+            }
+        }
+    }
+    for r in &items.results {
+        if let Some(e) = out.get_mut(&items.storage(r.1)) {
+            e.1 = steps.len();
+        }
+    }
+    out
+}
+
+/// Largest sum of live temporaries, without reuse in place.
+pub fn live_bound(items: &Items, steps: &[Bundle]) -> u64 {
+    let blocks: Vec<Block> = lifetimes(items, steps)
+        .into_iter()
+        .map(|(v, (first, last))| Block {
+            values: vec![v],
+            bytes: aligned(items.values[v].bytes()),
+            first,
+            last,
+        })
+        .collect();
+    bound(&blocks, steps.len())
+}
+
+/// Memory that one or more values use one after the other.
+#[derive(Clone, Debug)]
+struct Block {
+    values: Vec<usize>,
+    bytes: u64,
+    first: usize,
+    last: usize,
+}
+
+fn bound(blocks: &[Block], steps: usize) -> u64 {
+    let mut change = vec![0i64; steps + 2];
+    for b in blocks {
+        change[b.first] += b.bytes as i64;
+        change[b.last + 1] -= b.bytes as i64;
+    }
+    let mut live = 0;
+    change.iter().fold(0, |top, c| {
+        live += c;
+        top.max(live)
+    }) as u64
+}
+
+/// Lays out the temporaries of a schedule.
+pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]) -> Layout {
+    let lives = lifetimes(items, steps);
+    let mut block_of: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut blocks: Vec<Block> = vec![];
+    for (at, step) in steps.iter().enumerate() {
+        for &v in &step.writes {
+            let Some(&(first, last)) = lives.get(&v).filter(|_| !block_of.contains_key(&v)) else {
+                continue;
+            };
+            let bytes = aligned(items.values[v].bytes());
+            let reuse = (first == at)
+                .then(|| {
+                    dying_twin(items, groups, step, v, |i| {
+                        let b = *block_of.get(&i)?;
+                        let free =
+                            lives[&i].1 == at && blocks[b].last == at && blocks[b].bytes >= bytes;
+                        free.then_some(b)
+                    })
+                })
+                .flatten();
+            let b = reuse.unwrap_or_else(|| {
+                blocks.push(Block { values: vec![], bytes, first, last });
+                blocks.len() - 1
+            });
+            blocks[b].values.push(v);
+            blocks[b].last = blocks[b].last.max(last);
+            block_of.insert(v, b);
+        }
+    }
+    let bound = bound(&blocks, steps.len());
+    let by_size = |b: &Block| (std::cmp::Reverse(b.bytes), b.first, b.values[0]);
+    let by_area = |b: &Block| {
+        (std::cmp::Reverse(b.bytes * (b.last - b.first + 1) as u64), b.first, b.values[0])
+    };
+    let by_time = |b: &Block| (std::cmp::Reverse(0), b.first, b.values[0]);
+    let (offsets, bytes) =
+        [assign(&blocks, by_size), assign(&blocks, by_area), assign(&blocks, by_time)]
+            .into_iter()
+            .min_by_key(|x| x.1)
+            .expect("three ways");
+    let mut out = Layout { bytes, bound, ..Layout::default() };
+    for (b, offset) in blocks.iter().zip(offsets) {
+        b.values.iter().for_each(|&v| {
+            out.offsets.insert(v, offset);
+        });
+    }
+    out
+}
+
+/// Places blocks in the given order, each at the lowest gap that fits best among those that are
+/// alive with it.
+fn assign<K: Ord>(blocks: &[Block], key: impl Fn(&Block) -> K) -> (Vec<u64>, u64) {
+    let mut order: Vec<usize> = (0..blocks.len()).collect();
+    order.sort_by_key(|&b| key(&blocks[b]));
+    let mut offsets = vec![0; blocks.len()];
+    let mut placed: Vec<usize> = vec![];
+    let mut top = 0;
+    for b in order {
+        let x = &blocks[b];
+        let mut taken: Vec<(u64, u64)> = placed
+            .iter()
+            .filter(|&&o| blocks[o].first <= x.last && x.first <= blocks[o].last)
+            .map(|&o| (offsets[o], offsets[o] + blocks[o].bytes))
+            .collect();
+        taken.sort_unstable();
+        let mut best: Option<(u64, u64)> = None;
+        let mut end = 0;
+        for (from, to) in taken {
+            if from >= end + x.bytes && best.is_none_or(|(gap, _)| from - end < gap) {
+                best = Some((from - end, end));
+            }
+            end = end.max(to);
+        }
+        offsets[b] = best.map_or(end, |x| x.1);
+        top = top.max(offsets[b] + x.bytes);
+        placed.push(b);
+    }
+    (offsets, top)
+}
+
+/// A block whose value dies in this step and is read only at the elements that `v` is written at.
+fn dying_twin(
+    items: &Items,
+    groups: &[(Group, Option<Built>)],
+    step: &Bundle,
+    v: usize,
+    block: impl Fn(usize) -> Option<usize>,
+) -> Option<usize> {
+    let &[g] = step.groups.as_slice() else { return None };
+    let (group, Some(built)) = &groups[g] else { return None };
+    // Inside a part-filled tensor other parts may already lie.
+    let mut writes = built
+        .outputs
+        .iter()
+        .zip(&built.program.outputs)
+        .filter(|(a, _)| items.storage(a.value) == v);
+    let (Some((out, port)), None) = (writes.next(), writes.next()) else { return None };
+    if out.value != v {
+        return None;
+    }
+    let infos = built.program.check().expect("programs were checked");
+    let last = infos.iter().map(|i| i.stage).max().unwrap_or(0);
+    let info = infos[port.reg as usize];
+    // Only what is stored in the last pass over a row comes after every load of it.
+    if last > 0 && (info.row || info.stage < last) {
+        return None;
+    }
+    let operands: Vec<usize> =
+        group.product.map(|i| items.items[i].read_values().collect::<Vec<_>>()).unwrap_or_default();
+    let product_operands = |value: usize| {
+        group.product.is_some_and(|i| match &items.items[i].body {
+            super::items::Body::Product { operands, .. } => {
+                operands.iter().any(|o| items.storage(o.0) == value)
+            }
+            _ => false,
+        }) && operands.iter().any(|&o| items.storage(o) == value)
+    };
+    let size = port.dtype.size();
+    for a in &built.inputs {
+        let i = items.storage(a.value);
+        if i != a.value
+            || !is_temporary(items, i)
+            || step.writes.contains(&i)
+            || product_operands(i)
+        {
+            continue;
+        }
+        let own = built
+            .inputs
+            .iter()
+            .filter(|x| items.storage(x.value) == i)
+            .all(|x| x.value == i && x.offset == out.offset && x.strides == out.strides);
+        if own
+            && items.values[i].dtype.size() == size
+            && let Some(b) = block(i)
+        {
+            return Some(b);
+        }
+    }
+    None
+}
+
+/// How many of the steps are of the micro phase.
+pub fn micro_steps(steps: &[Bundle]) -> usize {
+    steps.iter().filter(|s| s.phase == Phase::Micro).count()
+}

@@ -1,0 +1,65 @@
+//! From a graph whose values carry storage formats to steps in order over planned memory.
+//!
+//! `weight copies → items → parts placed → fusion → order → arena`. Views cost nothing, values
+//! that only one fused program reads are never stored, and the optimizer writes weights, moments
+//! and low-precision copies in place.
+
+pub mod affine;
+mod copies;
+mod deps;
+pub mod fuse;
+pub mod items;
+mod kernels;
+pub mod memory;
+pub mod order;
+mod place;
+pub mod program;
+
+pub use copies::{copy_name, weight_copies};
+pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
+
+use crate::diagnostic::Result;
+use crate::ir::Graph;
+use fuse::Group;
+use items::Items;
+use order::Bundle;
+use program::Built;
+
+/// What the target's kernels can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Any elementwise program may finish a product. Otherwise a product carries only what its own
+    /// operation fuses.
+    pub any_epilogue: bool,
+}
+
+impl Capabilities {
+    pub const CPU: Capabilities = Capabilities { any_epilogue: true };
+}
+
+/// A graph, scheduled.
+#[derive(Debug)]
+pub struct Schedule {
+    /// After weight copies; names the variables.
+    pub graph: Graph,
+    pub items: Items,
+    pub groups: Vec<(Group, Option<Built>)>,
+    pub steps: Vec<Bundle>,
+    pub layout: memory::Layout,
+}
+
+/// Schedules a verified graph; `existing` is the training graph where `graph` evaluates its model.
+///
+/// # Errors
+/// An update of a variable that does not exist (P0402).
+pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) -> Result<Schedule> {
+    let graph = weight_copies(graph, existing).without_dead_nodes();
+    let mut items = items::lower(&graph)?;
+    deps::sort(&mut items);
+    place::place_parts(&mut items);
+    deps::sort(&mut items);
+    let groups = fuse::fuse(&items, caps);
+    let steps = order::order(&items, &groups);
+    let layout = memory::layout(&items, &groups, &steps);
+    Ok(Schedule { graph, items, groups, steps, layout })
+}

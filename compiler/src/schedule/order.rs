@@ -1,0 +1,217 @@
+//! From groups to steps in order: equal programs of the update run as one step over many tensors,
+//! and the order keeps few bytes alive.
+
+use super::fuse::Group;
+use super::items::{Items, Source};
+use super::program::Built;
+use super::{deps, memory};
+use crate::ir::Phase;
+use std::collections::BTreeSet;
+
+/// Groups that run as one step.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    pub groups: Vec<usize>,
+    pub phase: Phase,
+    /// Stored values read and written, by the value whose tensor stores them.
+    pub reads: BTreeSet<usize>,
+    pub writes: BTreeSet<usize>,
+}
+
+type Fused = (Group, Option<Built>);
+
+/// Steps in the order in which they run; all of micro, then all of update.
+pub fn order(items: &Items, groups: &[Fused]) -> Vec<Bundle> {
+    let mut group_of = vec![0; items.items.len()];
+    for (g, (group, _)) in groups.iter().enumerate() {
+        group.items.iter().for_each(|&i| group_of[i] = g);
+    }
+    let mut next: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); groups.len()];
+    for (i, list) in deps::successors(items).iter().enumerate() {
+        next[group_of[i]].extend(list.iter().map(|&j| group_of[j]));
+    }
+    for (g, set) in next.iter_mut().enumerate() {
+        set.remove(&g);
+    }
+    let depth = depths(groups, &next);
+    let bundles = bundle(items, groups, &depth);
+    let mut bundle_of = vec![0; groups.len()];
+    for (b, x) in bundles.iter().enumerate() {
+        x.groups.iter().for_each(|&g| bundle_of[g] = b);
+    }
+    let mut after: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); bundles.len()];
+    for (g, set) in next.iter().enumerate() {
+        after[bundle_of[g]].extend(set.iter().map(|&j| bundle_of[j]));
+    }
+    // The graph's own order, and one that frees early; the one that needs less memory wins.
+    let orders = [false, true].map(|greedy| arrange(items, &bundles, &after, greedy));
+    let cost = |o: &[usize]| memory::live_bound(items, &pick(&bundles, o));
+    let best = if cost(&orders[1]) < cost(&orders[0]) { &orders[1] } else { &orders[0] };
+    pick(&bundles, best)
+}
+
+fn pick(bundles: &[Bundle], order: &[usize]) -> Vec<Bundle> {
+    order.iter().map(|&b| bundles[b].clone()).collect()
+}
+
+/// Length of the longest chain of groups of the same phase before each group.
+fn depths(groups: &[Fused], next: &[BTreeSet<usize>]) -> Vec<usize> {
+    let mut waits = vec![0; groups.len()];
+    next.iter().flatten().for_each(|&j| waits[j] += 1);
+    let mut ready: Vec<usize> = (0..groups.len()).filter(|&g| waits[g] == 0).collect();
+    let mut depth = vec![0; groups.len()];
+    let mut done = 0;
+    while let Some(g) = ready.pop() {
+        done += 1;
+        for &j in &next[g] {
+            if groups[g].0.phase == groups[j].0.phase {
+                depth[j] = depth[j].max(depth[g] + 1);
+            }
+            waits[j] -= 1;
+            if waits[j] == 0 {
+                ready.push(j);
+            }
+        }
+    }
+    assert_eq!(done, groups.len(), "groups wait for each other");
+    depth
+}
+
+/// Groups of one depth cannot depend on each other; those of the update with one program become
+/// one step.
+fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
+    let mut out: Vec<Bundle> = vec![];
+    for (g, (group, built)) in groups.iter().enumerate() {
+        let joins = |b: &&mut Bundle| {
+            let f = b.groups[0];
+            let (first, other) = (&groups[f].0, &groups[f].1);
+            let (Some(x), Some(y)) = (built, other) else { return false };
+            let (x, y) = (&x.program, &y.program);
+            group.phase == Phase::Update
+                && first.phase == Phase::Update
+                && depth[f] == depth[g]
+                && group.product.is_none()
+                && first.product.is_none()
+                && (x.inputs == y.inputs && x.outputs == y.outputs && same_code(&x.code, &y.code))
+        };
+        let at = match out.iter_mut().find(joins) {
+            Some(b) => b,
+            None => {
+                out.push(Bundle {
+                    groups: vec![],
+                    phase: group.phase,
+                    reads: BTreeSet::new(),
+                    writes: BTreeSet::new(),
+                });
+                out.last_mut().expect("just pushed")
+            }
+        };
+        at.groups.push(g);
+        let (reads, writes) = touched(items, group, built.as_ref());
+        at.reads.extend(reads);
+        at.writes.extend(writes);
+    }
+    out
+}
+
+fn same_code(a: &[precast_plan::Instr], b: &[precast_plan::Instr]) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(x, y)| match (x, y) {
+            (precast_plan::Instr::Real(x), precast_plan::Instr::Real(y)) => {
+                x.to_bits() == y.to_bits()
+            }
+            (x, y) => x == y,
+        })
+}
+
+/// Values a group reads and writes in memory.
+pub fn touched(
+    items: &Items,
+    group: &Group,
+    built: Option<&Built>,
+) -> (BTreeSet<usize>, BTreeSet<usize>) {
+    let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
+    match built {
+        Some(b) => {
+            reads.extend(b.inputs.iter().map(|a| a.value));
+            writes.extend(b.outputs.iter().map(|a| a.value));
+        }
+        None => {
+            let item = &items.items[group.items[0]];
+            writes.extend(item.writes.iter().map(|w| w.value));
+        }
+    }
+    for &i in &group.items {
+        use super::items::Body;
+        if let Body::Product { operands, .. } | Body::Kernel { operands, .. } = &items.items[i].body
+        {
+            reads.extend(operands.iter().map(|o| o.0));
+        }
+    }
+    let stored = |set: BTreeSet<usize>| set.into_iter().map(|v| items.storage(v)).collect();
+    (stored(reads), stored(writes))
+}
+
+fn arrange(
+    items: &Items,
+    bundles: &[Bundle],
+    after: &[BTreeSet<usize>],
+    greedy: bool,
+) -> Vec<usize> {
+    let n = bundles.len();
+    let mut waits = vec![0; n];
+    after.iter().flatten().for_each(|&j| waits[j] += 1);
+    let mut readers_left = vec![0usize; items.values.len()];
+    for b in bundles {
+        b.reads.iter().for_each(|&v| readers_left[v] += 1);
+    }
+    // What outlives its readers is never freed.
+    for r in &items.results {
+        readers_left[items.storage(r.1)] += 1;
+    }
+    let counts = |v: usize| {
+        let x = &items.values[v];
+        x.source == Source::Computed && x.updates.is_none()
+    };
+    let mut live = vec![false; items.values.len()];
+    let mut ready: BTreeSet<(Phase, usize)> =
+        (0..n).filter(|&b| waits[b] == 0).map(|b| (bundles[b].phase, b)).collect();
+    let mut out = Vec::with_capacity(n);
+    while let Some(&(phase, first)) = ready.first() {
+        let mut chosen = first;
+        if greedy {
+            let growth = |b: usize| -> i64 {
+                let new = bundles[b].writes.iter().filter(|&&v| counts(v) && !live[v]);
+                let gone = bundles[b]
+                    .reads
+                    .iter()
+                    .filter(|&&v| counts(v) && live[v] && readers_left[v] == 1);
+                let sum = |v: &mut dyn Iterator<Item = &usize>| -> i64 {
+                    v.map(|&v| items.values[v].bytes() as i64).sum()
+                };
+                sum(&mut new.into_iter()) - sum(&mut gone.into_iter())
+            };
+            let best = ready
+                .iter()
+                .filter(|(p, _)| *p == phase)
+                .map(|&(_, b)| (growth(b), b))
+                .min()
+                .expect("something is ready");
+            // Work that only grows memory is taken in the graph's order.
+            if best.0 <= 0 {
+                chosen = best.1;
+            }
+        }
+        ready.remove(&(bundles[chosen].phase, chosen));
+        out.push(chosen);
+        bundles[chosen].writes.iter().for_each(|&v| live[v] = true);
+        bundles[chosen].reads.iter().for_each(|&v| readers_left[v] -= 1);
+        for &j in &after[chosen] {
+            waits[j] -= 1;
+            if waits[j] == 0 {
+                ready.insert((bundles[j].phase, j));
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,325 @@
+//! Which elements of which tensors a step reads and writes.
+
+use crate::dtype::{DType, Kind};
+use crate::program::Instr;
+use crate::schema::{
+    Access, Attention, ConvGeometry, ConvKind, Epilogue, Gather, Instance, Kernel, MaxPool,
+    ProgramId, TensorId,
+};
+use crate::validate::{Context, MAX_ELEMENTS, MAX_RANK, kind_is};
+
+/// One access of a step over its space.
+pub(crate) struct Use {
+    pub tensor: TensorId,
+    pub offset: u64,
+    pub dims: Vec<u64>,
+    pub strides: Vec<i64>,
+    pub write: bool,
+    /// Axes along which a write stays in place (reduced axes of a row output).
+    pub still: Vec<usize>,
+    /// Uses of the same space read and write point by point; `None`: all reads come first or mix
+    /// with writes, so nothing may overlap.
+    pub space: Option<usize>,
+    pub what: &'static str,
+}
+
+struct Collector<'a, 'b> {
+    cx: &'a mut Context<'b>,
+    place: &'a str,
+    list: Vec<Use>,
+}
+
+/// The uses of a kernel; faults of its own are reported to `cx`. Accesses are not yet checked
+/// against their tensors' bounds.
+pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
+    let mut c = Collector { cx, place, list: vec![] };
+    match kernel {
+        Kernel::Rows(r) => {
+            for (i, instance) in r.instances.iter().enumerate() {
+                c.instance(r.program, instance, i);
+            }
+        }
+        Kernel::Gemm(g) => {
+            let [b0, b1] = g.batch;
+            let dims = vec![b0, b1, g.m, g.n];
+            if c.sizes(&[b0, b1, g.m, g.n, g.k]) {
+                c.operand("a", &g.a, vec![b0, b1, g.m, g.k], Kind::Real);
+                c.operand("b", &g.b, vec![b0, b1, g.k, g.n], Kind::Real);
+                c.epilogue(&g.epilogue, dims);
+            }
+        }
+        Kernel::Conv(k) => {
+            let g = &k.geometry;
+            if c.geometry(g) {
+                let x = vec![g.n, g.c, g.h, g.w];
+                let w = vec![g.o, g.c / g.groups, g.kh, g.kw];
+                let y = vec![g.n, g.o, g.oh, g.ow];
+                let (a, b, out) = match k.kind {
+                    ConvKind::Forward => (x, w, y),
+                    ConvKind::DataGrad => (y, w, x),
+                    ConvKind::FilterGrad => (x, y, w),
+                };
+                c.operand("a", &k.a, a, Kind::Real);
+                c.operand("b", &k.b, b, Kind::Real);
+                c.epilogue(&k.epilogue, out);
+            }
+        }
+        Kernel::Attention(a) => c.attention(a, true),
+        Kernel::AttentionGrad(g) => {
+            let a = &g.forward;
+            c.attention(a, false);
+            let (q, kv) = (vec![a.batch, a.heads, a.tq, a.d], vec![a.batch, a.heads, a.tk, a.d]);
+            c.operand("d_o", &g.d_o, q.clone(), Kind::Real);
+            c.result("d_q", &g.d_q, q, Kind::Real);
+            c.result("d_k", &g.d_k, kv.clone(), Kind::Real);
+            c.result("d_v", &g.d_v, kv, Kind::Real);
+        }
+        Kernel::MaxPool(p) => c.pool(p, true),
+        Kernel::MaxPoolGrad(p) => c.pool(p, false),
+        Kernel::Gather(g) => c.gather(g, false),
+        Kernel::ScatterAdd(g) => c.gather(g, true),
+    }
+    c.list
+}
+
+impl Collector<'_, '_> {
+    fn error(&mut self, message: impl Into<String>) {
+        self.cx.error(self.place, message);
+    }
+
+    fn dtype(&mut self, what: &str, a: &Access) -> Option<DType> {
+        let t = self.cx.plan.tensors.get(a.tensor as usize).map(|t| t.dtype);
+        if t.is_none() {
+            self.error(format!("{what}: there is no tensor {}", a.tensor));
+        }
+        t.filter(|_| self.cx.elements[a.tensor as usize] > 0)
+    }
+
+    fn push(
+        &mut self,
+        what: &'static str,
+        a: &Access,
+        dims: Vec<u64>,
+        write: bool,
+        space: Option<usize>,
+    ) {
+        self.list.push(Use {
+            tensor: a.tensor,
+            offset: a.offset,
+            dims,
+            strides: a.strides.clone(),
+            write,
+            still: vec![],
+            space,
+            what,
+        });
+    }
+
+    fn typed(&mut self, what: &'static str, a: &Access, dims: Vec<u64>, kind: Kind, write: bool) {
+        let Some(d) = self.dtype(what, a) else { return };
+        if !kind_is(d, kind) {
+            return self.error(format!("{what} is {d}, not {kind}"));
+        }
+        self.push(what, a, dims, write, None);
+    }
+
+    fn operand(&mut self, what: &'static str, a: &Access, dims: Vec<u64>, kind: Kind) {
+        self.typed(what, a, dims, kind, false);
+    }
+
+    fn result(&mut self, what: &'static str, a: &Access, dims: Vec<u64>, kind: Kind) {
+        self.typed(what, a, dims, kind, true);
+    }
+
+    fn exactly(&mut self, what: &'static str, a: &Access, dtype: DType) {
+        if let Some(d) = self.dtype(what, a)
+            && d != dtype
+        {
+            self.error(format!("{what} is {d}, not {dtype}"));
+        }
+    }
+
+    /// Whether sizes are at least 1 and their product is within reach.
+    fn sizes(&mut self, sizes: &[u64]) -> bool {
+        let n = sizes.iter().try_fold(1u64, |n, &d| n.checked_mul(d).filter(|&n| n > 0));
+        // Products over all axes are work, not memory: a wider bound.
+        let ok = n.is_some_and(|n| n <= MAX_ELEMENTS << 16);
+        if !ok {
+            self.error(format!("sizes {sizes:?} are empty or too large"));
+        }
+        ok
+    }
+
+    fn instance(&mut self, program: ProgramId, i: &Instance, at: usize) {
+        let cx = &self.cx;
+        let Some(p) = cx.plan.programs.get(program as usize) else {
+            return self.error(format!("there is no program {program}"));
+        };
+        let Some(infos) = cx.infos[program as usize].clone() else { return };
+        let rank = i.dims.len();
+        let reduced = i.reduced as usize;
+        if rank > MAX_RANK || reduced > rank {
+            return self.error(format!("instance {at}: {rank} axes, {reduced} of them reduced"));
+        }
+        if !self.sizes(&i.dims) {
+            return;
+        }
+        if i.inputs.len() != p.inputs.len() || i.outputs.len() != p.outputs.len() {
+            return self.error(format!("instance {at} binds other ports than `{}` has", p.name));
+        }
+        if p.reduces() && reduced == 0 {
+            self.error(format!("instance {at} reduces no axis, but `{}` does", p.name));
+        }
+        for instr in &p.code {
+            if let Instr::Index { axis } = instr
+                && *axis as usize >= rank
+            {
+                self.error(format!("instance {at} has no axis {axis}, which `{}` reads", p.name));
+            }
+        }
+        let kept = rank - reduced;
+        for (k, (a, port)) in i.inputs.iter().zip(&p.inputs).enumerate() {
+            let Some(d) = self.dtype("input", a) else { continue };
+            if d != port.dtype {
+                self.error(format!("instance {at}: input {k} is {d}, the port {}", port.dtype));
+            }
+            if port.row && a.strides.iter().zip(&i.dims).skip(kept).any(|(&s, &n)| s != 0 && n > 1)
+            {
+                self.error(format!("instance {at}: input {k} is per row but varies along it"));
+            }
+            self.push("input", a, i.dims.clone(), false, Some(at));
+        }
+        for (k, (a, port)) in i.outputs.iter().zip(&p.outputs).enumerate() {
+            let Some(d) = self.dtype("output", a) else { continue };
+            if d != port.dtype {
+                self.error(format!("instance {at}: output {k} is {d}, the port {}", port.dtype));
+            }
+            let row = infos[port.reg as usize].row;
+            if row && a.strides.iter().zip(&i.dims).skip(kept).any(|(&s, &n)| s != 0 && n > 1) {
+                self.error(format!("instance {at}: output {k} is per row but varies along it"));
+            }
+            self.push("output", a, i.dims.clone(), true, Some(at));
+            if row {
+                self.list.last_mut().expect("just pushed").still = (kept..rank).collect();
+            }
+        }
+    }
+
+    fn epilogue(&mut self, e: &Epilogue, dims: Vec<u64>) {
+        let Some(p) = self.cx.plan.programs.get(e.program as usize) else {
+            return self.error(format!("there is no program {}", e.program));
+        };
+        if self.cx.infos[e.program as usize].is_none() {
+            return;
+        }
+        if p.reduces() {
+            self.error(format!("the epilogue `{}` reduces", p.name));
+        }
+        let sums = p.inputs.first().is_some_and(|i| i.dtype == DType::F32 && !i.row);
+        if !sums || p.inputs.len() != e.inputs.len() + 1 || p.outputs.len() != e.outputs.len() {
+            return self.error(format!("the epilogue binds other ports than `{}` has", p.name));
+        }
+        if e.outputs.is_empty() {
+            self.error("the epilogue stores nothing");
+        }
+        for instr in &p.code {
+            if let Instr::Index { axis } = instr
+                && *axis as usize >= dims.len()
+            {
+                self.error(format!("the result has no axis {axis}, which `{}` reads", p.name));
+            }
+        }
+        for (k, (a, port)) in e.inputs.iter().zip(&p.inputs[1..]).enumerate() {
+            let Some(d) = self.dtype("epilogue input", a) else { continue };
+            if d != port.dtype {
+                self.error(format!("epilogue input {k} is {d}, the port {}", port.dtype));
+            }
+            self.push("epilogue input", a, dims.clone(), false, Some(0));
+        }
+        for (k, (a, port)) in e.outputs.iter().zip(&p.outputs).enumerate() {
+            let Some(d) = self.dtype("epilogue output", a) else { continue };
+            if d != port.dtype {
+                self.error(format!("epilogue output {k} is {d}, the port {}", port.dtype));
+            }
+            self.push("epilogue output", a, dims.clone(), true, Some(0));
+        }
+    }
+
+    /// Whether the sizes of a convolution agree with each other.
+    fn geometry(&mut self, g: &ConvGeometry) -> bool {
+        let sizes = [g.n, g.c, g.h, g.w, g.o, g.kh, g.kw, g.oh, g.ow, g.groups];
+        let steps = [g.stride[0], g.stride[1], g.dilation[0], g.dilation[1]];
+        let small = |x: &u64| (1..=MAX_ELEMENTS).contains(x);
+        if !sizes.iter().chain(&steps).all(small) || g.pad.iter().any(|&p| p > MAX_ELEMENTS) {
+            self.error("the geometry has an empty or huge size");
+            return false;
+        }
+        if g.c % g.groups != 0 || g.o % g.groups != 0 {
+            self.error(format!("{} groups do not divide {} and {} channels", g.groups, g.c, g.o));
+            return false;
+        }
+        let out = |n: u64, before: u64, after: u64, k: u64, stride: u64, dilation: u64| {
+            let reach = u128::from(dilation) * u128::from(k - 1) + 1;
+            let room = u128::from(n) + u128::from(before) + u128::from(after);
+            room.checked_sub(reach).map(|r| r / u128::from(stride) + 1)
+        };
+        let oh = out(g.h, g.pad[0], g.pad[2], g.kh, g.stride[0], g.dilation[0]);
+        let ow = out(g.w, g.pad[1], g.pad[3], g.kw, g.stride[1], g.dilation[1]);
+        if oh != Some(u128::from(g.oh)) || ow != Some(u128::from(g.ow)) {
+            self.error(format!(
+                "an output of {} x {} does not follow from the geometry",
+                g.oh, g.ow
+            ));
+            return false;
+        }
+        self.sizes(&[g.n, g.c, g.h, g.w])
+            && self.sizes(&[g.o, g.c, g.kh, g.kw])
+            && self.sizes(&[g.n, g.o, g.oh, g.ow])
+    }
+
+    fn attention(&mut self, a: &Attention, forward: bool) {
+        if !self.sizes(&[a.batch, a.heads, a.tq, a.tk, a.d]) {
+            return;
+        }
+        if a.causal && a.tk < a.tq {
+            self.error(format!("causal attention of {} queries over {} keys", a.tq, a.tk));
+        }
+        if !a.scale.is_finite() {
+            self.error("the attention scale is not finite");
+        }
+        let (q, kv) = (vec![a.batch, a.heads, a.tq, a.d], vec![a.batch, a.heads, a.tk, a.d]);
+        self.operand("q", &a.q, q.clone(), Kind::Real);
+        self.operand("k", &a.k, kv.clone(), Kind::Real);
+        self.operand("v", &a.v, kv, Kind::Real);
+        if let Some(m) = &a.mask {
+            self.operand("mask", m, vec![a.batch, a.heads, a.tq, a.tk], Kind::Real);
+        }
+        self.typed("o", &a.o, q, Kind::Real, forward);
+        self.exactly("lse", &a.lse, DType::F32);
+        self.typed("lse", &a.lse, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
+    }
+
+    fn pool(&mut self, p: &MaxPool, forward: bool) {
+        let g = &p.geometry;
+        if !self.geometry(g) {
+            return;
+        }
+        if g.o != g.c || g.groups != 1 || g.kh.saturating_mul(g.kw) > 256 {
+            return self.error("a pool keeps its channels, has one group and at most 256 taps");
+        }
+        let (x, y) = (vec![g.n, g.c, g.h, g.w], vec![g.n, g.o, g.oh, g.ow]);
+        self.typed("x", &p.x, x, Kind::Real, !forward);
+        self.typed("y", &p.y, y.clone(), Kind::Real, forward);
+        self.exactly("index", &p.index, DType::U8);
+        self.typed("index", &p.index, y, Kind::Int, forward);
+    }
+
+    fn gather(&mut self, g: &Gather, scatter: bool) {
+        if !self.sizes(&[g.rows, g.width]) || !self.sizes(&[g.table_rows, g.width]) {
+            return;
+        }
+        self.typed("table", &g.table, vec![g.table_rows, g.width], Kind::Real, scatter);
+        self.operand("ids", &g.ids, vec![g.rows], Kind::Int);
+        self.typed("out", &g.out, vec![g.rows, g.width], Kind::Real, !scatter);
+    }
+}

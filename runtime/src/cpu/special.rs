@@ -1,0 +1,238 @@
+//! Steps whose kernels are neither products nor row programs: attention, pooling, gathered rows.
+
+use super::exec::Memory;
+use super::kernels::attention::{Attention, Backward, View4};
+use super::kernels::gather::{BadIndex, Indices, gather_rows, scatter_add_rows};
+use super::kernels::pool::MaxPool2d;
+use crate::error::{Error, Result};
+use plan::{Access, DType, Kernel, Plan};
+use precast_plan as plan;
+
+/// A bound special step.
+pub enum Special {
+    Attention {
+        problem: Attention,
+        q: View4,
+        k: View4,
+        v: View4,
+        mask: Option<View4>,
+        o: View4,
+        lse: *mut f32,
+    },
+    AttentionGrad {
+        problem: Attention,
+        views: Box<Backward>,
+        lse: *const f32,
+    },
+    MaxPool {
+        problem: MaxPool2d,
+        x: *mut u8,
+        y: *mut u8,
+        index: *mut u8,
+        dtype: DType,
+        forward: bool,
+    },
+    Gather {
+        table: *const u8,
+        rows: usize,
+        width: usize,
+        ids: Indices,
+        dtypes: (DType, DType),
+        out: *mut u8,
+    },
+    ScatterAdd {
+        table: *mut f32,
+        rows: usize,
+        width: usize,
+        ids: Indices,
+        out: *const u8,
+        dtype: DType,
+    },
+}
+
+// SAFETY: addresses of tensors that outlive the step; races are the executor's business.
+unsafe impl Send for Special {}
+// SAFETY: as above.
+unsafe impl Sync for Special {}
+
+struct Ctx<'a> {
+    plan: &'a Plan,
+    memory: &'a Memory,
+}
+
+impl Ctx<'_> {
+    fn first(&self, a: &Access) -> (*mut u8, DType) {
+        let dtype = self.plan.tensors[a.tensor as usize].dtype;
+        let (ptr, _) = self.memory.tensor(a.tensor);
+        (ptr.wrapping_add(a.offset as usize * dtype.size()), dtype)
+    }
+
+    fn view(&self, a: &Access) -> View4 {
+        let (ptr, dtype) = self.first(a);
+        let s = &a.strides;
+        View4 { ptr, dtype, strides: [s[0], s[1], s[2], s[3]].map(|s| s as isize) }
+    }
+
+    fn dense(&self, what: &str, a: &Access, dims: &[u64]) -> Result<(*mut u8, DType)> {
+        let dims: Vec<usize> = dims.iter().map(|&n| n as usize).collect();
+        if super::exec::dense(&a.strides, &dims) {
+            return Ok(self.first(a));
+        }
+        Err(Error::new("R0108", format!("{what} is not dense")))
+    }
+
+    fn attention(&self, a: &plan::Attention) -> Result<(Attention, *mut f32)> {
+        if a.causal && a.tq != a.tk {
+            let text = format!("causal attention of {} queries over {} keys", a.tq, a.tk);
+            return Err(
+                Error::new("R0109", text).help("the CPU kernel takes as many keys as queries")
+            );
+        }
+        let problem = Attention {
+            batch: a.batch as usize,
+            heads: a.heads as usize,
+            queries: a.tq as usize,
+            keys: a.tk as usize,
+            features: a.d as usize,
+            value_features: a.d as usize,
+            causal: a.causal,
+            scale: a.scale,
+        };
+        let (lse, _) = self.dense("lse", &a.lse, &[a.batch, a.heads, a.tq])?;
+        Ok((problem, lse.cast()))
+    }
+
+    fn ids(&self, g: &plan::Gather) -> Result<Indices> {
+        let (ptr, dtype) = self.dense("ids", &g.ids, &[g.rows])?;
+        if !matches!(dtype, DType::I64 | DType::I32) {
+            return Err(Error::new("R0110", format!("ids of format {dtype}")).help("i64 or i32"));
+        }
+        Ok(Indices { ptr, dtype, len: g.rows as usize })
+    }
+}
+
+/// Binds the kernel if it is one of these.
+///
+/// # Errors
+/// If the CPU kernels do not take the layout or the formats.
+pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Special>> {
+    let c = Ctx { plan, memory };
+    Ok(Some(match kernel {
+        Kernel::Attention(a) => {
+            let (problem, lse) = c.attention(a)?;
+            let mask = a.mask.as_ref().map(|m| c.view(m));
+            let (q, k, v, o) = (c.view(&a.q), c.view(&a.k), c.view(&a.v), c.view(&a.o));
+            Special::Attention { problem, q, k, v, mask, o, lse }
+        }
+        Kernel::AttentionGrad(g) => {
+            let a = &g.forward;
+            let (problem, lse) = c.attention(a)?;
+            let views = Box::new(Backward {
+                q: c.view(&a.q),
+                k: c.view(&a.k),
+                v: c.view(&a.v),
+                o: c.view(&a.o),
+                grad_o: c.view(&g.d_o),
+                mask: a.mask.as_ref().map(|m| c.view(m)),
+                grad_q: c.view(&g.d_q),
+                grad_k: c.view(&g.d_k),
+                grad_v: c.view(&g.d_v),
+            });
+            Special::AttentionGrad { problem, views, lse }
+        }
+        Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
+            let g = &p.geometry;
+            let pair = |a: u64, b: u64| [a as usize, b as usize];
+            let problem = MaxPool2d {
+                planes: (g.n * g.c) as usize,
+                input: pair(g.h, g.w),
+                output: pair(g.oh, g.ow),
+                kernel: pair(g.kh, g.kw),
+                stride: g.stride.map(|s| s as usize),
+                dilation: g.dilation.map(|s| s as usize),
+                pad: pair(g.pad[0], g.pad[1]),
+            };
+            let y_dims = [g.n, g.o, g.oh, g.ow];
+            let (x, dtype) = c.dense("x", &p.x, &[g.n, g.c, g.h, g.w])?;
+            let (y, y_dtype) = c.dense("y", &p.y, &y_dims)?;
+            let (index, _) = c.dense("the index", &p.index, &y_dims)?;
+            let forward = matches!(kernel, Kernel::MaxPool(_));
+            if dtype != y_dtype {
+                return Err(Error::new(
+                    "R0111",
+                    format!("max pooling between {dtype} and {y_dtype}"),
+                ));
+            }
+            Special::MaxPool { problem, x, y, index, dtype, forward }
+        }
+        Kernel::Gather(g) => {
+            let (table, from) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
+            let (out, to) = c.dense("the result", &g.out, &[g.rows, g.width])?;
+            let (rows, width) = (g.table_rows as usize, g.width as usize);
+            Special::Gather { table, rows, width, ids: c.ids(g)?, dtypes: (from, to), out }
+        }
+        Kernel::ScatterAdd(g) => {
+            let (table, dtype) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
+            if dtype != DType::F32 {
+                return Err(Error::new("R0110", format!("rows are added into {dtype}, not f32")));
+            }
+            let (out, dtype) = c.dense("the rows", &g.out, &[g.rows, g.width])?;
+            let (rows, width) = (g.table_rows as usize, g.width as usize);
+            Special::ScatterAdd { table: table.cast(), rows, width, ids: c.ids(g)?, out, dtype }
+        }
+        Kernel::Rows(_) | Kernel::Gemm(_) | Kernel::Conv(_) => return Ok(None),
+    }))
+}
+
+fn bad_index(e: BadIndex) -> Error {
+    Error::new("R0112", e.to_string()).help("check the data against the size of the embedding")
+}
+
+impl Special {
+    /// Bytes of scratch memory that the kernel divides among threads; asked on the pool.
+    pub fn shared_scratch(&self) -> usize {
+        match self {
+            Special::Attention { problem, .. } => problem.forward_scratch_bytes(),
+            Special::AttentionGrad { problem, .. } => problem.backward_scratch_bytes(),
+            Special::MaxPool { problem, forward: true, .. } => problem.forward_scratch_bytes(),
+            Special::MaxPool { problem, .. } => problem.backward_scratch_bytes(),
+            Special::Gather { .. } | Special::ScatterAdd { .. } => 0,
+        }
+    }
+
+    /// Runs the step on the current pool.
+    ///
+    /// # Safety
+    /// As [`super::exec::Bound::run`].
+    ///
+    /// # Errors
+    /// If an id of the data lies outside its table.
+    pub unsafe fn run(&self, scratch: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's contract; bounds were validated with the plan.
+        unsafe {
+            match *self {
+                Special::Attention { problem, q, k, v, mask, o, lse } => {
+                    problem.forward(q, k, v, mask, o, lse, scratch);
+                }
+                Special::AttentionGrad { problem, ref views, lse } => {
+                    problem.backward(views, lse, scratch);
+                }
+                Special::MaxPool { problem, x, y, index, dtype, forward } => {
+                    if forward {
+                        problem.forward(x, y, index, dtype, scratch);
+                    } else {
+                        problem.backward(y, index, x, dtype, scratch);
+                    }
+                }
+                Special::Gather { table, rows, width, ids, dtypes, out } => {
+                    gather_rows(table, (rows, width), ids, dtypes, out).map_err(bad_index)?;
+                }
+                Special::ScatterAdd { table, rows, width, ids, out, dtype } => {
+                    scatter_add_rows(table, (rows, width), ids, out, dtype, false)
+                        .map_err(bad_index)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+use super::*;
+use crate::tensors::write_tensors;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn wanted(name: &str, dtype: DType, shape: &[u64]) -> Wanted {
+    Wanted { name: name.into(), dtype, shape: shape.to_vec() }
+}
+
+fn field(input: &str, column: &str) -> Field {
+    Field { input: input.into(), columns: Columns::Name(column.into()), scale: 1.0, shift: 0.0 }
+}
+
+fn spec(source: DataSource, batch: Option<u64>, fields: Vec<Field>) -> DataSpec {
+    DataSpec { source, batch, fields, shuffle: true, seed: 3, split: 0.0 }
+}
+
+fn ids(batch: &Batch) -> Vec<i64> {
+    let bytes = &batch.tensors.last().unwrap().1;
+    bytes.chunks(8).map(|c| i64::from_le_bytes(c.try_into().unwrap())).collect()
+}
+
+fn file(dir: &Path, rows: u64) -> PathBuf {
+    let path = dir.join(format!("{rows}.safetensors"));
+    let x: Vec<u8> = (0..rows * 4).map(|i| i as u8).collect();
+    let y: Vec<u8> = (0..rows as i32).flat_map(|i| i.to_le_bytes()).collect();
+    let tensors = BTreeMap::from([
+        ("x".to_string(), (DType::U8, vec![rows, 2, 2], x)),
+        ("y".to_string(), (DType::I32, vec![rows], y)),
+    ]);
+    write_tensors(&path, &BTreeMap::new(), &tensors).unwrap();
+    path
+}
+
+#[test]
+fn epochs_visit_every_row_once_in_an_order_the_seed_fixes() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = vec![file(dir.path(), 7), file(dir.path(), 6)];
+    let mut s =
+        spec(DataSource::Safetensors { files }, Some(3), vec![field("x", "x"), field("y", "y")]);
+    s.fields[0].scale = 0.5;
+    s.split = 0.25;
+    let want = [wanted("x", DType::F32, &[3, 4]), wanted("y", DType::I64, &[3])];
+    let mut data = Dataset::open(&s, &want).unwrap();
+    assert_eq!((data.rows(), data.batches_per_epoch()), ((10, 3), 3));
+    let test: Vec<i64> = data.test_batches().flat_map(|b| ids(&b.unwrap())).collect();
+    let first: Vec<Batch> = (0..3).map(|_| data.next_batch().unwrap()).collect();
+    let mut seen: Vec<i64> = first.iter().flat_map(ids).collect();
+    let again = {
+        let mut other = Dataset::open(&s, &want).unwrap();
+        other.set_position(Position { epoch: 0, batch: 1 });
+        other.next_batch().unwrap()
+    };
+    assert_eq!(again, first[1]);
+    let second: Vec<i64> = (0..3).flat_map(|_| ids(&data.next_batch().unwrap())).collect();
+    assert_ne!(seen, second, "epochs have orders of their own");
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 9);
+    assert!(test.iter().all(|t| !seen.contains(t) && !second.contains(t)), "test rows leak");
+    // Row 1 of the first file is row 1; row 0 of the second is row 7, and starts at byte 0 again.
+    let row = |b: &Batch, i: usize| {
+        f32::from_le_bytes(b.tensors[0].1[i * 16..i * 16 + 4].try_into().unwrap())
+    };
+    for b in &first {
+        for (i, &id) in ids(b).iter().enumerate() {
+            // `y` counts from 0 in each file, so it names the row within its file.
+            assert_eq!(row(b, i), id as f32 * 2.0);
+        }
+    }
+}
+
+#[test]
+fn the_last_test_batch_is_padded() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = vec![file(dir.path(), 13)];
+    let mut s = spec(DataSource::Safetensors { files }, Some(2), vec![field("y", "y")]);
+    s.split = 0.4;
+    let data = Dataset::open(&s, &[wanted("y", DType::I64, &[2])]).unwrap();
+    let rows: Vec<u64> = data.test_batches().map(|b| b.unwrap().rows).collect();
+    assert_eq!(rows, [2, 2, 1]);
+}
+
+#[test]
+fn tables_find_columns_by_name_and_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.csv");
+    std::fs::write(&path, "label,p0,p1,p2\n3,0.5,1,1.5\n4,2,2.5,3\n").unwrap();
+    let files = vec![path];
+    let mut s = spec(
+        DataSource::Csv { files, header: true },
+        None,
+        vec![field("x", "p0..p2"), field("y", "label")],
+    );
+    s.shuffle = false;
+    let want = [wanted("x", DType::F32, &[2, 3]), wanted("y", DType::I64, &[2])];
+    let mut data = Dataset::open(&s, &want).unwrap();
+    let b = data.next_batch().unwrap();
+    assert_eq!(ids(&b), [3, 4]);
+    let x: Vec<f32> =
+        b.tensors[0].1.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+    assert_eq!(x, [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]);
+    s.fields[1].columns = Columns::Name("lable".into());
+    let e = Dataset::open(&s, &want).err().unwrap();
+    assert_eq!(e.code, "R0413");
+    assert!(e.to_string().contains("label, p0"), "{e}");
+    s.fields[1].columns = Columns::List(vec!["p0".into(), "p1".into()]);
+    assert_eq!(Dataset::open(&s, &want).err().unwrap().code, "R0411");
+    s.fields[1].columns = Columns::Name("p0".into());
+    let mut data = Dataset::open(&s, &want).unwrap();
+    let e = data.next_batch().unwrap_err();
+    assert_eq!((e.code, e.place.as_deref()), ("R0201", Some("row 0 for input `y`")));
+}
+
+#[test]
+fn text_is_cut_into_windows_and_their_successors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.txt");
+    std::fs::write(&path, "abcdefghij").unwrap();
+    let mut s = spec(
+        DataSource::Bytes { files: vec![path], context: 3 },
+        Some(1),
+        vec![field("x", "window"), field("y", "next")],
+    );
+    s.shuffle = false;
+    let want = [wanted("x", DType::I64, &[1, 3]), wanted("y", DType::I64, &[1, 3])];
+    let mut data = Dataset::open(&s, &want).unwrap();
+    assert_eq!(data.rows(), (3, 0));
+    data.next_batch().unwrap();
+    let b = data.next_batch().unwrap();
+    let text = |k: usize| -> Vec<u8> { b.tensors[k].1.chunks(8).map(|c| c[0]).collect() };
+    assert_eq!((text(0), text(1)), (b"def".to_vec(), b"efg".to_vec()));
+}
+
+#[test]
+fn faults_name_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = || DataSource::Safetensors { files: vec![file(dir.path(), 5)] };
+    let open = |s: DataSpec, w: &[Wanted]| Dataset::open(&s, w).err().unwrap();
+    let e =
+        open(spec(source(), Some(2), vec![field("x", "x")]), &[wanted("x", DType::F32, &[2, 5])]);
+    assert!(e.to_string().contains("[5, 2, 2]") && e.to_string().contains("[5]"), "{e}");
+    let e = open(spec(source(), Some(2), vec![]), &[wanted("x", DType::F32, &[2, 4])]);
+    assert_eq!(e.code, "R0402");
+    let e =
+        open(spec(source(), Some(6), vec![field("x", "x")]), &[wanted("x", DType::F32, &[6, 4])]);
+    assert_eq!(e.code, "R0407");
+    let e =
+        open(spec(source(), Some(4), vec![field("x", "x")]), &[wanted("x", DType::F32, &[6, 4])]);
+    assert_eq!(e.code, "R0401");
+    let e =
+        open(spec(source(), Some(2), vec![field("x", "z")]), &[wanted("x", DType::F32, &[2, 4])]);
+    assert_eq!(e.code, "R0204");
+    let none = DataSource::Safetensors { files: vec![dir.path().join("none")] };
+    let e = open(spec(none, Some(2), vec![field("x", "x")]), &[wanted("x", DType::F32, &[2, 4])]);
+    assert_eq!(e.code, "R0203");
+}

@@ -1,0 +1,125 @@
+//! First values of persistent tensors.
+
+use crate::backend::Backend;
+use crate::cpu::rows::philox;
+use crate::error::{Error, Result};
+use crate::tensors::WeightSource;
+use precast_plan::{DType, Init, Kind, Plan, Storage, Tensor};
+
+/// Writes the first value of every persistent tensor of `plan` to `backend`.
+///
+/// # Errors
+/// If the weights lack a tensor, or one has another shape: the message names both sides.
+pub fn initialise(
+    plan: &Plan,
+    weights: &dyn WeightSource,
+    backend: &mut dyn Backend,
+) -> Result<()> {
+    let mut copies = vec![];
+    let mut bytes = vec![];
+    for (id, t) in plan.tensors.iter().enumerate() {
+        let Storage::Persistent { init, .. } = &t.storage else { continue };
+        if let Init::CopyOf(from) = init {
+            copies.push((id as u32, *from));
+            continue;
+        }
+        bytes.clear();
+        value(t, init, weights, &mut bytes).map_err(|e| e.at(format!("tensor `{}`", t.name)))?;
+        backend.write(id as u32, &bytes)?;
+    }
+    for (id, from) in copies {
+        let (to, source) = (&plan.tensors[id as usize], &plan.tensors[from as usize]);
+        let n: usize = source.shape.iter().product::<u64>() as usize;
+        let mut raw = vec![0; n * source.dtype.size()];
+        backend.read(from, &mut raw)?;
+        let host = crate::tensors::HostTensor {
+            element: crate::tensors::Element::Plan(source.dtype),
+            shape: source.shape.clone(),
+            bytes: raw.into(),
+        };
+        bytes.clear();
+        host.convert(0..n, to.dtype, (1.0, 0.0), &mut bytes)
+            .map_err(|e| e.at(format!("tensor `{}`", to.name)))?;
+        backend.write(id, &bytes)?;
+    }
+    Ok(())
+}
+
+fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>) -> Result<()> {
+    let n = t.shape.iter().product::<u64>() as usize;
+    let real = |out: &mut Vec<u8>, x: f32| {
+        out.extend_from_slice(&t.dtype.encode(x).to_le_bytes()[..t.dtype.size()]);
+    };
+    match init {
+        Init::Zeros => out.resize(n * t.dtype.size(), 0),
+        Init::Value(x) => match t.dtype.kind() {
+            Kind::Real => (0..n).for_each(|_| real(out, *x as f32)),
+            Kind::Int | Kind::Bool => {
+                let word = (*x as i64).to_le_bytes();
+                (0..n).for_each(|_| out.extend_from_slice(&word[..t.dtype.size()]));
+            }
+        },
+        Init::Weights(name) => {
+            let found = weights.get(name).ok_or_else(|| missing(name, weights))?;
+            if found.shape != t.shape {
+                let text = format!(
+                    "`{name}` has shape {:?}, the model expects {:?}",
+                    found.shape, t.shape
+                );
+                return Err(Error::new("R0302", text).at(weights.describe()));
+            }
+            found.convert(0..n, t.dtype, (1.0, 0.0), out)?;
+        }
+        Init::File { path, offset, dtype } => {
+            let bytes = weights.part(path, *offset, (n * dtype.size()) as u64)?;
+            let element = crate::tensors::Element::Plan(*dtype);
+            let host = crate::tensors::HostTensor { element, shape: t.shape.clone(), bytes };
+            host.convert(0..n, t.dtype, (1.0, 0.0), out)?;
+        }
+        Init::Uniform { bound, seed, stream } => {
+            for i in 0..n {
+                let w = draw(i as u64, *seed, *stream);
+                let u = f64::from(w[0] >> 8) / 16_777_216.0;
+                real(out, (bound * (2.0 * u - 1.0)) as f32);
+            }
+        }
+        Init::Normal { mean, std, seed, stream } => {
+            for i in 0..n {
+                // Box and Muller (1958): two normals from each pair of uniforms in (0, 1].
+                let w = draw(i as u64 / 2, *seed, *stream);
+                let u = |w: u32| (f64::from(w) + 1.0) / 4_294_967_296.0;
+                let (r, a) = ((-2.0 * u(w[0]).ln()).sqrt(), std::f64::consts::TAU * u(w[1]));
+                let z = if i % 2 == 0 { r * a.cos() } else { r * a.sin() };
+                real(out, (mean + std * z) as f32);
+            }
+        }
+        Init::Bytes(hex) => {
+            let digit = |c: u8| (c as char).to_digit(16).expect("validated") as u8;
+            out.extend(hex.as_bytes().chunks(2).map(|c| digit(c[0]) << 4 | digit(c[1])));
+        }
+        Init::CopyOf(_) => unreachable!("handled by the caller"),
+    }
+    debug_assert_eq!(out.len(), n * t.dtype.size());
+    debug_assert!(t.dtype != DType::F32 || out.len() % 4 == 0);
+    Ok(())
+}
+
+/// Philox words of element `i` of a stream.
+fn draw(i: u64, seed: u64, stream: u32) -> [u32; 4] {
+    // Word 3 is 1 here and 0 in programs, so that initial values and dropout never share draws.
+    philox([i as u32, (i >> 32) as u32, stream, 1], [seed as u32, (seed >> 32) as u32])
+}
+
+fn missing(name: &str, weights: &dyn WeightSource) -> Error {
+    let names = weights.names();
+    let tail = |s: &str| s.rsplit('.').next().unwrap_or(s).to_string();
+    let near: Vec<&String> = names.iter().filter(|n| tail(n) == tail(name)).take(4).collect();
+    let help = if near.is_empty() {
+        "give the file with the model's weights, or `init = \"default\"` in the recipe".to_string()
+    } else {
+        let list: Vec<&str> = near.iter().map(|s| s.as_str()).collect();
+        format!("there is {}", list.join(", "))
+    };
+    let place = weights.describe();
+    Error::new("R0301", format!("there are no weights named `{name}`")).at(place).help(help)
+}

@@ -1,0 +1,424 @@
+//! The training loop over a loaded plan.
+
+use crate::backend::{Backend, Phase};
+use crate::cpu::CpuBackend;
+use crate::data::{Batch, Position, Wanted};
+use crate::error::{Error, Result};
+use crate::init::initialise;
+use crate::tensors::{Element, HostTensor, TensorFile, WeightSource, write_tensors};
+use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// How a session runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// 0: every core.
+    pub threads: usize,
+    /// Fed to the plan's input `seed`, if it has one.
+    pub seed: u64,
+}
+
+/// What one optimizer step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// 1 for the first step.
+    pub step: u64,
+    /// Mean over the accumulated batches, unscaled.
+    pub loss: f32,
+    /// The loss scale this step used, where the plan has one.
+    pub scale: Option<f32>,
+    /// The update was skipped because a gradient was not finite.
+    pub skipped: bool,
+    pub grad_norm: Option<f32>,
+    pub seconds: f64,
+}
+
+/// Inputs the session feeds by itself, one element each.
+const OWN_INPUTS: [&str; 2] = ["step", "seed"];
+
+/// Value of a scalar input at a step (0 for the first).
+pub type Scalar = Box<dyn Fn(u64) -> f64 + Send>;
+
+/// A plan being trained.
+pub struct Session {
+    plan: Plan,
+    backend: Box<dyn Backend>,
+    names: BTreeMap<String, TensorId>,
+    scalars: Vec<(TensorId, DType, Scalar)>,
+    own: Vec<(TensorId, DType, &'static str)>,
+    seed: u64,
+    steps: u64,
+    loss: Option<TensorId>,
+    scale: Option<TensorId>,
+    skipped: Option<TensorId>,
+    grad_norm: Option<TensorId>,
+}
+
+impl Session {
+    /// Loads `plan` on the CPU and sets every persistent tensor to its first value.
+    ///
+    /// # Errors
+    /// If the plan is not valid or cannot run here, or the weights do not fit it.
+    pub fn new(plan: Plan, weights: &dyn WeightSource, options: &Options) -> Result<Session> {
+        let backend = CpuBackend::new(&plan, options.threads)?;
+        Session::on(plan, Box::new(backend), weights, options)
+    }
+
+    /// As [`Session::new`], on a backend that has loaded the same plan.
+    ///
+    /// # Errors
+    /// If the weights do not fit the plan.
+    pub fn on(
+        plan: Plan,
+        mut backend: Box<dyn Backend>,
+        weights: &dyn WeightSource,
+        options: &Options,
+    ) -> Result<Session> {
+        initialise(&plan, weights, backend.as_mut())?;
+        let names: BTreeMap<String, TensorId> =
+            plan.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i as TensorId)).collect();
+        let result = |name: &str| plan.results.iter().find(|r| r.name == name).map(|r| r.tensor);
+        let own = OWN_INPUTS
+            .into_iter()
+            .filter_map(|name| {
+                let id = *names.get(name)?;
+                let t = &plan.tensors[id as usize];
+                let scalar = t.shape.iter().product::<u64>() == 1;
+                (scalar && matches!(t.storage, Storage::Input { .. }))
+                    .then_some((id, t.dtype, name))
+            })
+            .collect();
+        Ok(Session {
+            loss: result("loss"),
+            scale: result("loss_scale"),
+            skipped: result("skipped"),
+            grad_norm: result("grad_norm"),
+            names,
+            own,
+            scalars: vec![],
+            seed: options.seed,
+            steps: 0,
+            backend,
+            plan,
+        })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// Optimizer steps taken, skipped ones included.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The inputs that batches must feed.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let fed = |id: TensorId| {
+            self.own.iter().any(|o| o.0 == id) || self.scalars.iter().any(|s| s.0 == id)
+        };
+        self.plan
+            .tensors
+            .iter()
+            .enumerate()
+            .filter(|(i, t)| matches!(t.storage, Storage::Input { .. }) && !fed(*i as TensorId))
+            .map(|(_, t)| Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+            .collect()
+    }
+
+    /// Feeds the one-element input `name` with `f(step)` before every step, e.g. `lr`.
+    ///
+    /// # Errors
+    /// If the plan has no such input.
+    pub fn feed(&mut self, name: &str, f: Scalar) -> Result<()> {
+        let id = self.id(name)?;
+        let t = &self.plan.tensors[id as usize];
+        if !matches!(t.storage, Storage::Input { .. }) || t.shape.iter().product::<u64>() != 1 {
+            return Err(Error::new("R0501", format!("`{name}` is not an input of one element")));
+        }
+        self.scalars.push((id, t.dtype, f));
+        Ok(())
+    }
+
+    fn id(&self, name: &str) -> Result<TensorId> {
+        self.names
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::new("R0502", format!("the plan has no tensor `{name}`")))
+    }
+
+    fn write_scalar(&mut self, id: TensorId, dtype: DType, x: f64) -> Result<()> {
+        let host = HostTensor {
+            element: Element::F64,
+            shape: vec![],
+            bytes: x.to_le_bytes().to_vec().into(),
+        };
+        let mut bytes = Vec::with_capacity(8);
+        // Counters wrap at 2^31, as the programs that read them do.
+        if dtype.is_real() {
+            host.convert(0..1, dtype, (1.0, 0.0), &mut bytes)?;
+        } else {
+            bytes.extend_from_slice(&i64::from(x as u64 as i32).to_le_bytes()[..dtype.size()]);
+        }
+        self.backend.write(id, &bytes)
+    }
+
+    fn upload(&mut self, batch: &Batch, micro: u64) -> Result<()> {
+        for (name, bytes) in &batch.tensors {
+            let id = self.id(name)?;
+            if !matches!(self.plan.tensors[id as usize].storage, Storage::Input { .. }) {
+                return Err(Error::new("R0503", format!("`{name}` is not an input of the plan")));
+            }
+            self.backend.write(id, bytes).map_err(|e| e.at(format!("input `{name}`")))?;
+        }
+        for k in 0..self.own.len() {
+            let (id, dtype, name) = self.own[k];
+            // Every batch has a step number of its own, so that dropout masks differ.
+            let number = self.steps * u64::from(self.plan.accumulate) + micro;
+            self.write_scalar(
+                id,
+                dtype,
+                if name == "seed" { self.seed as f64 } else { number as f64 },
+            )?;
+        }
+        for k in 0..self.scalars.len() {
+            let (id, dtype) = (self.scalars[k].0, self.scalars[k].1);
+            let x = (self.scalars[k].2)(self.steps);
+            self.write_scalar(id, dtype, x)?;
+        }
+        Ok(())
+    }
+
+    fn scalar(&self, id: Option<TensorId>) -> Result<Option<f32>> {
+        id.map(|id| Ok(self.tensor(id)?.to_f32()[0])).transpose()
+    }
+
+    /// Forward and backward over one batch, without an update: for `grad`.
+    ///
+    /// # Errors
+    /// If the batch does not fit the plan, or the device failed.
+    pub fn micro(&mut self, batch: &Batch) -> Result<()> {
+        self.upload(batch, 0)?;
+        self.backend.run(Phase::Micro)
+    }
+
+    /// One optimizer step over `batches`, as many as the plan accumulates.
+    ///
+    /// # Errors
+    /// If there are more or fewer batches, one does not fit the plan, or the device failed.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        let start = Instant::now();
+        if batches.len() as u64 != u64::from(self.plan.accumulate) {
+            let text =
+                format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
+            return Err(Error::new("R0504", text));
+        }
+        let scale = self.scalar(self.scale)?;
+        let mut loss = 0.0;
+        for (i, batch) in batches.iter().enumerate() {
+            self.upload(batch, i as u64)?;
+            self.backend.run(Phase::Micro)?;
+            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
+        }
+        self.backend.run(Phase::Update)?;
+        self.steps += 1;
+        Ok(StepReport {
+            step: self.steps,
+            loss: (loss / batches.len() as f64) as f32,
+            scale,
+            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
+            grad_norm: self.scalar(self.grad_norm)?,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Runs the forward-only phase over one batch; its results are then read with
+    /// [`Session::eval_result`].
+    ///
+    /// # Errors
+    /// If the plan has no such phase, or the batch does not fit.
+    pub fn eval(&mut self, batch: &Batch) -> Result<()> {
+        if self.plan.eval.is_empty() {
+            return Err(Error::new("R0505", "the plan has nothing to evaluate"));
+        }
+        self.upload(batch, 0)?;
+        self.backend.run(Phase::Eval)
+    }
+
+    fn tensor(&self, id: TensorId) -> Result<HostTensor<'static>> {
+        let t = &self.plan.tensors[id as usize];
+        let mut bytes = vec![0; t.shape.iter().product::<u64>() as usize * t.dtype.size()];
+        self.backend.read(id, &mut bytes)?;
+        Ok(HostTensor {
+            element: Element::Plan(t.dtype),
+            shape: t.shape.clone(),
+            bytes: bytes.into(),
+        })
+    }
+
+    /// A tensor by its name in the plan: parameters, buffers, optimizer state, EMA, temporaries.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn read(&self, name: &str) -> Result<HostTensor<'static>> {
+        self.tensor(self.id(name)?)
+    }
+
+    fn named(&self, list: &[Named], name: &str) -> Result<HostTensor<'static>> {
+        let r = list.iter().find(|r| r.name == name).ok_or_else(|| {
+            let known: Vec<&str> = list.iter().map(|r| r.name.as_str()).collect();
+            Error::new("R0506", format!("the plan has no result `{name}`"))
+                .help(format!("it has: {}", known.join(", ")))
+        })?;
+        self.tensor(r.tensor)
+    }
+
+    /// A named result of the last step: `loss`, `out.logits`, ….
+    ///
+    /// # Errors
+    /// If the plan has no such result.
+    pub fn result(&self, name: &str) -> Result<HostTensor<'static>> {
+        self.named(&self.plan.results, name)
+    }
+
+    /// A named result of the last evaluation.
+    ///
+    /// # Errors
+    /// If the plan has no such result.
+    pub fn eval_result(&self, name: &str) -> Result<HostTensor<'static>> {
+        self.named(&self.plan.eval_results, name)
+    }
+
+    /// Replaces a persistent tensor.
+    ///
+    /// # Errors
+    /// If there is none of this name, or the shape differs.
+    pub fn write(&mut self, name: &str, value: &HostTensor) -> Result<()> {
+        let id = self.id(name)?;
+        let t = &self.plan.tensors[id as usize];
+        if t.shape != value.shape {
+            let text = format!("`{name}` has shape {:?}, the value {:?}", t.shape, value.shape);
+            return Err(Error::new("R0507", text));
+        }
+        let mut bytes = vec![];
+        value.convert(0..value.elements(), t.dtype, (1.0, 0.0), &mut bytes)?;
+        self.backend.write(id, &bytes)
+    }
+
+    fn collect(
+        &self,
+        pick: impl Fn(Role) -> bool,
+        name: impl Fn(&str) -> String,
+    ) -> Result<BTreeMap<String, (DType, Vec<u64>, Vec<u8>)>> {
+        let mut out = BTreeMap::new();
+        for (i, t) in self.plan.tensors.iter().enumerate() {
+            if let Storage::Persistent { role, .. } = t.storage
+                && pick(role)
+            {
+                let bytes = self.tensor(i as TensorId)?.bytes.into_owned();
+                out.insert(name(&t.name), (t.dtype, t.shape.clone(), bytes));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Writes parameters and buffers as safetensors, under the model's own names.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn save_weights(&self, path: &Path) -> Result<()> {
+        let weights = |r| matches!(r, Role::Parameter | Role::Buffer);
+        write_tensors(path, &BTreeMap::new(), &self.collect(weights, str::to_string)?)
+    }
+
+    /// Writes the moving averages under the parameters' names (plans name them `ema.<parameter>`).
+    /// Returns whether the plan has any; without, nothing is written.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn save_ema(&self, path: &Path) -> Result<bool> {
+        let bare = |n: &str| n.strip_prefix("ema.").unwrap_or(n).to_string();
+        let list = self.collect(|r| r == Role::Ema, bare)?;
+        if list.is_empty() {
+            return Ok(false);
+        }
+        write_tensors(path, &BTreeMap::new(), &list)?;
+        Ok(true)
+    }
+
+    /// Writes everything a bit-exact continuation needs: all persistent tensors, the step count,
+    /// the seed and where the data stands.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn save_checkpoint(&self, path: &Path, position: Position) -> Result<()> {
+        let data = serde_json::to_string(&position).expect("two numbers");
+        let metadata = BTreeMap::from([
+            ("precast.data".to_string(), data),
+            ("precast.model".to_string(), self.plan.model.clone()),
+            ("precast.seed".to_string(), self.seed.to_string()),
+            ("precast.step".to_string(), self.steps.to_string()),
+        ]);
+        write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
+    }
+
+    /// Continues from a checkpoint; returns where its data stood. Nothing changes on an error.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint of a plan with the same state.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Position> {
+        let file = TensorFile::open(path)?;
+        let bad = |code, text: String| {
+            Error::new(code, text)
+                .at(path.display())
+                .help("resume with the recipe the checkpoint was made with")
+        };
+        let meta = |key: &str| {
+            let value = file.metadata().get(key).ok_or_else(|| {
+                bad("R0508", format!("this is not a checkpoint: it has no `{key}`"))
+            });
+            value.map(String::as_str)
+        };
+        let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
+        let position: Position =
+            serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
+        let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
+        let seed: u64 = meta("precast.seed")?.parse().map_err(|_| damaged("precast.seed"))?;
+        let mut values = vec![];
+        let mut expected = 0;
+        for (i, t) in self.plan.tensors.iter().enumerate() {
+            let Storage::Persistent { role, .. } = t.storage else { continue };
+            if role == Role::Constant {
+                continue;
+            }
+            expected += 1;
+            let value = file
+                .tensor(&t.name)
+                .map_err(|_| bad("R0509", format!("the checkpoint lacks `{}`", t.name)))?;
+            if value.shape != t.shape || value.element != Element::Plan(t.dtype) {
+                let text = format!(
+                    "`{}` is {} {:?} in the plan and {:?} {:?} in the checkpoint",
+                    t.name, t.dtype, t.shape, value.element, value.shape
+                );
+                return Err(bad("R0509", text));
+            }
+            values.push((i as TensorId, value));
+        }
+        if file.names().len() != expected {
+            let extra = file.names().into_iter().find(|n| !self.names.contains_key(n));
+            let text = format!("the plan lacks `{}` of the checkpoint", extra.unwrap_or_default());
+            return Err(bad("R0509", text));
+        }
+        for (id, value) in values {
+            self.backend.write(id, &value.bytes)?;
+        }
+        (self.steps, self.seed) = (steps, seed);
+        Ok(position)
+    }
+}
