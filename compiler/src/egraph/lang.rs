@@ -103,7 +103,7 @@ impl Degree {
 
     /// Of an operation's results, from its operands'.
     pub fn of(op: &Op, x: &[Degree]) -> Degree {
-        let free = |d: &Degree| matches!(d, Degree::Any | Degree::ZERO);
+        let free = |d: &Degree| matches!(*d, Degree::Any | Degree::ZERO);
         match linear(op) {
             Linear::All => x.iter().copied().fold(Degree::Any, Degree::same),
             Linear::Each(_) | Linear::No if x.iter().all(free) => Degree::ZERO,

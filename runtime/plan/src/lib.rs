@@ -11,19 +11,13 @@ mod liveness;
 mod print;
 mod program;
 mod schema;
-<<<<<<< HEAD
 mod target;
-=======
 mod uses;
 mod validate;
->>>>>>> main
 
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
-<<<<<<< HEAD
 pub use target::{Family, Speed, Target};
-=======
 pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};
->>>>>>> main
