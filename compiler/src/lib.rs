@@ -6,9 +6,12 @@ pub mod ir;
 #[macro_use]
 pub mod ops;
 pub mod autodiff;
+pub mod cost;
+pub mod egraph;
 pub mod emit;
 pub mod frontend;
 pub mod pipeline;
+pub mod precision;
 pub mod reference;
 pub mod schedule;
 pub mod simplify;

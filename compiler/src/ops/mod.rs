@@ -39,7 +39,7 @@ pub enum Linear {
     No,
     /// In each of these operands alone, the others held fixed: scaling one scales the results.
     Each(&'static [usize]),
-    /// In all operands at once: scaling all scales the results.
+    /// In all real operands at once: scaling all scales the results.
     All,
 }
 

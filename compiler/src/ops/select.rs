@@ -1,7 +1,7 @@
 //! `where`.
 
 use super::{
-    GradCx, Grads, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{DType, Kind, Reg};
@@ -32,6 +32,11 @@ impl OpDef for Select {
 
     fn lowering(&self) -> Lowering {
         Lowering::Rows
+    }
+
+    /// In both branches; the condition is not a real.
+    fn linear(&self) -> Linear {
+        Linear::All
     }
 
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {

@@ -11,6 +11,7 @@ mod liveness;
 mod print;
 mod program;
 mod schema;
+mod target;
 mod uses;
 mod validate;
 
@@ -18,4 +19,5 @@ pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
+pub use target::{Family, Speed, Target};
 pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};

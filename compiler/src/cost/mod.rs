@@ -1,0 +1,130 @@
+//! What a kernel costs on a target, in nanoseconds.
+//!
+//! The model is a sum of four terms, so that it splits into one price for every value and reader,
+//! which is what makes precision labels an exact minimum cut:
+//!
+//! - *launch*: starting a kernel;
+//! - *traffic*: bytes read and written over the bandwidth; a value between elementwise operations
+//!   that run as one kernel has none;
+//! - *conversion*: widening on load and rounding on store, a price an element;
+//! - *work*: floating-point operations of a product over the measured speed of its family, format
+//!   and size; instructions of a row program by class (simple, division, transcendental).
+
+use crate::ir::TensorType;
+use crate::ops::{Lowering, Op};
+use crate::reference;
+use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Target};
+
+/// Prices on one target.
+#[derive(Clone, Copy, Debug)]
+pub struct Prices<'t> {
+    pub target: &'t Target,
+}
+
+/// Extents of one matrix of a product, as (m, n, k).
+fn extents(op: &Op, x: &[&TensorType]) -> Option<(Family, f64)> {
+    let conv = |g: &ConvGeometry| {
+        let m = (g.n * g.oh * g.ow) as f64;
+        m * (g.o / g.groups) as f64 * (g.c / g.groups * g.kh * g.kw) as f64
+    };
+    let attention = || {
+        let (q, k) = (&x[0].shape, &x[1].shape);
+        (q[2] * k[2] * q[3]) as f64
+    };
+    let (family, volume) = match op {
+        Op::MatMul(_) => {
+            let (a, b) = (&x[0].shape, &x[1].shape);
+            let r = a.rank();
+            (Family::Gemm, (a[r - 2] * a[r - 1] * b[r - 1]) as f64)
+        }
+        Op::Conv2d(c) => (Family::Conv, conv(&c.geometry(x[0], x[1]).ok()?)),
+        Op::Conv2dDataGrad(c) => (Family::ConvDataGrad, conv(&c.geometry(x[0], x[1]).ok()?)),
+        Op::Conv2dFilterGrad(c) => (Family::ConvFilterGrad, conv(&c.geometry(x[0], x[1]).ok()?)),
+        Op::Attention(_) => (Family::Attention, attention()),
+        Op::AttentionGrad(_) => (Family::AttentionGrad, attention()),
+        _ => return None,
+    };
+    Some((family, volume.cbrt()))
+}
+
+impl Prices<'_> {
+    /// Moving `elements` between memory and registers, in one direction.
+    pub fn traffic(&self, elements: usize, format: DType) -> f64 {
+        let n = elements as f64;
+        n * format.size() as f64 / self.target.bandwidth_gbs
+            + n * self.target.convert(format).unwrap_or(0.0)
+    }
+
+    /// The multiplications of a product whose operands are in `format`; `None` where the target
+    /// has no such kernel, or the operation is no product.
+    pub fn product(
+        &self,
+        op: &Op,
+        x: &[&TensorType],
+        y: &[&TensorType],
+        format: DType,
+    ) -> Option<f64> {
+        let (family, size) = extents(op, x)?;
+        Some(op.def().flops(x, y) / self.target.gflops(family, format, size)?)
+    }
+
+    /// Work that does not depend on formats: the arithmetic of a row program, and of kernels that
+    /// are not products.
+    pub fn work(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+        match op.lowering() {
+            Lowering::Leaf | Lowering::View | Lowering::Assemble => 0.0,
+            Lowering::Kernel => match op {
+                // An epilogue works on results.
+                Op::MatMul(m) => {
+                    let n = y[0].shape.elements() as f64;
+                    let per = match m.fused.act() {
+                        None => 0.0,
+                        Some(crate::ops::activation::Act::Relu) => self.target.simple_ns,
+                        Some(_) => self.target.transcendental_ns,
+                    };
+                    n * per
+                }
+                _ if extents(op, x).is_some() => 0.0,
+                _ => {
+                    let n = x.iter().chain(y).map(|t| t.shape.elements()).max().unwrap_or(0);
+                    n as f64 * self.target.simple_ns * 4.0
+                }
+            },
+            Lowering::Rows => {
+                let (spec, program) = reference::program_of(op, x, y);
+                let points: usize = spec.dims.iter().product();
+                let per: f64 = program.code.iter().map(|i| self.instruction(i)).sum();
+                points as f64 * per
+            }
+        }
+    }
+
+    fn instruction(&self, i: &Instr) -> f64 {
+        let t = self.target;
+        match i {
+            Instr::Load { .. } | Instr::Real(_) | Instr::Int(_) | Instr::Bool(_) => 0.0,
+            Instr::Index { .. } | Instr::Select { .. } | Instr::Reduce(..) => t.simple_ns,
+            Instr::Unary(op, _) => t.unary_ns(*op),
+            Instr::Binary(BinaryOp::Div, ..) => t.divide_ns,
+            Instr::Binary(BinaryOp::Pow, ..) => 2.0 * t.transcendental_ns,
+            Instr::Binary(..) => t.simple_ns,
+            Instr::Round(..) => t.simple_ns,
+            // Philox is ten rounds of two wide multiplications.
+            Instr::Uniform { .. } => 40.0 * t.simple_ns,
+        }
+    }
+
+    /// The whole price of an operation on its own, all reals in f32: what structure is chosen by.
+    pub fn alone(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+        match op.lowering() {
+            Lowering::Leaf | Lowering::View => 0.0,
+            _ => {
+                let bytes: usize = x.iter().chain(y).map(|t| t.bytes()).sum();
+                self.target.launch_ns
+                    + bytes as f64 / self.target.bandwidth_gbs
+                    + self.work(op, x, y)
+                    + self.product(op, x, y, DType::F32).unwrap_or(0.0)
+            }
+        }
+    }
+}

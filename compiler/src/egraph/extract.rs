@@ -1,0 +1,354 @@
+//! Choosing one e-node for every class that the step needs.
+//!
+//! A greedy dynamic programme over cost *sets* (each class keeps the set of classes it would make
+//! the step compute, so that a shared class is paid once), then local search by exact marginal
+//! cost: switch one class, or all results of an operation that has several at once.
+
+use super::lang::{ENode, Eg, Sym};
+use crate::cost::Prices;
+use crate::ir::TensorType;
+use egg::{Id, Language};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+/// Prices are integers (picoseconds), so that sums do not depend on their order.
+pub type Price = u64;
+
+pub struct Candidate {
+    pub node: ENode,
+    pub children: SmallVec<[u32; 4]>,
+    pub price: Price,
+}
+
+/// The classes that the roots can reach, with what could compute them.
+pub struct Problem {
+    pub classes: Vec<Id>,
+    pub index: FxHashMap<Id, u32>,
+    pub candidates: Vec<Vec<Candidate>>,
+    pub roots: Vec<u32>,
+}
+
+/// A candidate for every class (`None` where a class cannot be computed without itself).
+pub type Choice = Vec<Option<u32>>;
+
+impl Problem {
+    pub fn new(eg: &Eg, roots: &[Id], prices: &Prices) -> Problem {
+        let mut p = Problem {
+            classes: Vec::new(),
+            index: FxHashMap::default(),
+            candidates: Vec::new(),
+            roots: Vec::new(),
+        };
+        p.roots = roots.iter().map(|&r| p.class(eg.find(r))).collect();
+        let mut next = 0;
+        while next < p.classes.len() {
+            let class = p.classes[next];
+            let mut list = Vec::new();
+            for node in &eg[class].nodes {
+                let children = node.children().iter().map(|&c| p.class(eg.find(c))).collect();
+                list.push(Candidate { price: price(eg, node, class, prices), node: node.clone(), children });
+            }
+            // On equal prices the factor has moved on, and older symbols win.
+            list.sort_by_key(|c| {
+                let scales = matches!(eg.analysis.sym(&c.node), Sym::Op(crate::ops::Op::ScaleBy(_)));
+                (c.price, scales, c.node.sym, c.children.clone())
+            });
+            p.candidates.push(list);
+            next += 1;
+        }
+        p
+    }
+
+    fn class(&mut self, id: Id) -> u32 {
+        if let Some(&i) = self.index.get(&id) {
+            return i;
+        }
+        let i = self.classes.len() as u32;
+        self.classes.push(id);
+        self.index.insert(id, i);
+        i
+    }
+
+    /// Chooses.
+    ///
+    /// # Panics
+    /// Where a root cannot be computed, which the original graph rules out.
+    pub fn solve(&self, eg: &Eg) -> Choice {
+        let mut choice = self.sets();
+        self.climb(eg, &mut choice);
+        choice
+    }
+
+    fn sets(&self) -> Choice {
+        let n = self.classes.len();
+        let words = n.div_ceil(64);
+        let mut parents: Vec<Vec<u32>> = vec![Vec::new(); n];
+        for (c, list) in self.candidates.iter().enumerate() {
+            for child in list.iter().flat_map(|k| &k.children) {
+                parents[*child as usize].push(c as u32);
+            }
+        }
+        for list in &mut parents {
+            list.sort_unstable();
+            list.dedup();
+        }
+        let mut choice: Choice = vec![None; n];
+        let mut price: Vec<Price> = vec![0; n];
+        let mut total: Vec<Price> = vec![Price::MAX; n];
+        let mut set: Vec<Vec<u64>> = vec![Vec::new(); n];
+        let mut queued = vec![true; n];
+        // Leaves were discovered last.
+        let mut queue: std::collections::VecDeque<u32> = (0..n as u32).rev().collect();
+        let mut scratch = vec![0u64; words];
+        while let Some(c) = queue.pop_front() {
+            let c = c as usize;
+            queued[c] = false;
+            let mut better = false;
+            for (k, cand) in self.candidates[c].iter().enumerate() {
+                let Some(t) =
+                    union_price(c, cand, &total, &set, &price, &mut scratch, total[c])
+                else {
+                    continue;
+                };
+                if t < total[c] {
+                    total[c] = t;
+                    price[c] = cand.price;
+                    choice[c] = Some(k as u32);
+                    set[c].clone_from(&scratch);
+                    better = true;
+                }
+            }
+            if better {
+                for &p in &parents[c] {
+                    if !queued[p as usize] {
+                        queued[p as usize] = true;
+                        queue.push_back(p);
+                    }
+                }
+            }
+        }
+        choice
+    }
+
+    /// References to every class from the roots under a choice.
+    fn references(&self, choice: &Choice) -> Vec<u32> {
+        let mut refs = vec![0; self.classes.len()];
+        for &r in &self.roots {
+            self.acquire(choice, &mut refs, r).expect("every root can be computed");
+        }
+        refs
+    }
+
+    /// Adds a reference; the price of what must now be computed as well.
+    fn acquire(&self, choice: &Choice, refs: &mut [u32], class: u32) -> Option<Price> {
+        let (mut added, mut stack) = (0, vec![class]);
+        let mut complete = true;
+        while let Some(c) = stack.pop() {
+            refs[c as usize] += 1;
+            if refs[c as usize] == 1 {
+                match choice[c as usize] {
+                    Some(k) => {
+                        let k = &self.candidates[c as usize][k as usize];
+                        added += k.price;
+                        stack.extend(&k.children);
+                    }
+                    None => complete = false,
+                }
+            }
+        }
+        complete.then_some(added)
+    }
+
+    /// Drops a reference; the price of what need no longer be computed.
+    fn release(&self, choice: &Choice, refs: &mut [u32], class: u32) -> Price {
+        let (mut freed, mut stack) = (0, vec![class]);
+        while let Some(c) = stack.pop() {
+            refs[c as usize] -= 1;
+            if refs[c as usize] == 0 {
+                if let Some(k) = choice[c as usize] {
+                    let k = &self.candidates[c as usize][k as usize];
+                    freed += k.price;
+                    stack.extend(&k.children);
+                }
+            }
+        }
+        freed
+    }
+
+    /// Whether `class` is computed from itself if its candidate is `cand`.
+    fn cyclic(&self, choice: &Choice, moves: &[(u32, u32)]) -> bool {
+        // Depth-first search with colours over the chosen graph, moves applied.
+        let pick = |c: u32| moves.iter().find(|m| m.0 == c).map(|m| m.1).or(choice[c as usize]);
+        let mut colour = vec![0u8; self.classes.len()];
+        for &(start, _) in moves {
+            let mut stack = vec![(start, 0usize)];
+            if colour[start as usize] == 0 {
+                colour[start as usize] = 1;
+            } else {
+                continue;
+            }
+            while let Some((c, i)) = stack.pop() {
+                let Some(k) = pick(c) else { return true };
+                let children = &self.candidates[c as usize][k as usize].children;
+                if i == children.len() {
+                    colour[c as usize] = 2;
+                    continue;
+                }
+                stack.push((c, i + 1));
+                let d = children[i];
+                match colour[d as usize] {
+                    0 => {
+                        colour[d as usize] = 1;
+                        stack.push((d, 0));
+                    }
+                    1 => return true,
+                    _ => {}
+                }
+            }
+        }
+        false
+    }
+
+    /// Makes the moves if they lower the price of the whole step.
+    fn attempt(&self, choice: &mut Choice, refs: &mut [u32], moves: &[(u32, u32)]) -> bool {
+        let at = |c: u32, k: u32| &self.candidates[c as usize][k as usize];
+        let before: Vec<(u32, u32)> =
+            moves.iter().map(|&(c, _)| (c, choice[c as usize].expect("a class in use"))).collect();
+        // A class of the moves may lose its references meanwhile; hold all of them.
+        let (mut added, mut freed) = (0, 0);
+        for &(c, _) in moves {
+            refs[c as usize] += 1;
+        }
+        for (&(c, k), &(_, old)) in moves.iter().zip(&before) {
+            added += at(c, k).price;
+            freed += at(c, old).price;
+            for &child in &at(c, k).children {
+                match self.acquire(choice, refs, child) {
+                    Some(p) => added += p,
+                    None => added = Price::MAX / 4,
+                }
+            }
+            for &child in &at(c, old).children {
+                freed += self.release(choice, refs, child);
+            }
+            choice[c as usize] = Some(k);
+        }
+        let good = added < freed && !self.cyclic(choice, moves);
+        if !good {
+            for (&(c, k), &(_, old)) in moves.iter().zip(&before).rev() {
+                for &child in &at(c, old).children {
+                    self.acquire(choice, refs, child);
+                }
+                for &child in &at(c, k).children {
+                    self.release(choice, refs, child);
+                }
+                choice[c as usize] = Some(old);
+            }
+        }
+        for &(c, _) in moves {
+            refs[c as usize] -= 1;
+        }
+        good
+    }
+
+    fn climb(&self, eg: &Eg, choice: &mut Choice) {
+        // Results of one operation: (class, candidate) of every projection of a tuple class.
+        let mut tuples: Vec<Vec<(u32, u32)>> = vec![Vec::new(); self.classes.len()];
+        for (c, list) in self.candidates.iter().enumerate() {
+            for (k, cand) in list.iter().enumerate() {
+                if matches!(eg.analysis.sym(&cand.node), Sym::Proj(_)) {
+                    tuples[cand.children[0] as usize].push((c as u32, k as u32));
+                }
+            }
+        }
+        let mut refs = self.references(choice);
+        for _ in 0..6 {
+            let mut moved = false;
+            for projections in tuples.iter().filter(|p| p.len() > 1) {
+                let moves: Vec<(u32, u32)> = projections
+                    .iter()
+                    .copied()
+                    .filter(|&(c, k)| refs[c as usize] > 0 && choice[c as usize] != Some(k))
+                    .collect();
+                let mut distinct: Vec<u32> = moves.iter().map(|m| m.0).collect();
+                distinct.dedup();
+                if !moves.is_empty() && distinct.len() == moves.len() {
+                    moved |= self.attempt(choice, &mut refs, &moves);
+                }
+            }
+            for c in 0..self.classes.len() as u32 {
+                for k in 0..self.candidates[c as usize].len() as u32 {
+                    if refs[c as usize] > 0 && choice[c as usize] != Some(k) {
+                        moved |= self.attempt(choice, &mut refs, &[(c, k)]);
+                    }
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// The price of the whole step, every class once.
+    pub fn price(&self, choice: &Choice) -> Price {
+        let refs = self.references(choice);
+        let chosen = |c: usize| choice[c].map_or(0, |k| self.candidates[c][k as usize].price);
+        (0..refs.len()).filter(|&c| refs[c] > 0).map(chosen).sum()
+    }
+}
+
+/// The price of everything a candidate needs, written to `out` as a set; `None` where a child has
+/// no price yet or needs the class itself, or where it is certainly not below `limit`.
+fn union_price(
+    class: usize,
+    cand: &Candidate,
+    total: &[Price],
+    set: &[Vec<u64>],
+    price: &[Price],
+    out: &mut [u64],
+    limit: Price,
+) -> Option<Price> {
+    let has = |c: u32, i: usize| set[c as usize].get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
+    let mut largest: Option<u32> = None;
+    for &c in &cand.children {
+        if total[c as usize] == Price::MAX || has(c, class) || c as usize == class {
+            return None;
+        }
+        if largest.is_none_or(|l| total[l as usize] < total[c as usize]) {
+            largest = Some(c);
+        }
+    }
+    let mut sum = cand.price;
+    match largest {
+        None => out.fill(0),
+        Some(l) => {
+            sum += total[l as usize];
+            if sum >= limit {
+                return None;
+            }
+            out.copy_from_slice(&set[l as usize]);
+            for &c in &cand.children {
+                for (w, (o, s)) in out.iter_mut().zip(&set[c as usize]).enumerate() {
+                    let mut new = s & !*o;
+                    *o |= s;
+                    while new != 0 {
+                        sum += price[w * 64 + new.trailing_zeros() as usize];
+                        new &= new - 1;
+                    }
+                }
+            }
+        }
+    }
+    out[class / 64] |= 1 << (class % 64);
+    Some(sum)
+}
+
+/// The price of an e-node on its own. At least one picosecond, so that totals fall along every
+/// chosen edge and no choice can be cyclic.
+fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices) -> Price {
+    let Some(op) = eg.analysis.op(node) else { return 1 };
+    let x: SmallVec<[&TensorType; 4]> =
+        node.children.iter().map(|&c| eg[c].data.ty()).collect();
+    let y: SmallVec<[&TensorType; 4]> = eg[class].data.types.iter().collect();
+    (prices.alone(op, &x, &y) * 1e3) as Price + 1
+}

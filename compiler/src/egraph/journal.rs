@@ -1,0 +1,113 @@
+//! The reasons: one decision for every product, and for every value that a reader might expect in
+//! another format.
+
+use super::Plan;
+use crate::cost::Prices;
+use crate::ir::{Graph, Node};
+use crate::ops::{Lowering, NumericClass};
+use crate::precision::Policy;
+use precast_plan::{DType, Decision, Rejected, Target};
+
+fn ms(ns: f64) -> String {
+    if ns >= 1e6 { format!("{:.3} ms", ns * 1e-6) } else { format!("{:.1} µs", ns * 1e-3) }
+}
+
+/// One sentence on the candidates.
+pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> String {
+    let price = |p: &Plan| format!("{} at {}", p.name, ms(p.ns));
+    if policy != Policy::Auto {
+        let mut s = format!("{} was asked for: {} on {}", policy.name(), ms(plans[best].ns), target.name);
+        if best > 0 {
+            s += &format!(", against {} in f32", ms(plans[0].ns));
+        }
+        return s;
+    }
+    if plans.len() == 1 {
+        return format!("f32 at {}: {} has no 16-bit products", ms(plans[0].ns), target.name);
+    }
+    let all: Vec<String> = plans.iter().map(price).collect();
+    let compared = format!("compared {} on {}", all.join(", "), target.name);
+    if best == 0 {
+        let lead = plans[1..].iter().map(|p| 1.0 - p.ns / plans[0].ns).fold(f64::MIN, f64::max);
+        if lead > 0.0 {
+            format!("{compared}: FP32, since mixed precision would gain only {:.1} %", lead * 100.0)
+        } else {
+            format!("{compared}: FP32, since mixed precision would be slower here")
+        }
+    } else {
+        let gain = plans[0].ns / plans[best].ns;
+        format!("{compared}: {}, {gain:.2} times as fast as FP32", plans[best].name)
+    }
+}
+
+/// Why every operation is what it is.
+pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
+    let mut out = Vec::new();
+    let labels = &plan.labels;
+    for (id, n) in g.nodes() {
+        if matches!(n.op.lowering(), Lowering::Leaf | Lowering::View) {
+            continue;
+        }
+        let operands = plan.model.operands(labels, id);
+        let signature = signature(g, n, plan, operands);
+        let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
+        let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
+        let half = plan.legal.half;
+        let mut cost = prices.work(&n.op, &x, &y) + prices.target.launch_ns;
+        let mut rejected = Vec::new();
+        let reason = if n.op.class() == NumericClass::Product {
+            let format = operands.expect("a product has an operand format");
+            cost += prices.product(&n.op, &x, &y, format).unwrap_or(0.0);
+            let other = if format == half { DType::F32 } else { half };
+            let why = plan.legal.product[id.0 as usize].clone();
+            let illegal = other == half && why.is_some();
+            rejected.push(Rejected {
+                what: format!("operands in {other}"),
+                extra_ns: if illegal { None } else { plan.model.flip(labels, id) },
+                why: match (&why, other == half) {
+                    (Some(why), true) => why.clone(),
+                    _ if plan.name == "f32" => "the whole plan is f32".into(),
+                    _ => "with the casts that its operands and readers would then need".into(),
+                },
+            });
+            match (&why, format == half) {
+                (Some(why), _) => why.clone(),
+                (None, true) if plan.note != "by cost" => "the policy asks for it and it is legal".into(),
+                (None, true) => format!("cheaper in {half}, casts included"),
+                (None, false) if plan.name == "f32" => "the f32 plan was chosen".into(),
+                (None, false) => format!("cheaper in f32: {half} would not pay for its casts"),
+            }
+        } else {
+            let v = n.outputs[0];
+            match plan.legal.store[v.0 as usize] {
+                Some(why) => why.to_string(),
+                None if plan.model.format(labels, v) == Some(half) => {
+                    format!("its readers take {half}, and half the bytes move")
+                }
+                None if plan.name == "f32" => "the f32 plan was chosen".into(),
+                None => "not stored, or read in f32; f32 inside".into(),
+            }
+        };
+        out.push(Decision { op: n.name.clone(), chosen: signature, reason, cost_ns: cost, rejected });
+    }
+    out
+}
+
+/// `bf16,bf16->f32`
+fn signature(g: &Graph, n: &Node, plan: &Plan, operands: Option<DType>) -> String {
+    let mixed = crate::precision::uniform_operands(&n.op, n.inputs.len());
+    let stored = |v: &crate::ir::ValueId| {
+        plan.model.format(&plan.labels, *v).unwrap_or(g.ty(*v).dtype)
+    };
+    let inputs: Vec<String> = n
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(i, v)| match operands {
+            Some(d) if mixed.contains(&i) => d.to_string(),
+            _ => stored(v).to_string(),
+        })
+        .collect();
+    let outputs: Vec<String> = n.outputs.iter().map(|v| stored(v).to_string()).collect();
+    format!("{}->{}", inputs.join(","), outputs.join(","))
+}

@@ -1,0 +1,377 @@
+//! Labels by minimum cut.
+
+use super::{Legal, elementwise, keeps_format, storages, uniform_operands};
+use crate::cost::Prices;
+use crate::ir::{Graph, NodeId, TensorType, ValueId};
+use crate::ops::{Lowering, NumericClass, Op};
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use precast_plan::DType;
+
+/// A price in picoseconds: integers, so that the cut is exact.
+pub type Price = u64;
+
+/// More than any sum of prices.
+const NEVER: Price = 1 << 50;
+
+/// Prices of both labels.
+#[derive(Clone, Copy, Debug, Default)]
+struct Either {
+    full: Price,
+    half: Price,
+}
+
+/// A storage that has a label.
+struct Store {
+    value: ValueId,
+    own: Either,
+    /// Making a copy in the other format, once.
+    cast: Either,
+}
+
+/// A kernel whose operands share a format.
+struct Kernel {
+    node: NodeId,
+    own: Either,
+    /// Storages it reads.
+    reads: Vec<usize>,
+    /// Storages it writes in the format it reads.
+    writes: Vec<usize>,
+}
+
+/// What the labels of a graph cost.
+pub struct Model {
+    half: DType,
+    stores: Vec<Store>,
+    kernels: Vec<Kernel>,
+    /// Index into `stores` by value (through views), where it is a real.
+    store_of: Vec<Option<usize>>,
+    /// What no label changes.
+    fixed: Price,
+}
+
+/// True where 16-bit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    stores: Vec<bool>,
+    kernels: Vec<bool>,
+}
+
+fn ps(ns: f64) -> Price {
+    (ns * 1e3).round() as Price
+}
+
+impl Model {
+    /// `products`: every product takes the 16-bit format where it may (a fixed policy); otherwise
+    /// by price.
+    pub fn new(g: &Graph, legal: &Legal, prices: &Prices, products: bool) -> Model {
+        let half = legal.half;
+        let storage = storages(g);
+        let mut m = Model {
+            half,
+            stores: vec![],
+            kernels: vec![],
+            store_of: vec![None; g.value_count()],
+            fixed: 0,
+        };
+        let internal = internal_values(g, &storage);
+        let both = |elements: usize| Either {
+            full: ps(prices.traffic(elements, DType::F32)),
+            half: ps(prices.traffic(elements, half)),
+        };
+        for (_, n) in g.nodes() {
+            for &v in &n.outputs {
+                if storage[v.0 as usize] != v {
+                    m.store_of[v.0 as usize] = m.store_of[storage[v.0 as usize].0 as usize];
+                } else if g.ty(v).is_real() {
+                    m.store_of[v.0 as usize] = Some(m.stores.len());
+                    m.stores.push(m.store(g, legal, prices, v, internal[v.0 as usize]));
+                }
+            }
+        }
+        for (id, n) in g.nodes() {
+            let x: Vec<&TensorType> = n.inputs.iter().map(|&v| g.ty(v)).collect();
+            let y: Vec<&TensorType> = n.outputs.iter().map(|&v| g.ty(v)).collect();
+            if matches!(n.op.lowering(), Lowering::Leaf | Lowering::View) {
+                continue;
+            }
+            let joined = elementwise(g, n) && n.inputs.iter().any(|v| internal[v.0 as usize]);
+            m.fixed += ps(prices.work(&n.op, &x, &y))
+                + if joined { 0 } else { ps(prices.target.launch_ns) };
+            let operands = uniform_operands(&n.op, n.inputs.len());
+            let mut own = Either::default();
+            for (i, &v) in n.inputs.iter().enumerate() {
+                if internal[v.0 as usize] {
+                    continue;
+                }
+                // A broadcast reads each element once.
+                let root = storage[v.0 as usize];
+                let elements = g.shape(v).elements().min(g.shape(root).elements());
+                let Some(s) = m.store_of[v.0 as usize] else {
+                    let bytes = elements * g.ty(v).dtype.size();
+                    m.fixed += ps(bytes as f64 / prices.target.bandwidth_gbs);
+                    continue;
+                };
+                let price = both(elements);
+                let at = if operands.contains(&i) { &mut own } else { &mut m.stores[s].own };
+                at.full += price.full;
+                at.half += price.half;
+            }
+            if operands.is_empty() {
+                continue;
+            }
+            let i = id.0 as usize;
+            if n.op.class() == NumericClass::Product {
+                own.full += prices.product(&n.op, &x, &y, DType::F32).map_or(0, ps);
+                own.half += prices.product(&n.op, &x, &y, half).map_or(NEVER, ps);
+            }
+            if legal.product[i].is_some() {
+                own.half = NEVER;
+            } else if legal.wanted[i] || (products && n.op.class() == NumericClass::Product) {
+                own.full = NEVER;
+            }
+            let find = |v: &ValueId| m.store_of[v.0 as usize];
+            let reads = operands.iter().filter_map(|&i| find(&n.inputs[i])).collect();
+            let writes = if keeps_format(&n.op) {
+                n.outputs.iter().take(1).filter_map(find).collect()
+            } else {
+                vec![]
+            };
+            m.kernels.push(Kernel { node: id, own, reads, writes });
+        }
+        m
+    }
+
+    fn store(&self, g: &Graph, legal: &Legal, prices: &Prices, v: ValueId, internal: bool) -> Store {
+        let n = g.shape(v).elements();
+        let def = g.def(v);
+        let write = |d: DType| ps(prices.traffic(n, d));
+        let leaf = def.op.lowering() == Lowering::Leaf;
+        let mut own = if leaf || internal {
+            Either::default()
+        } else {
+            Either { full: write(DType::F32), half: write(self.half) }
+        };
+        if legal.store[v.0 as usize].is_some() {
+            own.half = NEVER;
+        }
+        // Row programs, products and the optimizer write a second format as they write the first;
+        // other kernels, and tensors that arrive from outside, take a kernel of its own.
+        let alongside = match &def.op {
+            Op::Var(_) => true,
+            op => {
+                op.lowering() == Lowering::Rows
+                    || matches!(
+                        op,
+                        Op::MatMul(_)
+                            | Op::Conv2d(_)
+                            | Op::Conv2dDataGrad(_)
+                            | Op::Conv2dFilterGrad(_)
+                    )
+            }
+        };
+        let again = |from: DType| if alongside { 0 } else { ps(prices.target.launch_ns) + write(from) };
+        let cast = Either {
+            full: write(DType::F32) + again(self.half),
+            half: write(self.half) + again(DType::F32),
+        };
+        Store { value: v, own, cast }
+    }
+
+    /// All in f32.
+    pub fn full(&self) -> Labels {
+        Labels { stores: vec![false; self.stores.len()], kernels: vec![false; self.kernels.len()] }
+    }
+
+    /// The price of the step under given labels, picoseconds; at least [`NEVER`] where illegal.
+    pub fn price(&self, l: &Labels) -> Price {
+        let pick = |e: &Either, half: bool| if half { e.half } else { e.full };
+        let mut total = self.fixed;
+        let mut wanted = vec![(false, false); self.stores.len()];
+        for (k, &half) in self.kernels.iter().zip(&l.kernels) {
+            total += pick(&k.own, half);
+            for &s in &k.reads {
+                if half {
+                    wanted[s].1 = true;
+                } else {
+                    wanted[s].0 = true;
+                }
+            }
+            for &s in &k.writes {
+                if l.stores[s] != half {
+                    total += NEVER;
+                }
+            }
+        }
+        for ((s, &half), (full_copy, half_copy)) in self.stores.iter().zip(&l.stores).zip(wanted) {
+            total += pick(&s.own, half);
+            if half && full_copy {
+                total += s.cast.full;
+            }
+            if !half && half_copy {
+                total += s.cast.half;
+            }
+        }
+        total
+    }
+
+    /// The cheapest labels; of equals the one with most in f32.
+    ///
+    /// Source side: f32. Demand for a copy is a node of its own between the kernels that demand it
+    /// and the storage, so that a copy is paid once.
+    pub fn cut(&self) -> Labels {
+        let mut net = Net::default();
+        let stores: Vec<NodeIndex> = self.stores.iter().map(|s| net.variable(s.own)).collect();
+        let kernels: Vec<NodeIndex> = self.kernels.iter().map(|k| net.variable(k.own)).collect();
+        let mut half_copy: Vec<Option<NodeIndex>> = vec![None; stores.len()];
+        let mut full_copy = half_copy.clone();
+        for (k, &x) in self.kernels.iter().zip(&kernels) {
+            for &s in &k.reads {
+                let h = *half_copy[s].get_or_insert_with(|| net.graph.add_node(()));
+                let f = *full_copy[s].get_or_insert_with(|| net.graph.add_node(()));
+                // A kernel on the sink side drags the demand for a 16-bit copy there; one on the
+                // source side keeps the demand for an f32 copy there.
+                net.edge(h, x, NEVER);
+                net.edge(x, f, NEVER);
+            }
+            for &s in &k.writes {
+                net.edge(x, stores[s], NEVER);
+                net.edge(stores[s], x, NEVER);
+            }
+        }
+        for (i, s) in self.stores.iter().enumerate() {
+            if let (Some(h), Some(f)) = (half_copy[i], full_copy[i]) {
+                net.edge(stores[i], h, s.cast.half);
+                net.edge(f, stores[i], s.cast.full);
+            }
+        }
+        let sink = net.sink_side();
+        let side = |v: &NodeIndex| sink[v.index()];
+        Labels { stores: stores.iter().map(side).collect(), kernels: kernels.iter().map(side).collect() }
+    }
+
+    /// The format of a value's storage.
+    pub fn format(&self, l: &Labels, v: ValueId) -> Option<DType> {
+        self.store_of[v.0 as usize].map(|s| if l.stores[s] { self.half } else { DType::F32 })
+    }
+
+    /// The format of a kernel's operands, for kernels that have one.
+    pub fn operands(&self, l: &Labels, node: NodeId) -> Option<DType> {
+        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        Some(if l.kernels[k] { self.half } else { DType::F32 })
+    }
+
+    /// What the step would cost more, in ns, with the other format for one kernel's operands and
+    /// everything else as it is; `None` where that is illegal.
+    pub fn flip(&self, l: &Labels, node: NodeId) -> Option<f64> {
+        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        let mut other = l.clone();
+        other.kernels[k] = !other.kernels[k];
+        let price = self.price(&other);
+        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
+    }
+
+    /// Storages with labels, and kernels, for tests that enumerate them.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.stores.len(), self.kernels.len())
+    }
+
+    pub fn from_bits(&self, bits: u64) -> Labels {
+        let s = self.stores.len();
+        Labels {
+            stores: (0..s).map(|i| bits >> i & 1 == 1).collect(),
+            kernels: (0..self.kernels.len()).map(|i| bits >> (s + i) & 1 == 1).collect(),
+        }
+    }
+
+    /// The value of a labelled storage.
+    pub fn stored(&self) -> impl Iterator<Item = ValueId> {
+        self.stores.iter().map(|s| s.value)
+    }
+}
+
+/// Values that only one elementwise operation reads, itself fused behind the producer: they never
+/// reach memory.
+fn internal_values(g: &Graph, storage: &[ValueId]) -> Vec<bool> {
+    let uses = g.uses();
+    let mut kept = vec![false; g.value_count()];
+    for r in g.results.iter().chain(&g.updates) {
+        kept[storage[r.value.0 as usize].0 as usize] = true;
+    }
+    let mut out = vec![false; g.value_count()];
+    for (_, n) in g.nodes() {
+        let producer = elementwise(g, n)
+            || matches!(
+                n.op,
+                Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_)
+            );
+        for &v in &n.outputs {
+            let &[(reader, _)] = &uses[v.0 as usize][..] else { continue };
+            let reader = g.node(reader);
+            out[v.0 as usize] = producer
+                && !kept[v.0 as usize]
+                && elementwise(g, reader)
+                && g.shape(reader.outputs[0]) == g.shape(v)
+                && reader.region.phase() == n.region.phase();
+        }
+    }
+    out
+}
+
+#[derive(Default)]
+struct Net {
+    graph: DiGraph<(), Price>,
+    ends: Option<(NodeIndex, NodeIndex)>,
+}
+
+impl Net {
+    fn ends(&mut self) -> (NodeIndex, NodeIndex) {
+        *self.ends.get_or_insert_with(|| (self.graph.add_node(()), self.graph.add_node(())))
+    }
+
+    /// A variable: on the source side it costs `full`, on the sink side `half`.
+    fn variable(&mut self, e: Either) -> NodeIndex {
+        let (source, sink) = self.ends();
+        let v = self.graph.add_node(());
+        let least = e.full.min(e.half);
+        self.edge(v, sink, e.full - least);
+        self.edge(source, v, e.half - least);
+        v
+    }
+
+    /// Costs `price` where `from` is on the source side and `to` on the sink side.
+    fn edge(&mut self, from: NodeIndex, to: NodeIndex, price: Price) {
+        if price > 0 {
+            self.graph.add_edge(from, to, price.min(NEVER));
+        }
+    }
+
+    /// Nodes from which the sink can still be reached in the residual network of a maximum flow:
+    /// the smallest sink side of all minimum cuts.
+    fn sink_side(mut self) -> Vec<bool> {
+        let (source, sink) = self.ends();
+        let (_, flow) = petgraph::algo::dinics(&self.graph, source, sink);
+        let mut reaches = vec![false; self.graph.node_count()];
+        reaches[sink.index()] = true;
+        let mut stack = vec![sink];
+        while let Some(v) = stack.pop() {
+            let mut visit = |u: NodeIndex| {
+                if !reaches[u.index()] {
+                    reaches[u.index()] = true;
+                    stack.push(u);
+                }
+            };
+            for e in self.graph.edges_directed(v, petgraph::Incoming) {
+                if *e.weight() > flow[e.id().index()] {
+                    visit(e.source());
+                }
+            }
+            for e in self.graph.edges_directed(v, petgraph::Outgoing) {
+                if flow[e.id().index()] > 0 {
+                    visit(e.target());
+                }
+            }
+        }
+        reaches
+    }
+}

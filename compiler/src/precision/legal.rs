@@ -1,0 +1,273 @@
+//! What may be stored and multiplied in a 16-bit format, and the reason where it may not.
+
+use super::{PrecisionOptions, keeps_format, storages, uniform_operands};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::egraph::lang::Degree;
+use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
+use crate::ops::{Lowering, NumericClass, Op};
+use globset::{Glob, GlobMatcher};
+use precast_plan::{DType, Target};
+
+/// Legality of one candidate format.
+pub struct Legal {
+    pub half: DType,
+    /// By value (views: as their storage): why it is stored in f32.
+    pub store: Vec<Option<&'static str>>,
+    /// By value: why not even a copy may be in the 16-bit format.
+    pub copy: Vec<Option<&'static str>>,
+    /// By node, for kernels with [`uniform_operands`]: why its operands are f32.
+    pub product: Vec<Option<String>>,
+    /// By node: a pin asks for the 16-bit format.
+    pub wanted: Vec<bool>,
+}
+
+const NO_SCALE: &str = "a cotangent without loss scale underflows in f16";
+
+/// Degrees of every value in the seed and in the loss scale.
+pub fn degrees(g: &Graph, o: &PrecisionOptions) -> Vec<(Degree, Degree)> {
+    let scaled = g.vars.contains_key(&o.loss_scale);
+    let mut out = vec![(Degree::ZERO, Degree::ZERO); g.value_count()];
+    for (_, n) in g.nodes() {
+        let d = match &n.op {
+            _ if n.name == o.seed => (Degree::Is(1), Degree::ZERO),
+            Op::Var(v) if v.name == o.loss_scale => (Degree::ZERO, Degree::Is(1)),
+            Op::Var(v) if g.vars[&v.name].role == VarRole::Accumulator => {
+                (Degree::Is(1), Degree::Is(i8::from(scaled)))
+            }
+            Op::Const(c) if c.data.splat() == Some(0.0) => (Degree::Any, Degree::Any),
+            _ if n.inputs.is_empty() => (Degree::ZERO, Degree::ZERO),
+            op => {
+                let x: Vec<_> = n.inputs.iter().map(|v| out[v.0 as usize]).collect();
+                let of = |f: fn(&(Degree, Degree)) -> Degree| {
+                    Degree::of(op, &x.iter().map(f).collect::<Vec<_>>())
+                };
+                (of(|d| d.0), of(|d| d.1))
+            }
+        };
+        for &v in &n.outputs {
+            out[v.0 as usize] = d;
+        }
+    }
+    out
+}
+
+/// Legality in `half` of everything in a graph.
+///
+/// # Errors
+/// P0501: a pin that is not a glob, names nothing, or asks for what is illegal.
+pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -> Result<Legal> {
+    let n = g.value_count();
+    let mut l = Legal {
+        half,
+        store: vec![None; n],
+        copy: vec![None; n],
+        product: vec![None; g.node_count()],
+        wanted: vec![false; g.node_count()],
+    };
+    let storage = storages(g);
+    let mut keep = |v: ValueId, why: &'static str| {
+        l.store[storage[v.0 as usize].0 as usize].get_or_insert(why);
+    };
+    for (_, node) in g.nodes() {
+        for (i, &v) in node.outputs.iter().enumerate() {
+            if let Some(why) = kept_result(g, node, i, v) {
+                keep(v, why);
+            }
+        }
+        if node.op.class() == NumericClass::State {
+            for &v in &node.inputs {
+                keep(v, "the optimizer and the loss-scale machine read f32");
+            }
+        }
+    }
+    for r in &g.results {
+        keep(r.value, "a result of the step is f32");
+    }
+    for u in &g.updates {
+        keep(u.value, "a variable is stored in f32");
+    }
+    for v in gradient_paths(g) {
+        keep(v, "a weight gradient is f32");
+    }
+    if half == DType::F16 {
+        for (v, (seed, scale)) in degrees(g, o).into_iter().enumerate() {
+            let cotangent = match seed {
+                Degree::Is(d) => d > 0,
+                Degree::Any => false,
+                Degree::Mixed => true,
+            };
+            if cotangent && !matches!(scale, Degree::Is(e) if e > 0) {
+                l.copy[v] = Some(NO_SCALE);
+                l.store[storage[v].0 as usize].get_or_insert(NO_SCALE);
+            }
+        }
+    }
+    if target.convert(half).is_none() {
+        for v in 0..n {
+            l.copy[v] = Some("the target's kernels do not store this format");
+            l.store[v] = l.copy[v];
+        }
+    }
+    for (id, node) in g.nodes() {
+        let x: Vec<_> = node.inputs.iter().map(|&v| g.ty(v)).collect();
+        let y: Vec<_> = node.outputs.iter().map(|&v| g.ty(v)).collect();
+        let operands = uniform_operands(&node.op, node.inputs.len());
+        let mut why = operands
+            .iter()
+            .find_map(|&i| {
+                let v = node.inputs[i].0 as usize;
+                l.copy[v].or(l.copy[storage[v].0 as usize])
+            })
+            .map(str::to_string);
+        if why.is_none() && node.op.class() == NumericClass::Product {
+            let prices = crate::cost::Prices { target };
+            if prices.product(&node.op, &x, &y, half).is_none() {
+                why = Some(format!("{} has no such kernel in {half}", target.name));
+            }
+        }
+        l.product[id.0 as usize] = why;
+    }
+    pins(g, o, &mut l)?;
+    for (id, node) in g.nodes() {
+        if keeps_format(&node.op)
+            && l.product[id.0 as usize].is_none()
+            && let Some(why) = l.store[node.outputs[0].0 as usize]
+        {
+            l.product[id.0 as usize] = Some(why.to_string());
+        }
+    }
+    Ok(l)
+}
+
+/// Why a result is stored in f32 by the nature of its operation.
+fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static str> {
+    if !g.ty(v).is_real() {
+        return Some("not a real");
+    }
+    if node.op.lowering() == Lowering::View {
+        return None;
+    }
+    if node.region == Region::Update || node.op.class() == NumericClass::State {
+        return Some("the update is f32");
+    }
+    if g.shape(v).elements() <= 1 {
+        return Some("a scalar");
+    }
+    match &node.op {
+        Op::Input(_) | Op::Var(_) | Op::Const(_) => return Some("stored in f32 as it arrives"),
+        Op::Attention(_) if i == 1 => return Some("a statistic is f32"),
+        Op::Softmax(s) if s.log => return Some("logarithms of probabilities are f32"),
+        _ => {}
+    }
+    if node.op.class() == NumericClass::Sensitive {
+        // The tensor that flows through may be narrow; sums and statistics beside it may not.
+        let through = node.inputs.first().is_some_and(|&x| g.shape(x) == g.shape(v));
+        let elementary = matches!(node.op, Op::Unary(_) | Op::Binary(_));
+        if elementary {
+            return Some("an elementary function with a wide range is f32");
+        }
+        if !through || i > 0 {
+            return Some("a sum or statistic is f32");
+        }
+    }
+    None
+}
+
+/// Values between the product (or sum) that makes a weight gradient and the optimizer: linear
+/// elementwise steps and views.
+fn gradient_paths(g: &Graph) -> Vec<ValueId> {
+    let mut uses = vec![0u32; g.value_count()];
+    for (_, n) in g.nodes() {
+        for &v in &n.inputs {
+            uses[v.0 as usize] += 1;
+        }
+    }
+    let mut on = vec![false; g.value_count()];
+    for u in &g.updates {
+        on[u.value.0 as usize] = true;
+    }
+    for (_, n) in g.nodes().rev() {
+        if n.op.class() == NumericClass::State {
+            n.inputs.iter().for_each(|v| on[v.0 as usize] = true);
+            continue;
+        }
+        let y = n.outputs[0];
+        if !on[y.0 as usize] || n.region == Region::Forward {
+            continue;
+        }
+        let through = match &n.op {
+            Op::Binary(_) | Op::Scale(_) | Op::ScaleBy(_) | Op::Select(_) | Op::Concat(_) => true,
+            Op::Unary(_) | Op::Pad(_) => true,
+            op => op.lowering() == Lowering::View,
+        };
+        for &x in &n.inputs {
+            // A sum over a batch of products is part of the gradient's product.
+            let partial = matches!(n.op, Op::Reduce(_))
+                && g.def(x).op.class() == NumericClass::Product
+                && uses[x.0 as usize] == 1;
+            on[x.0 as usize] |= through || partial;
+        }
+    }
+    (0..g.value_count() as u32).map(ValueId).filter(|v| on[v.0 as usize]).collect()
+}
+
+fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
+    for pin in &o.pins {
+        let fault = |message: String, help: &str| {
+            Diagnostic::error("P0501", message).help(help.to_string())
+        };
+        let glob: GlobMatcher = Glob::new(&pin.op)
+            .map_err(|e| fault(format!("the pin `{}` is not a glob: {e}", pin.op), "`*` stands for any characters"))?
+            .compile_matcher();
+        let mut any = false;
+        for (id, node) in g.nodes() {
+            if !glob.is_match(&node.name) {
+                continue;
+            }
+            any = true;
+            pin_node(g, id, node, pin.dtype, l).map_err(|why| {
+                fault(
+                    format!("`{}` is pinned to {} but cannot be: {why}", node.name, pin.dtype),
+                    "pin it to f32, or remove the pin",
+                )
+            })?;
+        }
+        if !any {
+            return Err(fault(
+                format!("the pin `{}` names no operation", pin.op),
+                "`precast show --stage egraph` lists the operations",
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+fn pin_node(
+    g: &Graph,
+    id: NodeId,
+    node: &Node,
+    dtype: DType,
+    l: &mut Legal,
+) -> std::result::Result<(), String> {
+    let i = id.0 as usize;
+    let storage = storages(g);
+    if dtype == DType::F32 {
+        l.wanted[i] = false;
+        l.product[i].get_or_insert("pinned to f32".into());
+        for &v in &node.outputs {
+            l.store[storage[v.0 as usize].0 as usize].get_or_insert("pinned to f32");
+        }
+        return Ok(());
+    }
+    if dtype != l.half {
+        // Priced in the candidate of that format; elsewhere the pin keeps the operation in f32.
+        return pin_node(g, id, node, DType::F32, l);
+    }
+    match (&l.product[i], node.op.class()) {
+        (Some(why), NumericClass::Product) => return Err(why.clone()),
+        (None, NumericClass::Product) => l.wanted[i] = true,
+        _ => return Err("only products, convolutions and attention choose a format".into()),
+    }
+    Ok(())
+}
