@@ -33,20 +33,26 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
     // In cache, the difference to a copy is the instructions; 64 of them make it large.
     let n = 1 << 16;
     let copy = rows(threads, n, &[DType::F32; 2], |_| vec![])?;
-    let per_element = |t: f64, times: usize| ((t - copy) / (n * times) as f64).max(0.0);
-    let chain = |times: usize, f: &dyn Fn(u32) -> Instr| -> Vec<Instr> {
+    let per_element = |t: f64, times: u64| ((t - copy) / (n * times) as f64).max(0.0);
+    let chain = |times: u64, f: &dyn Fn(u32) -> Instr| -> Vec<Instr> {
         (0..times as u32).map(f).collect()
     };
-    let simple = |r: u32| Instr::Binary(if r.is_multiple_of(2) { BinaryOp::Add } else { BinaryOp::Mul }, r, 0);
+    let simple = |r: u32| {
+        Instr::Binary(if r.is_multiple_of(2) { BinaryOp::Add } else { BinaryOp::Mul }, r, 0)
+    };
     let simple_ns = per_element(rows(threads, n, &[DType::F32; 2], |_| chain(64, &simple))?, 64);
     let divide = |r: u32| Instr::Binary(BinaryOp::Div, r, 0);
     let divide_ns = per_element(rows(threads, n, &[DType::F32; 2], |_| chain(16, &divide))?, 16);
     let tanh = |r: u32| Instr::Unary(UnaryOp::Tanh, r);
-    let transcendental_ns = per_element(rows(threads, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
+    let transcendental_ns =
+        per_element(rows(threads, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
     let mut convert_ns = vec![];
     for format in FORMATS.into_iter().filter(|f| f.is_low_precision()) {
         let round = |r: u32| Instr::Round(format, r);
-        convert_ns.push((format, per_element(rows(threads, n, &[DType::F32; 2], |_| chain(16, &round))?, 16)));
+        convert_ns.push((
+            format,
+            per_element(rows(threads, n, &[DType::F32; 2], |_| chain(16, &round))?, 16),
+        ));
     }
     let mut products = vec![];
     for format in FORMATS {
@@ -262,7 +268,7 @@ impl Builder {
     }
 
     fn attention(&mut self, batch: u64, heads: u64, t: u64, d: u64, format: DType, grad: bool) {
-        let mut one = |s: &mut Builder| s.tensor(&[batch, heads, t, d], format);
+        let one = |s: &mut Builder| s.tensor(&[batch, heads, t, d], format);
         let (q, k, v, o) = (one(self), one(self), one(self), one(self));
         let lse = self.tensor(&[batch, heads, t], DType::F32);
         let scale = 1.0 / (d as f32).sqrt();

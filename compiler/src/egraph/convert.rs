@@ -105,8 +105,15 @@ impl<'a> Drafts<'a> {
             let canonical = n.clone().map_children(|c| eg.find(c));
             original.entry(canonical).or_insert(i as u32);
         }
-        let mut d =
-            Drafts { eg, problem, choice, drafts: Vec::new(), of: FxHashMap::default(), original, g };
+        let mut d = Drafts {
+            eg,
+            problem,
+            choice,
+            drafts: Vec::new(),
+            of: FxHashMap::default(),
+            original,
+            g,
+        };
         for &root in &problem.roots {
             d.visit(root);
         }
@@ -252,8 +259,7 @@ impl<'a> Drafts<'a> {
             let d = &self.drafts[i];
             let inputs: Vec<ValueId> =
                 d.inputs.iter().map(|(c, r)| values[self.of[c] as usize][*r as usize]).collect();
-            values[i] =
-                out.push(d.op.clone(), &inputs, d.types.clone(), d.name.clone(), d.region);
+            values[i] = out.push(d.op.clone(), &inputs, d.types.clone(), d.name.clone(), d.region);
             for &r in &readers[i] {
                 waits[r] -= 1;
                 if waits[r] == 0 {

@@ -229,8 +229,7 @@ impl Analysis<ENode> for Kernels {
             (Degree::of(op, &degrees), Degree::of(op, &exponents))
         };
         let zero = splat.is_some_and(|s| f32::from_bits(s) == 0.0);
-        let (degree, exponent) =
-            if zero { (Degree::Any, Degree::Any) } else { (degree, exponent) };
+        let (degree, exponent) = if zero { (Degree::Any, Degree::Any) } else { (degree, exponent) };
         Facts { types, degree, exponent, splat, origin: u32::MAX }
     }
 

@@ -146,9 +146,8 @@ pub fn run(modes: Modes, options: &PrecisionOptions, target: &Target) -> Result<
         let note = "everything in f32".to_string();
         Ok(Plan { name: "f32", scaled: base_scaled, model, labels, legal, note, ns })
     };
-    let has = |d: DType| {
-        target.products.iter().any(|s| s.format == d) && target.convert(d).is_some()
-    };
+    let has =
+        |d: DType| target.products.iter().any(|s| s.format == d) && target.convert(d).is_some();
     let mut plans = vec![f32_plan()?];
     let policy = options.policy;
     let demand = |d: DType| -> Result<()> {

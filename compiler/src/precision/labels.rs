@@ -142,7 +142,14 @@ impl Model {
         m
     }
 
-    fn store(&self, g: &Graph, legal: &Legal, prices: &Prices, v: ValueId, internal: bool) -> Store {
+    fn store(
+        &self,
+        g: &Graph,
+        legal: &Legal,
+        prices: &Prices,
+        v: ValueId,
+        internal: bool,
+    ) -> Store {
         let n = g.shape(v).elements();
         let def = g.def(v);
         let write = |d: DType| ps(prices.traffic(n, d));
@@ -170,7 +177,8 @@ impl Model {
                     )
             }
         };
-        let again = |from: DType| if alongside { 0 } else { ps(prices.target.launch_ns) + write(from) };
+        let again =
+            |from: DType| if alongside { 0 } else { ps(prices.target.launch_ns) + write(from) };
         let cast = Either {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
@@ -247,7 +255,10 @@ impl Model {
         }
         let sink = net.sink_side();
         let side = |v: &NodeIndex| sink[v.index()];
-        Labels { stores: stores.iter().map(side).collect(), kernels: kernels.iter().map(side).collect() }
+        Labels {
+            stores: stores.iter().map(side).collect(),
+            kernels: kernels.iter().map(side).collect(),
+        }
     }
 
     /// The format of a value's storage.

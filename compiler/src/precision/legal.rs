@@ -217,7 +217,12 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
             Diagnostic::error("P0501", message).help(help.to_string())
         };
         let glob: GlobMatcher = Glob::new(&pin.op)
-            .map_err(|e| fault(format!("the pin `{}` is not a glob: {e}", pin.op), "`*` stands for any characters"))?
+            .map_err(|e| {
+                fault(
+                    format!("the pin `{}` is not a glob: {e}", pin.op),
+                    "`*` stands for any characters",
+                )
+            })?
             .compile_matcher();
         let mut any = false;
         for (id, node) in g.nodes() {

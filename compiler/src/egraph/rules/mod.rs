@@ -146,9 +146,7 @@ pub fn swaps_last(perm: &[usize]) -> bool {
 struct Row(&'static Rule);
 
 /// egg's rewrites of these rules.
-pub fn rewrites<'a>(
-    rules: impl Iterator<Item = &'a Rule>,
-) -> Vec<Rewrite<ENode, Kernels>>
+pub fn rewrites<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rewrite<ENode, Kernels>>
 where
     'a: 'static,
 {
@@ -181,11 +179,11 @@ impl Searcher<ENode, Kernels> for Row {
         _: usize,
     ) -> Option<SearchMatches<'_, ENode>> {
         let kind = self.kind();
-        eg[eclass]
-            .nodes
-            .iter()
-            .any(|n| n.kind == kind)
-            .then(|| SearchMatches { eclass, substs: vec![Subst::default()], ast: None })
+        eg[eclass].nodes.iter().any(|n| n.kind == kind).then(|| SearchMatches {
+            eclass,
+            substs: vec![Subst::default()],
+            ast: None,
+        })
     }
     fn vars(&self) -> Vec<Var> {
         vec![]
