@@ -32,19 +32,21 @@ pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
     let text = toml::to_string_pretty(&target).expect("a target is plain data");
     std::fs::write(&args.output, text)?;
     if as_json {
-        println!("{}", json!({ "output": args.output, "target": target }));
+        say!("{}", json!({ "output": args.output, "target": target }));
         return Ok(());
     }
-    println!("memory      {:.1} GB/s streamed", target.bandwidth_gbs);
-    println!("kernel      {:.0} ns to start", target.launch_ns);
-    println!(
+    say!("memory      {:.1} GB/s streamed", target.bandwidth_gbs);
+    say!("kernel      {:.0} ns to start", target.launch_ns);
+    say!(
         "element     {:.3} ns simple, {:.3} ns division, {:.3} ns transcendental",
-        target.simple_ns, target.divide_ns, target.transcendental_ns
+        target.simple_ns,
+        target.divide_ns,
+        target.transcendental_ns
     );
     for s in &target.products {
         let best = s.points.iter().map(|p| p.1).fold(0.0, f64::max);
-        println!("{:<11} {:<5} up to {best:.0} GFLOP/s", format!("{:?}", s.family), s.format);
+        say!("{:<11} {:<5} up to {best:.0} GFLOP/s", format!("{:?}", s.family), s.format);
     }
-    println!("saved       {}", args.output.display());
+    say!("saved       {}", args.output.display());
     Ok(())
 }

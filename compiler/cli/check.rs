@@ -20,12 +20,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     for path in &args.files {
         let (kind, summary) = check(path)?;
         if !json {
-            println!("{}: {} is in order: {summary}", path.display(), kind.name());
+            say!("{}: {} is in order: {summary}", path.display(), kind.name());
         }
         found.push(json!({ "file": path, "kind": kind.name(), "summary": summary }));
     }
     if json {
-        println!("{}", json!({ "ok": true, "files": found }));
+        say!("{}", json!({ "ok": true, "files": found }));
     }
     Ok(())
 }

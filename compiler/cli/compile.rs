@@ -34,13 +34,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let plan = &compiled.plan;
     if json {
         let peak = listing::peak_bytes(plan);
-        println!(
-            "{}",
-            json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak })
-        );
+        say!("{}", json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak }));
     } else {
         print!("{}", listing::summary(plan));
-        println!("saved       {}", out.display());
+        say!("saved       {}", out.display());
     }
     Ok(())
 }

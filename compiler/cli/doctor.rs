@@ -102,27 +102,27 @@ pub fn run(_: &Args, json: bool) -> Outcome {
                        "available_bytes": available })),
             "backends": ["cpu"],
         });
-        println!("{report}");
+        say!("{report}");
         return Ok(());
     }
-    println!("precast      {}", env!("CARGO_PKG_VERSION"));
+    say!("precast      {}", env!("CARGO_PKG_VERSION"));
     let name = name.unwrap_or_else(|| "name unknown".into());
-    println!("processor    {name} ({}), {threads} threads", std::env::consts::ARCH);
+    say!("processor    {name} ({}), {threads} threads", std::env::consts::ARCH);
     let caches: Vec<String> =
         caches.iter().map(|(level, size)| format!("L{level} {}", bytes(*size))).collect();
     if !caches.is_empty() {
-        println!("caches       {}", caches.join(", "));
+        say!("caches       {}", caches.join(", "));
     }
     let pick = |want: bool| {
         let names: Vec<&str> = sets.iter().filter(|(_, h)| *h == want).map(|(n, _)| *n).collect();
         if names.is_empty() { "none".to_string() } else { names.join(" ") }
     };
-    println!("has          {}", pick(true));
-    println!("lacks        {}", pick(false));
+    say!("has          {}", pick(true));
+    say!("lacks        {}", pick(false));
     match memory {
-        Some((total, free)) => println!("memory       {}, {} available", bytes(total), bytes(free)),
-        None => println!("memory       unknown"),
+        Some((total, free)) => say!("memory       {}, {} available", bytes(total), bytes(free)),
+        None => say!("memory       unknown"),
     }
-    println!("backends     cpu (this version has no CUDA backend)");
+    say!("backends     cpu (this version has no CUDA backend)");
     Ok(())
 }

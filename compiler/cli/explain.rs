@@ -25,7 +25,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         Some(node) => select(&plan, node, &args.plan)?,
     };
     if json {
-        println!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
+        say!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
     } else if args.node.is_some() {
         for (i, d) in chosen.iter().enumerate() {
             print!("{}{}", if i > 0 { "\n" } else { "" }, details(d));

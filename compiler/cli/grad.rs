@@ -47,10 +47,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     write_tensors(&args.out, &BTreeMap::new(), &tensors)?;
     if json {
-        println!("{}", json!({ "ok": true, "loss": report.loss, "out": args.out }));
+        say!("{}", json!({ "ok": true, "loss": report.loss, "out": args.out }));
     } else {
-        println!("loss {}", report.loss);
-        println!("saved {}: {} tensors", args.out.display(), tensors.len());
+        say!("loss {}", report.loss);
+        say!("saved {}: {} tensors", args.out.display(), tensors.len());
     }
     Ok(())
 }

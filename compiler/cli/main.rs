@@ -1,6 +1,14 @@
 //! The `precast` command: joins the compiler and the runtime. One file per subcommand;
 //! `docs/CLI.md` describes them.
 
+/// `println!` that reports a closed pipe instead of panicking.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*)?
+    }};
+}
+
 mod calibrate;
 mod check;
 mod compile;

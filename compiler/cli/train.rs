@@ -47,7 +47,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let compiled_in = begin.elapsed().as_secs_f64();
     if !json {
         print!("{}", listing::summary(&plan));
-        println!("compiled    in {compiled_in:.2} s");
+        say!("compiled    in {compiled_in:.2} s");
     }
     let (mut session, mut data) = open(&recipe, plan, args.threads)?;
     if let Some(path) = &args.resume {
@@ -156,21 +156,21 @@ fn report(
             "peak_bytes": listing::peak_bytes(session.plan()),
             "saved": saved,
         });
-        println!("{result}");
+        say!("{result}");
         return;
     }
-    println!("device      {}", session.describe());
+    say!("device      {}", session.describe());
     match last {
-        Some(r) => println!("trained     {} steps, loss {:.4}", r.step, r.loss),
-        None => println!("trained     nothing: the run had ended at step {}", session.steps()),
+        Some(r) => say!("trained     {} steps, loss {:.4}", r.step, r.loss),
+        None => say!("trained     nothing: the run had ended at step {}", session.steps()),
     }
     if let Some(test) = test {
-        println!("test loss: {:.4}", test.loss);
+        say!("test loss: {:.4}", test.loss);
         if let Some(accuracy) = test.accuracy {
-            println!("test accuracy: {accuracy:.4}");
+            say!("test accuracy: {accuracy:.4}");
         }
     }
     for path in saved {
-        println!("saved       {}", path.display());
+        say!("saved       {}", path.display());
     }
 }
