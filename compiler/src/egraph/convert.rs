@@ -18,6 +18,18 @@ pub struct Loaded {
     pub node: Vec<ENode>,
 }
 
+impl Loaded {
+    /// Original nodes by canonical e-node; of equal ones the first.
+    pub fn originals(&self) -> FxHashMap<ENode, u32> {
+        let mut original = FxHashMap::default();
+        for (i, n) in self.node.iter().enumerate() {
+            let canonical = n.clone().map_children(|c| self.eg.find(c));
+            original.entry(canonical).or_insert(i as u32);
+        }
+        original
+    }
+}
+
 /// Names of the two leaves that degrees are measured in.
 pub struct Leaves<'a> {
     /// The node that seeds the backward pass.
@@ -100,13 +112,16 @@ struct Drafts<'a> {
 impl<'a> Drafts<'a> {
     fn new(g: &'a Graph, loaded: &'a Loaded, problem: &'a Problem, choice: &'a Choice) -> Self {
         let eg = &loaded.eg;
-        let mut original = FxHashMap::default();
-        for (i, n) in loaded.node.iter().enumerate() {
-            let canonical = n.clone().map_children(|c| eg.find(c));
-            original.entry(canonical).or_insert(i as u32);
-        }
-        let mut d =
-            Drafts { eg, problem, choice, drafts: Vec::new(), of: FxHashMap::default(), original, g };
+        let original = loaded.originals();
+        let mut d = Drafts {
+            eg,
+            problem,
+            choice,
+            drafts: Vec::new(),
+            of: FxHashMap::default(),
+            original,
+            g,
+        };
         for &root in &problem.roots {
             d.visit(root);
         }
@@ -252,8 +267,7 @@ impl<'a> Drafts<'a> {
             let d = &self.drafts[i];
             let inputs: Vec<ValueId> =
                 d.inputs.iter().map(|(c, r)| values[self.of[c] as usize][*r as usize]).collect();
-            values[i] =
-                out.push(d.op.clone(), &inputs, d.types.clone(), d.name.clone(), d.region);
+            values[i] = out.push(d.op.clone(), &inputs, d.types.clone(), d.name.clone(), d.region);
             for &r in &readers[i] {
                 waits[r] -= 1;
                 if waits[r] == 0 {

@@ -46,17 +46,33 @@ impl Problem {
             let mut list = Vec::new();
             for node in &eg[class].nodes {
                 let children = node.children().iter().map(|&c| p.class(eg.find(c))).collect();
-                list.push(Candidate { price: price(eg, node, class, prices), node: node.clone(), children });
+                list.push(Candidate {
+                    price: price(eg, node, class, prices),
+                    node: node.clone(),
+                    children,
+                });
             }
             // On equal prices the factor has moved on, and older symbols win.
             list.sort_by_key(|c| {
-                let scales = matches!(eg.analysis.sym(&c.node), Sym::Op(crate::ops::Op::ScaleBy(_)));
+                let scales =
+                    matches!(eg.analysis.sym(&c.node), Sym::Op(crate::ops::Op::ScaleBy(_)));
                 (c.price, scales, c.node.sym, c.children.clone())
             });
             p.candidates.push(list);
             next += 1;
         }
         p
+    }
+
+    /// Makes given e-nodes that have operands dearer than anything else.
+    pub fn avoid(&mut self, nodes: &FxHashMap<ENode, u32>) {
+        for list in &mut self.candidates {
+            for c in list.iter_mut() {
+                if !c.children.is_empty() && nodes.contains_key(&c.node) {
+                    c.price += 1 << 40;
+                }
+            }
+        }
     }
 
     fn class(&mut self, id: Id) -> u32 {
@@ -105,8 +121,7 @@ impl Problem {
             queued[c] = false;
             let mut better = false;
             for (k, cand) in self.candidates[c].iter().enumerate() {
-                let Some(t) =
-                    union_price(c, cand, &total, &set, &price, &mut scratch, total[c])
+                let Some(t) = union_price(c, cand, &total, &set, &price, &mut scratch, total[c])
                 else {
                     continue;
                 };
@@ -308,7 +323,8 @@ fn union_price(
     out: &mut [u64],
     limit: Price,
 ) -> Option<Price> {
-    let has = |c: u32, i: usize| set[c as usize].get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
+    let has =
+        |c: u32, i: usize| set[c as usize].get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
     let mut largest: Option<u32> = None;
     for &c in &cand.children {
         if total[c as usize] == Price::MAX || has(c, class) || c as usize == class {
@@ -347,8 +363,7 @@ fn union_price(
 /// chosen edge and no choice can be cyclic.
 fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices) -> Price {
     let Some(op) = eg.analysis.op(node) else { return 1 };
-    let x: SmallVec<[&TensorType; 4]> =
-        node.children.iter().map(|&c| eg[c].data.ty()).collect();
+    let x: SmallVec<[&TensorType; 4]> = node.children.iter().map(|&c| eg[c].data.ty()).collect();
     let y: SmallVec<[&TensorType; 4]> = eg[class].data.types.iter().collect();
     (prices.alone(op, &x, &y) * 1e3) as Price + 1
 }

@@ -16,7 +16,8 @@ fn ms(ns: f64) -> String {
 pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> String {
     let price = |p: &Plan| format!("{} at {}", p.name, ms(p.ns));
     if policy != Policy::Auto {
-        let mut s = format!("{} was asked for: {} on {}", policy.name(), ms(plans[best].ns), target.name);
+        let mut s =
+            format!("{} was asked for: {} on {}", policy.name(), ms(plans[best].ns), target.name);
         if best > 0 {
             s += &format!(", against {} in f32", ms(plans[0].ns));
         }
@@ -72,7 +73,9 @@ pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
             });
             match (&why, format == half) {
                 (Some(why), _) => why.clone(),
-                (None, true) if plan.note != "by cost" => "the policy asks for it and it is legal".into(),
+                (None, true) if plan.note != "by cost" => {
+                    "the policy asks for it and it is legal".into()
+                }
                 (None, true) => format!("cheaper in {half}, casts included"),
                 (None, false) if plan.name == "f32" => "the f32 plan was chosen".into(),
                 (None, false) => format!("cheaper in f32: {half} would not pay for its casts"),
@@ -88,7 +91,13 @@ pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
                 None => "not stored, or read in f32; f32 inside".into(),
             }
         };
-        out.push(Decision { op: n.name.clone(), chosen: signature, reason, cost_ns: cost, rejected });
+        out.push(Decision {
+            op: n.name.clone(),
+            chosen: signature,
+            reason,
+            cost_ns: cost,
+            rejected,
+        });
     }
     out
 }
@@ -96,9 +105,8 @@ pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
 /// `bf16,bf16->f32`
 fn signature(g: &Graph, n: &Node, plan: &Plan, operands: Option<DType>) -> String {
     let mixed = crate::precision::uniform_operands(&n.op, n.inputs.len());
-    let stored = |v: &crate::ir::ValueId| {
-        plan.model.format(&plan.labels, *v).unwrap_or(g.ty(*v).dtype)
-    };
+    let stored =
+        |v: &crate::ir::ValueId| plan.model.format(&plan.labels, *v).unwrap_or(g.ty(*v).dtype);
     let inputs: Vec<String> = n
         .inputs
         .iter()

@@ -33,6 +33,8 @@ struct Store {
 struct Kernel {
     node: NodeId,
     own: Either,
+    /// The f32 price where the policy rules f32 out: legal, only not asked for.
+    unasked: Option<Price>,
     /// Storages it reads.
     reads: Vec<usize>,
     /// Storages it writes in the format it reads.
@@ -125,9 +127,11 @@ impl Model {
                 own.full += prices.product(&n.op, &x, &y, DType::F32).map_or(0, ps);
                 own.half += prices.product(&n.op, &x, &y, half).map_or(NEVER, ps);
             }
+            let mut unasked = None;
             if legal.product[i].is_some() {
                 own.half = NEVER;
             } else if legal.wanted[i] || (products && n.op.class() == NumericClass::Product) {
+                unasked = Some(own.full);
                 own.full = NEVER;
             }
             let find = |v: &ValueId| m.store_of[v.0 as usize];
@@ -137,12 +141,19 @@ impl Model {
             } else {
                 vec![]
             };
-            m.kernels.push(Kernel { node: id, own, reads, writes });
+            m.kernels.push(Kernel { node: id, own, unasked, reads, writes });
         }
         m
     }
 
-    fn store(&self, g: &Graph, legal: &Legal, prices: &Prices, v: ValueId, internal: bool) -> Store {
+    fn store(
+        &self,
+        g: &Graph,
+        legal: &Legal,
+        prices: &Prices,
+        v: ValueId,
+        internal: bool,
+    ) -> Store {
         let n = g.shape(v).elements();
         let def = g.def(v);
         let write = |d: DType| ps(prices.traffic(n, d));
@@ -170,7 +181,8 @@ impl Model {
                     )
             }
         };
-        let again = |from: DType| if alongside { 0 } else { ps(prices.target.launch_ns) + write(from) };
+        let again =
+            |from: DType| if alongside { 0 } else { ps(prices.target.launch_ns) + write(from) };
         let cast = Either {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
@@ -247,7 +259,10 @@ impl Model {
         }
         let sink = net.sink_side();
         let side = |v: &NodeIndex| sink[v.index()];
-        Labels { stores: stores.iter().map(side).collect(), kernels: kernels.iter().map(side).collect() }
+        Labels {
+            stores: stores.iter().map(side).collect(),
+            kernels: kernels.iter().map(side).collect(),
+        }
     }
 
     /// The format of a value's storage.
@@ -267,7 +282,10 @@ impl Model {
         let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
-        let price = self.price(&other);
+        let mut price = self.price(&other);
+        if let (false, Some(full)) = (other.kernels[k], self.kernels[k].unasked) {
+            price = price - NEVER + full;
+        }
         (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
     }
 

@@ -76,7 +76,11 @@ pub fn elementwise(g: &Graph, n: &crate::ir::Node) -> bool {
         && n.outputs.iter().all(|&v| g.shape(v) == g.shape(n.outputs[0]))
         && !matches!(
             n.op,
-            Op::Softmax(_) | Op::SoftmaxGrad(_) | Op::LayerNormGrad(_) | Op::Reduce(_) | Op::Iota(_)
+            Op::Softmax(_)
+                | Op::SoftmaxGrad(_)
+                | Op::LayerNormGrad(_)
+                | Op::Reduce(_)
+                | Op::Iota(_)
         )
         && n.inputs.iter().all(|&v| {
             let s = g.shape(v);

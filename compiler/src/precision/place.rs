@@ -14,7 +14,8 @@ pub fn place(g: &Graph, model: &Model, labels: &Labels) -> Graph {
     let mut out = Graph::new(g.name.clone());
     out.vars = g.vars.clone();
     let map = vec![ValueId(u32::MAX); g.value_count()];
-    let mut p = Placer { g, model, labels, storage: storages(g), out, map, copies: FxHashMap::default() };
+    let mut p =
+        Placer { g, model, labels, storage: storages(g), out, map, copies: FxHashMap::default() };
     for (id, n) in g.nodes() {
         let mixed = uniform_operands(&n.op, n.inputs.len());
         let format = p.model.operands(labels, id);

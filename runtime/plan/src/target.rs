@@ -76,12 +76,18 @@ impl Target {
         Some(match name {
             "cpu-generic" => cpu_generic(),
             "cpu-avx512bf16" => cpu_avx512bf16(),
-            "sm_80" => {
-                gpu("sm_80", "A100-SXM 80 GB", 2039.0, &[(DType::F32, 19.5), (DType::F16, 312.0), (DType::Bf16, 312.0)])
-            }
-            "sm_90" => {
-                gpu("sm_90", "H100-SXM", 3350.0, &[(DType::F32, 67.0), (DType::F16, 989.0), (DType::Bf16, 989.0)])
-            }
+            "sm_80" => gpu(
+                "sm_80",
+                "A100-SXM 80 GB",
+                2039.0,
+                &[(DType::F32, 19.5), (DType::F16, 312.0), (DType::Bf16, 312.0)],
+            ),
+            "sm_90" => gpu(
+                "sm_90",
+                "H100-SXM",
+                3350.0,
+                &[(DType::F32, 67.0), (DType::F16, 989.0), (DType::Bf16, 989.0)],
+            ),
             _ => return None,
         })
     }
@@ -131,7 +137,11 @@ impl Target {
     /// What is wrong with a description that was read from a file, in words.
     pub fn check(&self) -> Result<(), String> {
         let positive = |what: &str, x: f64| {
-            if x.is_finite() && x > 0.0 { Ok(()) } else { Err(format!("`{what}` is {x}, not positive")) }
+            if x.is_finite() && x > 0.0 {
+                Ok(())
+            } else {
+                Err(format!("`{what}` is {x}, not positive"))
+            }
         };
         positive("bandwidth_gbs", self.bandwidth_gbs)?;
         let times = [

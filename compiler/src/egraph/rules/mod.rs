@@ -102,12 +102,7 @@ impl Rw<'_> {
             }
         }
         let from = inner.first().map_or(id, |(_, x)| x[0]);
-        let y = self.add(Reshape { shape: shape.to_vec() }, &[from]);
-        if from != id {
-            let direct = self.add(Reshape { shape: shape.to_vec() }, &[id]);
-            self.eg.union_trusted(direct, y, Symbol::from("reshape-of-reshape"));
-        }
-        y
+        self.add(Reshape { shape: shape.to_vec() }, &[from])
     }
 
     pub fn transpose(&mut self, id: Id, perm: &[usize]) -> Id {
@@ -146,9 +141,7 @@ pub fn swaps_last(perm: &[usize]) -> bool {
 struct Row(&'static Rule);
 
 /// egg's rewrites of these rules.
-pub fn rewrites<'a>(
-    rules: impl Iterator<Item = &'a Rule>,
-) -> Vec<Rewrite<ENode, Kernels>>
+pub fn rewrites<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rewrite<ENode, Kernels>>
 where
     'a: 'static,
 {
@@ -181,11 +174,11 @@ impl Searcher<ENode, Kernels> for Row {
         _: usize,
     ) -> Option<SearchMatches<'_, ENode>> {
         let kind = self.kind();
-        eg[eclass]
-            .nodes
-            .iter()
-            .any(|n| n.kind == kind)
-            .then(|| SearchMatches { eclass, substs: vec![Subst::default()], ast: None })
+        eg[eclass].nodes.iter().any(|n| n.kind == kind).then(|| SearchMatches {
+            eclass,
+            substs: vec![Subst::default()],
+            ast: None,
+        })
     }
     fn vars(&self) -> Vec<Var> {
         vec![]

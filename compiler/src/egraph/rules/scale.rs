@@ -82,7 +82,8 @@ fn operands(
             all.into_iter().filter(|&i| carries(rw, x[i])).collect()
         }
         Linear::Each(list) => {
-            let carriers: Vec<usize> = list.iter().copied().filter(|&i| carries(rw, x[i])).collect();
+            let carriers: Vec<usize> =
+                list.iter().copied().filter(|&i| carries(rw, x[i])).collect();
             let rest = (0..x.len()).filter(|i| !carriers.contains(i));
             if carriers.len() != 1 || !rest.into_iter().all(|i| inert(rw, x[i])) {
                 return None;
