@@ -2,6 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Kind};
+use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,21 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
             }
             format!("model {}, policy {}", recipe.model.display(), recipe.precision.policy.name())
         }
-        Kind::Onnx | Kind::Ir => {
+        Kind::Onnx => {
+            let info = onnx::inspect(path)?;
+            if !info.unsupported.is_empty() {
+                let message =
+                    format!("operators that cannot be imported: {}", info.unsupported.join(", "));
+                return Err(Diagnostic::error("P0009", message)
+                    .at(Place::File { path: path.into() })
+                    .into());
+            }
+            let operators: usize = info.ops.values().sum();
+            let parameters = info.params.iter().filter(|p| !p.buffer);
+            let elements: usize = parameters.map(|p| p.shape.iter().product::<usize>()).sum();
+            format!("opset {}, {operators} operators, {elements} parameters", info.opset)
+        }
+        Kind::Ir => {
             let g = input::read_ir(path)?;
             format!("{} operations, {} variables", g.node_count(), g.vars.len())
         }

@@ -9,8 +9,12 @@ use std::process::ExitCode;
 pub enum Failure {
     /// The input is at fault: recipe, model, plan.
     Input(Diagnostics),
+    /// The runtime refused: data, weights, device.
+    Run(precast_runtime::Error),
     /// Output could not be written.
     Io(std::io::Error),
+    /// Training ended with a loss that is not a number.
+    Diverged { step: u64, loss: f32 },
 }
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -27,6 +31,12 @@ impl From<Diagnostic> for Failure {
     }
 }
 
+impl From<precast_runtime::Error> for Failure {
+    fn from(e: precast_runtime::Error) -> Failure {
+        Failure::Run(e)
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(e: std::io::Error) -> Failure {
         Failure::Io(e)
@@ -37,7 +47,8 @@ impl Failure {
     /// `docs/CLI.md` lists the codes.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Input(_) | Failure::Io(_) => ExitCode::from(1),
+            Failure::Input(_) | Failure::Run(_) | Failure::Io(_) => ExitCode::from(1),
+            Failure::Diverged { .. } => ExitCode::from(3),
         }
     }
 
@@ -51,9 +62,14 @@ impl Failure {
                     eprintln!("\n{errors} errors");
                 }
             }
+            Failure::Run(e) => eprintln!("{e}"),
             Failure::Io(e) => eprintln!("error: cannot write the output: {e}"),
+            Failure::Diverged { step, loss } => {
+                eprintln!("error: training diverged: the loss of step {step} is {loss}");
+            }
         }
-        if json {
+        // A diverged run has printed its result already.
+        if json && !matches!(self, Failure::Diverged { .. }) {
             println!("{}", json!({ "ok": false, "errors": self.to_json() }));
         }
     }
@@ -61,7 +77,10 @@ impl Failure {
     fn to_json(&self) -> Value {
         match self {
             Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
+            Failure::Run(e) => json!([{ "code": e.code, "severity": "error",
+                "message": e.message, "place": e.place, "help": e.help }]),
             Failure::Io(e) => json!([{ "severity": "error", "message": e.to_string() }]),
+            Failure::Diverged { .. } => json!([]),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::failure::Outcome;
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::ir::{self, Graph};
-use precast_compiler::{Diagnostic, Place, text};
+use precast_compiler::{Diagnostic, Diagnostics, Place, text};
 use precast_plan::Plan;
 use std::io::Read;
 use std::path::Path;
@@ -72,11 +72,17 @@ pub fn read_ir(path: &Path) -> Outcome<Graph> {
 
 /// A plan, validated.
 pub fn read_plan(path: &Path) -> Outcome<Plan> {
-    let text = read_text(path)?;
-    let plan: Plan = serde_json::from_str(&text).map_err(|e| {
-        Diagnostic::error("P0003", format!("not a plan: {e}"))
-            .at(Place::File { path: path.into() })
+    let place = || Place::File { path: path.into() };
+    let plan = Plan::from_json(&read_text(path)?).map_err(|e| {
+        Diagnostic::error("P0003", e)
+            .at(place())
             .help("`precast compile RECIPE -o FILE.plan` writes one")
+    })?;
+    plan.validate().map_err(|faults| {
+        let errors = faults
+            .iter()
+            .map(|f| Diagnostic::error("P0007", format!("the plan is not valid: {f}")).at(place()));
+        Diagnostics(errors.collect())
     })?;
     Ok(plan)
 }

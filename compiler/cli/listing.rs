@@ -1,6 +1,6 @@
 //! A plan for people.
 
-use precast_plan::{Access, DType, Kernel, Plan, Role, Rows, Step, Storage};
+use precast_plan::{Plan, Role, Storage};
 use std::fmt::{self, Write};
 
 /// `1.25 ms`: three significant digits.
@@ -89,100 +89,6 @@ fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
         writeln!(out, "            {:6} {time:>9}{note}", c.name)?;
     }
     Ok(())
-}
-
-/// Everything in the plan but the journal.
-pub fn plan(plan: &Plan) -> String {
-    let mut out = summary(plan);
-    write_plan(&mut out, plan).expect("writing to a String");
-    out
-}
-
-fn write_plan(out: &mut String, plan: &Plan) -> fmt::Result {
-    writeln!(out, "\ntensors:")?;
-    for (i, t) in plan.tensors.iter().enumerate() {
-        let place = match &t.storage {
-            Storage::Arena { offset } => format!("arena+{offset}"),
-            Storage::Input { offset } => format!("input+{offset}"),
-            Storage::Persistent { offset, role, .. } => {
-                format!("persistent+{offset} {}", role_name(*role))
-            }
-        };
-        writeln!(out, "  t{i} {} : {}{:?} {place}", t.name, t.dtype, t.shape)?;
-    }
-    for (name, steps) in [("micro", &plan.micro), ("update", &plan.update), ("eval", &plan.eval)] {
-        if !steps.is_empty() {
-            writeln!(out, "\n{name}:")?;
-        }
-        for (i, step) in steps.iter().enumerate() {
-            let (kernel, operands) = describe(plan, step);
-            let time = duration(step.predicted_ns);
-            writeln!(out, "  {i:3} {kernel:14} {:40} {time:>9}  {operands}", step.name)?;
-        }
-    }
-    writeln!(out)?;
-    for (title, results) in [("result", &plan.results), ("eval result", &plan.eval_results)] {
-        for r in results {
-            writeln!(out, "{title} {} = t{}", r.name, r.tensor)?;
-        }
-    }
-    Ok(())
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Parameter => "parameter",
-        Role::WeightCopy => "weight copy",
-        Role::Optimizer => "optimizer",
-        Role::Buffer => "buffer",
-        Role::Ema => "ema",
-        Role::Accumulator => "accumulator",
-        Role::Machine => "machine",
-        Role::Constant => "constant",
-    }
-}
-
-/// The kernel's name with its sizes, and what it reads and writes.
-fn describe(plan: &Plan, step: &Step) -> (String, String) {
-    let dtype = |a: &Access| -> DType { plan.tensors[a.tensor as usize].dtype };
-    let list = |accesses: &[&Access]| {
-        let names: Vec<String> =
-            accesses.iter().map(|a| format!("t{}:{}", a.tensor, dtype(a))).collect();
-        names.join(" ")
-    };
-    let arrow = |from: &[&Access], to: &[&Access]| format!("{} -> {}", list(from), list(to));
-    match &step.kernel {
-        Kernel::Rows(Rows { program, instances }) => {
-            let inputs: Vec<&Access> = instances.iter().flat_map(|i| &i.inputs).collect();
-            let outputs: Vec<&Access> = instances.iter().flat_map(|i| &i.outputs).collect();
-            (format!("rows p{program} x{}", instances.len()), arrow(&inputs, &outputs))
-        }
-        Kernel::Gemm(g) => {
-            let mut inputs = vec![&g.a, &g.b];
-            inputs.extend(&g.epilogue.inputs);
-            let outputs: Vec<&Access> = g.epilogue.outputs.iter().collect();
-            let [b0, b1] = g.batch;
-            let batch = if b0 * b1 == 1 { String::new() } else { format!("{}x", b0 * b1) };
-            (format!("gemm {batch}{}x{}x{}", g.m, g.n, g.k), arrow(&inputs, &outputs))
-        }
-        Kernel::Conv(c) => {
-            let mut inputs = vec![&c.a, &c.b];
-            inputs.extend(&c.epilogue.inputs);
-            let outputs: Vec<&Access> = c.epilogue.outputs.iter().collect();
-            let g = &c.geometry;
-            (format!("conv {}x{} {}→{}", g.kh, g.kw, g.c, g.o), arrow(&inputs, &outputs))
-        }
-        Kernel::Attention(a) => ("attention".into(), arrow(&[&a.q, &a.k, &a.v], &[&a.o, &a.lse])),
-        Kernel::AttentionGrad(a) => {
-            let f = &a.forward;
-            let inputs = [&f.q, &f.k, &f.v, &f.o, &f.lse, &a.d_o];
-            ("attention_grad".into(), arrow(&inputs, &[&a.d_q, &a.d_k, &a.d_v]))
-        }
-        Kernel::MaxPool(p) => ("max_pool".into(), arrow(&[&p.x], &[&p.y, &p.index])),
-        Kernel::MaxPoolGrad(p) => ("max_pool_grad".into(), arrow(&[&p.y, &p.index], &[&p.x])),
-        Kernel::Gather(g) => ("gather".into(), arrow(&[&g.table, &g.ids], &[&g.out])),
-        Kernel::ScatterAdd(g) => ("scatter_add".into(), arrow(&[&g.out, &g.ids], &[&g.table])),
-    }
 }
 
 #[cfg(test)]

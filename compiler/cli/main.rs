@@ -2,12 +2,17 @@
 //! `docs/CLI.md` describes them.
 
 mod check;
+mod compile;
 mod doctor;
 mod explain;
 mod failure;
+mod grad;
 mod input;
 mod listing;
+mod metrics;
+mod recipe_args;
 mod show;
+mod train;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -29,7 +34,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Compile(compile::Args),
     Show(show::Args),
+    Train(train::Args),
+    Grad(grad::Args),
     Explain(explain::Args),
     Check(check::Args),
     Doctor(doctor::Args),
@@ -39,6 +47,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
     let outcome = match cli.command {
+        Command::Compile(args) => compile::run(&args, cli.json),
+        Command::Train(args) => train::run(&args, cli.json),
+        Command::Grad(args) => grad::run(&args, cli.json),
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),

@@ -18,6 +18,9 @@ use precast_plan::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Nanoseconds that a step of a plan takes.
+pub type Price<'a> = dyn Fn(&Step, &Plan) -> f64 + 'a;
+
 /// What lowering needs besides the graphs.
 pub struct Options<'a> {
     pub capabilities: Capabilities,
@@ -29,7 +32,7 @@ pub struct Options<'a> {
     /// How f32 products multiply.
     pub math: Math,
     /// Nanoseconds a step is expected to take.
-    pub price: Option<&'a dyn Fn(&Step, &Plan) -> f64>,
+    pub price: Option<&'a Price<'a>>,
 }
 
 /// Lowers a training graph, and the graph that evaluates its model, to a plan without summary

@@ -2,15 +2,18 @@
 
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
     LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
 };
+use crate::frontend::recognise;
 use crate::ir::{Graph, VarInit};
 use crate::ops::dropout::SEED_VAR;
+use crate::precision::PrecisionOptions;
 use crate::schedule::Capabilities;
-use crate::{emit, ir, simplify, text};
-use precast_plan::{Math, Plan, Summary, TargetSummary};
+use crate::{cost, emit, ir, simplify, text};
+use precast_plan::{Math, Plan, Step, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -22,6 +25,8 @@ pub struct Options {
     pub total_steps: Option<u64>,
     /// Overrides the recipe's policy.
     pub policy: Option<Policy>,
+    /// Whether this machine's processor multiplies bf16 natively, for `device = "cpu"`.
+    pub bf16_products: bool,
     /// Keep every parameter's gradient as a result `grad.<parameter>`.
     pub keep_gradients: bool,
 }
@@ -60,6 +65,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     // autodiff: on the whole forward graph, before any rewriting, so that rewriting sees forward
     // and backward together. With and without a loss scale: which of the two is cheaper is not
     // known before formats are chosen.
+    let target = target(recipe, options)?;
     let policy = options.policy.unwrap_or(recipe.precision.policy);
     let joint = |scale: Option<ScaleSpec>| -> Result<Graph> {
         let spec = train_spec(recipe, options, scale)?;
@@ -82,22 +88,42 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let shown = plain.as_ref().or(scaled.as_ref()).expect("one of the modes was built");
     stages.push(("autodiff", text::print(shown)));
 
-    let graph = shown.clone();
-    let eval = simplify::simplify(&eval)?;
+    // egraph: structure, formats and scale motion, priced on the target.
+    let mut precision = PrecisionOptions::new(policy);
+    precision.pins = recipe.precision.pins.clone();
+    let modes = Modes { plain: plain.as_ref(), scaled: scaled.as_ref() };
+    let outcome = egraph::run(modes, &precision, &target)?;
+    stages.push(("egraph", text::print(&outcome.graph)));
+
+    // The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
+    let eval_graph = simplify::simplify(&eval)?;
+    let f32_only = PrecisionOptions::new(Policy::F32);
+    let eval_graph = egraph::restructure(&eval_graph, &f32_only, &target).graph;
 
     // schedule: last, since what is one kernel decides what is stored, and what is stored decides
     // the memory.
+    let price = |step: &Step, plan: &Plan| cost::step_ns(&target, step, plan);
     let lowering = emit::Options {
-        target: TargetSummary { name: "cpu".into(), device: "cpu".into() },
-        capabilities: Capabilities::CPU,
+        target: target.summary(),
+        capabilities: Capabilities { any_epilogue: target.device == "cpu" },
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,
         math: Math::Exact,
-        price: None,
+        price: Some(&price),
     };
-    let mut plan = emit::lower(&graph, Some(&eval), &lowering)?;
+    let mut plan = emit::lower(&outcome.graph, Some(&eval_graph), &lowering)?;
     plan.model = model_name(recipe);
-    plan.summary = Summary { policy: policy.name().into(), ..plan.summary };
+    plan.summary = Summary {
+        policy: policy.name().into(),
+        choice: outcome.choice,
+        candidates: outcome.candidates,
+        scaled: outcome.scaled,
+        predicted_ns: plan.summary.predicted_ns,
+        casts: outcome.casts,
+        cast_elements: outcome.cast_elements,
+        product_flops: outcome.product_flops,
+    };
+    plan.journal = outcome.journal;
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
@@ -117,7 +143,43 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         init: recipe.weights.init.map(|WeightInit::Default| onnx::InitScheme::Default),
         training,
     };
-    onnx::load(&recipe.model_path(), &import)
+    let mut imported = onnx::load(&recipe.model_path(), &import)?;
+    // recognise: before differentiation, so that composite operations get their own gradients.
+    let simple = simplify::simplify(&imported.graph)?;
+    imported.graph = simplify::simplify(&recognise::recognise(&simple))?;
+    Ok(imported)
+}
+
+/// What the plan is priced on: the recipe's table, a shipped description, or for `cpu` the shipped
+/// description of the instruction set that the caller found.
+fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
+    let t = &recipe.target;
+    if let Some(table) = &t.table {
+        let path = recipe.resolve(table);
+        let bad = |e: String| {
+            Diagnostic::error("P0601", format!("the target description cannot be used: {e}"))
+                .at(Place::File { path: path.clone() })
+                .help("write one with `precast calibrate`")
+        };
+        let text = std::fs::read_to_string(&path).map_err(|e| bad(e.to_string()))?;
+        let target: Target = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        target.check().map_err(bad)?;
+        return Ok(target);
+    }
+    let name = match t.device.as_str() {
+        "cpu" if options.bf16_products => "cpu-avx512bf16",
+        "cpu" => "cpu-generic",
+        name => name,
+    };
+    Target::shipped(name).ok_or_else(|| {
+        Diagnostic::error("P0602", format!("there is no target `{name}`"))
+            .at(Place::File { path: recipe.path.clone() })
+            .help(format!(
+                "`[target] device` is `cpu` or one of {}; `table` names a description of another",
+                Target::SHIPPED.join(", ")
+            ))
+            .into()
+    })
 }
 
 fn model_name(recipe: &Recipe) -> String {
@@ -139,7 +201,10 @@ fn loss_spec(recipe: &Recipe, outputs: &[String]) -> Result<LossSpec> {
         (None, _) => {
             return Err(Diagnostic::error(
                 "P0403",
-                format!("the model has {} outputs and the recipe does not say which to train", outputs.len()),
+                format!(
+                    "the model has {} outputs and the recipe does not say which to train",
+                    outputs.len()
+                ),
             )
             .at(Place::File { path: recipe.path.clone() })
             .help(format!("set `[loss] prediction` to one of: {}", outputs.join(", ")))

@@ -3,6 +3,7 @@
 //! Invariant: this crate never sees the IR. It trusts nothing in a plan until it is validated.
 
 pub mod backend;
+pub mod calibrate;
 pub mod cpu;
 pub mod data;
 pub mod error;

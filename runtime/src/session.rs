@@ -5,7 +5,7 @@ use crate::cpu::CpuBackend;
 use crate::data::{Batch, Position, Wanted};
 use crate::error::{Error, Result};
 use crate::init::initialise;
-use crate::tensors::{Element, HostTensor, TensorFile, WeightSource, write_tensors};
+use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
 use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -315,7 +315,7 @@ impl Session {
         &self,
         pick: impl Fn(Role) -> bool,
         name: impl Fn(&str) -> String,
-    ) -> Result<BTreeMap<String, (DType, Vec<u64>, Vec<u8>)>> {
+    ) -> Result<TensorTable> {
         let mut out = BTreeMap::new();
         for (i, t) in self.plan.tensors.iter().enumerate() {
             if let Storage::Persistent { role, .. } = t.storage

@@ -152,6 +152,9 @@ impl HostTensor<'_> {
     }
 }
 
+/// Format, shape and bytes of named tensors.
+pub type TensorTable = BTreeMap<String, (DType, Vec<u64>, Vec<u8>)>;
+
 /// Where initial weights come from, by name.
 pub trait WeightSource {
     /// `None` where the source has no tensor of this name.
@@ -300,7 +303,7 @@ impl WeightSource for TensorFile {
 pub fn write_tensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
-    tensors: &BTreeMap<String, (DType, Vec<u64>, Vec<u8>)>,
+    tensors: &TensorTable,
 ) -> Result<()> {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {

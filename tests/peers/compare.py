@@ -98,7 +98,8 @@ def precast_round(binary, folder, policy, threads, a):
     steps = a.warmup + a.steps
     command = [binary, "train", recipe, "--steps", str(steps), "--log", log]
     command += ["--out", os.path.join(folder, "out")]
-    _, _, rss = run(command, {"RAYON_NUM_THREADS": str(threads)})
+    command += ["--threads", str(threads)]
+    _, _, rss = run(command)
     with open(log) as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     rows = [r for r in rows if "step" in r and "seconds" in r]

@@ -230,7 +230,7 @@ fn optimize(b: &mut Build, t: &Trained, spec: &TrainSpec, s: &Scalars) {
     };
     b.update(&t.name, new);
     if let Some(decay) = spec.ema {
-        let ema = format!("{}.ema", t.name);
+        let ema = format!("ema.{}", t.name);
         let old = b.var(&ema, ty, VarRole::Ema, VarInit::CopyOf(t.name.clone()));
         let op = EmaUpdate { decay: Real(decay) };
         let new = b.op(&format!("{ema}.update"), op, &[old, new, s.apply]);

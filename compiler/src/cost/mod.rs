@@ -10,6 +10,10 @@
 //! - *work*: floating-point operations of a product over the measured speed of its family, format
 //!   and size; instructions of a row program by class (simple, division, transcendental).
 
+mod step;
+
+pub use step::step_ns;
+
 use crate::ir::TensorType;
 use crate::ops::{Lowering, Op};
 use crate::reference;
@@ -99,7 +103,8 @@ impl Prices<'_> {
         }
     }
 
-    fn instruction(&self, i: &Instr) -> f64 {
+    /// One instruction of a row program on one element.
+    pub fn instruction(&self, i: &Instr) -> f64 {
         let t = self.target;
         match i {
             Instr::Load { .. } | Instr::Real(_) | Instr::Int(_) | Instr::Bool(_) => 0.0,

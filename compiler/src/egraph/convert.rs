@@ -187,7 +187,8 @@ impl<'a> Drafts<'a> {
         };
         let name = match old {
             Some(n) => n.name.clone(),
-            None => super::names::of_new(self.eg, self.g, &self.original, enode, id),
+            None => super::names::Names { eg: self.eg, g: self.g, original: &self.original }
+                .of(enode, id),
         };
         Draft { class, op, inputs, types: self.eg[id].data.types.to_vec(), region, name, position }
     }

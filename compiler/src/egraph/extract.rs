@@ -179,12 +179,12 @@ impl Problem {
         let (mut freed, mut stack) = (0, vec![class]);
         while let Some(c) = stack.pop() {
             refs[c as usize] -= 1;
-            if refs[c as usize] == 0 {
-                if let Some(k) = choice[c as usize] {
-                    let k = &self.candidates[c as usize][k as usize];
-                    freed += k.price;
-                    stack.extend(&k.children);
-                }
+            if refs[c as usize] == 0
+                && let Some(k) = choice[c as usize]
+            {
+                let k = &self.candidates[c as usize][k as usize];
+                freed += k.price;
+                stack.extend(&k.children);
             }
         }
         freed

@@ -279,14 +279,14 @@ fn splat(op: &Op, x: &[Option<u32>]) -> Option<u32> {
         Op::ScaleBy(_) if real(1) == Some(0.0) => x[1],
         Op::Binary(b) => {
             let (a, c) = (real(0)?, real(1)?);
-            Some(match b.f {
+            let v = match b.f {
                 BinaryOp::Add => a + c,
                 BinaryOp::Sub => a - c,
                 BinaryOp::Mul => a * c,
                 BinaryOp::Div => a / c,
                 _ => return None,
-            })
-            .map(f32::to_bits)
+            };
+            Some(v.to_bits())
         }
         _ => None,
     }

@@ -2,3 +2,4 @@
 
 pub mod onnx;
 pub mod recipe;
+pub mod recognise;

@@ -105,7 +105,16 @@ impl OpDef for Binary {
                 let da = cx.mul(dy, t);
                 let log = cx.un(UnaryOp::Log, a);
                 let t = cx.mul(y, log);
-                (da, cx.mul(dy, t))
+                let db = cx.mul(dy, t);
+                // As PyTorch at base 0, where the formulas give 0 · ∞: a⁰ is constant, and 0^b
+                // does not depend on b ≥ 0.
+                let zero = cx.full(0.0, &cx.shape(b));
+                let constant = cx.bin(Eq, b, zero);
+                let da = cx.op(Select {}, &[constant, zero, da]);
+                let vanishes = cx.bin(Eq, a, zero);
+                let counts = cx.bin(Le, zero, b);
+                let flat = cx.bin(And, vanishes, counts);
+                (da, cx.op(Select {}, &[flat, zero, db]))
             }
             Eq | Lt | Le | And | Or => unreachable!("bool results have no cotangent"),
         };

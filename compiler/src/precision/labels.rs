@@ -23,7 +23,6 @@ struct Either {
 
 /// A storage that has a label.
 struct Store {
-    value: ValueId,
     own: Either,
     /// Making a copy in the other format, once.
     cast: Either,
@@ -187,7 +186,7 @@ impl Model {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
         };
-        Store { value: v, own, cast }
+        Store { own, cast }
     }
 
     /// All in f32.
@@ -288,24 +287,6 @@ impl Model {
         }
         (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
     }
-
-    /// Storages with labels, and kernels, for tests that enumerate them.
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.stores.len(), self.kernels.len())
-    }
-
-    pub fn from_bits(&self, bits: u64) -> Labels {
-        let s = self.stores.len();
-        Labels {
-            stores: (0..s).map(|i| bits >> i & 1 == 1).collect(),
-            kernels: (0..self.kernels.len()).map(|i| bits >> (s + i) & 1 == 1).collect(),
-        }
-    }
-
-    /// The value of a labelled storage.
-    pub fn stored(&self) -> impl Iterator<Item = ValueId> {
-        self.stores.iter().map(|s| s.value)
-    }
 }
 
 /// Values that only one elementwise operation reads, itself fused behind the producer: they never
@@ -393,3 +374,7 @@ impl Net {
         reaches
     }
 }
+
+#[cfg(test)]
+#[path = "labels_tests.rs"]
+mod tests;

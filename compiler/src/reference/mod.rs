@@ -62,7 +62,7 @@ impl Options {
 #[derive(Clone, Debug)]
 pub struct Evaluated {
     pub results: IndexMap<String, Tensor>,
-    /// New values of variables.
+    /// New values of variables, after both phases.
     pub updates: IndexMap<String, Tensor>,
     /// By [`ValueId`].
     pub values: Vec<Tensor>,
@@ -102,9 +102,9 @@ pub fn eval_with(
     for phase in [Phase::Micro, Phase::Update] {
         for (id, node) in graph.nodes().filter(|(_, n)| n.region.phase() == phase) {
             let written = |var: &str| {
-                let v = graph.update_of(var)?;
-                let before = graph.def(v).region.phase() < phase;
-                before.then(|| values[v.0 as usize].clone()).flatten()
+                let earlier = |v: &ValueId| graph.def(*v).region.phase() < phase;
+                let mut updates = graph.updates.iter().filter(|u| u.name == var).map(|u| u.value);
+                values[updates.find(earlier)?.0 as usize].clone()
             };
             let results =
                 eval_node(graph, id, &values, inputs, vars, written, opt).map_err(|e| {
@@ -118,10 +118,13 @@ pub fn eval_with(
     }
     let values: Vec<Tensor> =
         values.into_iter().map(|t| t.expect("every node was evaluated")).collect();
-    let named = |rs: &[crate::ir::Result_]| {
-        rs.iter().map(|r| (r.name.clone(), values[r.value.0 as usize].clone())).collect()
-    };
-    Ok(Evaluated { results: named(&graph.results), updates: named(&graph.updates), values })
+    let named = |r: &crate::ir::Result_| (r.name.clone(), values[r.value.0 as usize].clone());
+    // A variable written in both phases ends as the later one leaves it.
+    let mut updates: Vec<&crate::ir::Result_> = graph.updates.iter().collect();
+    updates.sort_by_key(|u| graph.def(u.value).region.phase());
+    let results = graph.results.iter().map(named).collect();
+    let updates = updates.into_iter().map(named).collect();
+    Ok(Evaluated { results, updates, values })
 }
 
 fn eval_node(

@@ -197,10 +197,12 @@ impl Fuser<'_> {
                 if self.group(at).product.is_some() || self.group(at).opaque {
                     break;
                 }
-                let found = self
-                    .consumers(at)
-                    .into_iter()
-                    .find(|&j| self.group(j).product.is_none() && self.try_merge(at, j).is_some());
+                // What is computed again joins its reader even where that is an epilogue.
+                let again =
+                    self.group(at).items.iter().all(|&i| self.items.items[i].clone_of.is_some());
+                let found = self.consumers(at).into_iter().find(|&j| {
+                    (again || self.group(j).product.is_none()) && self.try_merge(at, j).is_some()
+                });
                 match found {
                     Some(j) => self.merge(at, j),
                     None => break,
@@ -297,6 +299,12 @@ impl Fuser<'_> {
         {
             return None;
         }
+        // A clone exists so that the original's value need not be stored.
+        let all = || p.items.iter().chain(&c.items).map(|&i| &self.items.items[i]);
+        let meets = |o: usize| all().any(|x| x.clone_of.is_none() && x.origin == o);
+        if all().filter_map(|x| x.clone_of).any(meets) {
+            return None;
+        }
         if self.path(a, b, false) || self.path(b, a, true) {
             return None;
         }
@@ -373,9 +381,7 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
             return None;
         }
     }
-    if (other.fixed && (!full || !other_map.keeps_order(&dims)))
-        || (lead.product.is_some() && other.fixed)
-    {
+    if other.fixed && (!full || lead.product.is_some() || !other_map.keeps_order(&dims)) {
         return None;
     }
     let reduced = dims.len() - kept;

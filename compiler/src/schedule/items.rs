@@ -77,6 +77,10 @@ pub struct Item {
     /// One per result of the body.
     pub writes: Vec<Access>,
     pub body: Body,
+    /// A number that stays while items are reordered.
+    pub origin: usize,
+    /// The item that this one computes again, by [`Item::origin`]; the two are never fused.
+    pub clone_of: Option<usize>,
 }
 
 impl Item {
@@ -287,6 +291,8 @@ impl Lower<'_> {
             reads: vec![read],
             writes: vec![Access { value: to, offset, strides }],
             body: Body::Copy,
+            origin: 0,
+            clone_of: None,
         });
     }
 
@@ -348,6 +354,8 @@ impl Lower<'_> {
             reads,
             writes,
             body: Body::Rows(node.op.clone()),
+            origin: 0,
+            clone_of: None,
         });
     }
 
@@ -403,6 +411,8 @@ impl Lower<'_> {
                 reads: vec![Read::Literal(zero)],
                 writes: vec![Access { value: to, offset: 0, strides: whole.clone() }],
                 body: Body::Copy,
+                origin: 0,
+                clone_of: None,
             });
         }
         for (i, ((root, view), (_, part))) in located.iter().zip(&a.parts).enumerate() {
@@ -464,6 +474,8 @@ impl Lower<'_> {
             } else {
                 Body::Kernel { op, operands }
             },
+            origin: 0,
+            clone_of: None,
         });
         Ok(())
     }

@@ -4,7 +4,6 @@ use super::fuse::Group;
 use super::items::{Items, Source};
 use super::order::Bundle;
 use super::program::Built;
-use crate::ir::Phase;
 use std::collections::BTreeMap;
 
 /// Offsets and sizes are multiples of this many bytes.
@@ -227,9 +226,4 @@ fn dying_twin(
         }
     }
     None
-}
-
-/// How many of the steps are of the micro phase.
-pub fn micro_steps(steps: &[Bundle]) -> usize {
-    steps.iter().filter(|s| s.phase == Phase::Micro).count()
 }

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod order;
 mod place;
 pub mod program;
+mod recompute;
 
 pub use copies::{copy_name, weight_copies};
 pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
@@ -58,8 +59,20 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
     deps::sort(&mut items);
     place::place_parts(&mut items);
     deps::sort(&mut items);
-    let groups = fuse::fuse(&items, caps);
-    let steps = order::order(&items, &groups);
-    let layout = memory::layout(&items, &groups, &steps);
+    let mut groups = fuse::fuse(&items, caps);
+    let mut steps = order::order(&items, &groups);
+    let mut layout = memory::layout(&items, &groups, &steps);
+    // What can be computed again is, where every clone fuses and less memory is needed.
+    if let Some(mut again) = recompute::recompute(&items, &groups) {
+        deps::sort(&mut again);
+        let fused = fuse::fuse(&again, caps);
+        if recompute::all_fused(&again, &fused) {
+            let order = order::order(&again, &fused);
+            let less = memory::layout(&again, &fused, &order);
+            if less.bytes < layout.bytes {
+                (items, groups, steps, layout) = (again, fused, order, less);
+            }
+        }
+    }
     Ok(Schedule { graph, items, groups, steps, layout })
 }

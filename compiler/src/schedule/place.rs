@@ -11,10 +11,10 @@ use crate::ops::Op;
 /// Places what can be placed.
 pub fn place_parts(items: &mut Items) {
     let mut removed = vec![false; items.items.len()];
-    for c in 0..items.items.len() {
+    for (c, removed) in removed.iter_mut().enumerate() {
         if let Some((value, outer, placement)) = placeable(items, c) {
             items.values[value].placed = Some((outer, placement));
-            removed[c] = true;
+            *removed = true;
         }
     }
     let mut at = 0;

@@ -3,5 +3,9 @@
 
 mod cases;
 mod fuzz;
+mod graphs;
+mod numerics;
+mod random;
 mod rng;
 mod table;
+mod training;

@@ -69,6 +69,7 @@ pub fn interpret(
                 out.extend(std::iter::repeat_n(Value::Real(r), columns));
             }
         } else {
+            #[allow(clippy::needless_range_loop)] // `p` is a point; it indexes some registers only
             for p in 0..points {
                 let of = |r: u32| regs[r as usize][p];
                 out.push(match *instr {

@@ -254,7 +254,7 @@ impl Collector<'_, '_> {
             self.error("the geometry has an empty or huge size");
             return false;
         }
-        if g.c % g.groups != 0 || g.o % g.groups != 0 {
+        if !g.c.is_multiple_of(g.groups) || !g.o.is_multiple_of(g.groups) {
             self.error(format!("{} groups do not divide {} and {} channels", g.groups, g.c, g.o));
             return false;
         }

@@ -169,7 +169,7 @@ fn tensors(cx: &mut Context) {
         let id = i as TensorId;
         let (region, offset) = cx.place(id);
         let limit = [plan.arena_bytes, plan.persistent_bytes, MAX_BYTES][region as usize];
-        if offset % ALIGN != 0 {
+        if !offset.is_multiple_of(ALIGN) {
             cx.error(&place, format!("offset {offset} is not a multiple of {ALIGN}"));
         }
         match offset.checked_add(cx.bytes(id)) {
@@ -297,9 +297,56 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
     list
 }
 
+/// Whether two accesses may touch the same byte.
 fn overlap(cx: &Context, a: &Use, b: &Use) -> bool {
-    let ((ra, oa), (rb, ob)) = (cx.place(a.tensor), cx.place(b.tensor));
-    ra == rb && oa < ob + cx.bytes(b.tensor) && ob < oa + cx.bytes(a.tensor)
+    if cx.place(a.tensor).0 != cx.place(b.tensor).0 {
+        return false;
+    }
+    let ((fa, ta), (fb, tb)) = (span(cx, a), span(cx, b));
+    if ta <= fb || tb <= fa {
+        return false;
+    }
+    if a.tensor != b.tensor {
+        return true;
+    }
+    !apart(cx.elements[a.tensor as usize], a, b)
+}
+
+/// The bytes from the first element of an access to the end of its last. In bounds already.
+fn span(cx: &Context, u: &Use) -> (i128, i128) {
+    let (mut low, mut high) = (i128::from(u.offset), i128::from(u.offset));
+    for (&n, &s) in u.dims.iter().zip(&u.strides) {
+        let reach = (i128::from(n) - 1) * i128::from(s);
+        if reach < 0 { low += reach } else { high += reach }
+    }
+    let size = cx.plan.tensors[u.tensor as usize].dtype.size() as i128;
+    let base = i128::from(cx.place(u.tensor).1);
+    (base + low * size, base + (high + 1) * size)
+}
+
+/// Whether two accesses to one tensor touch different elements for a reason that is easily seen:
+/// for some modulus they lie in intervals of residues that do not meet, as columns of a matrix do
+/// modulo its row length.
+fn apart(elements: u64, a: &Use, b: &Use) -> bool {
+    let axes = |u: &Use| -> Vec<(u64, u64)> {
+        let wide = u.dims.iter().zip(&u.strides).filter(|(n, s)| **n > 1 && **s != 0);
+        wide.map(|(&n, &s)| (n, s.unsigned_abs())).collect()
+    };
+    if a.strides.iter().chain(&b.strides).any(|&s| s < 0) {
+        return false;
+    }
+    let (x, y) = (axes(a), axes(b));
+    let interval = |offset: u64, axes: &[(u64, u64)], modulus: u64| -> Option<(u64, u64)> {
+        let inner = axes.iter().filter(|(_, s)| s % modulus != 0);
+        let reach = inner.map(|(n, s)| (n - 1) * s).sum::<u64>();
+        let start = offset % modulus;
+        (start + reach < modulus).then_some((start, start + reach))
+    };
+    let moduli = x.iter().chain(&y).map(|&(_, s)| s).chain([elements]);
+    moduli.into_iter().any(|m| match (interval(a.offset, &x, m), interval(b.offset, &y, m)) {
+        (Some((a0, a1)), Some((b0, b1))) => a1 < b0 || b1 < a0,
+        _ => false,
+    })
 }
 
 /// Whether every point of the same space is read and written at the same address.
@@ -356,7 +403,7 @@ fn check_access(cx: &mut Context, place: &str, u: &Use) {
             reach += n * i128::from(s);
         }
     }
-    if u.dims.iter().any(|&n| n == 0) {
+    if u.dims.contains(&0) {
         cx.error(place, format!("{} has an empty axis", u.what));
     }
 }

@@ -88,7 +88,7 @@ unsafe impl Sync for ConvStep {}
 /// A step, ready to run.
 pub enum Bound {
     Rows(RowsKernel),
-    Gemm(GemmStep),
+    Gemm(Box<GemmStep>),
     Conv(Box<ConvStep>),
     Special(Special),
 }
@@ -279,11 +279,11 @@ impl<'a> Binder<'a> {
         if self.only_stores(&g.epilogue) {
             let (ptr, dtype, s) = view(&g.epilogue.outputs[0]);
             let d = Some(MatMut { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] });
-            return Ok(Bound::Gemm(GemmStep { shape, a, b, d, epilogue: None }));
+            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None })));
         }
         let dims = [shape.batch[0], shape.batch[1], shape.m, shape.n];
         let epilogue = Some(self.epilogue(&g.epilogue, &dims, 1, None));
-        Ok(Bound::Gemm(GemmStep { shape, a, b, d: None, epilogue }))
+        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue })))
     }
 
     fn epilogue(

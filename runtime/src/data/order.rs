@@ -21,8 +21,8 @@ impl Order {
         for i in (1..n).rev() {
             let w = philox([i as u32, (i >> 32) as u32, stream as u32, 0x5248_5546], key);
             // The high half of a 64 x 64 bit product: uniform to within 2^-64 n.
-            let x = u64::from(w[0]) << 32 | u64::from(w[1]);
-            let j = (u128::from(x) * u128::from(i + 1) >> 64) as u64;
+            let x = (u64::from(w[0]) << 32) | u64::from(w[1]);
+            let j = ((u128::from(x) * u128::from(i + 1)) >> 64) as u64;
             list.swap(i as usize, j as usize);
         }
         list

@@ -20,10 +20,10 @@ fn ids(batch: &Batch) -> Vec<i64> {
     bytes.chunks(8).map(|c| i64::from_le_bytes(c.try_into().unwrap())).collect()
 }
 
-fn file(dir: &Path, rows: u64) -> PathBuf {
-    let path = dir.join(format!("{rows}.safetensors"));
-    let x: Vec<u8> = (0..rows * 4).map(|i| i as u8).collect();
-    let y: Vec<u8> = (0..rows as i32).flat_map(|i| i.to_le_bytes()).collect();
+fn file(dir: &Path, first: u64, rows: u64) -> PathBuf {
+    let path = dir.join(format!("{first}.safetensors"));
+    let x: Vec<u8> = (first * 4..(first + rows) * 4).map(|i| i as u8).collect();
+    let y: Vec<u8> = (first as i32..(first + rows) as i32).flat_map(|i| i.to_le_bytes()).collect();
     let tensors = BTreeMap::from([
         ("x".to_string(), (DType::U8, vec![rows, 2, 2], x)),
         ("y".to_string(), (DType::I32, vec![rows], y)),
@@ -35,7 +35,7 @@ fn file(dir: &Path, rows: u64) -> PathBuf {
 #[test]
 fn epochs_visit_every_row_once_in_an_order_the_seed_fixes() {
     let dir = tempfile::tempdir().unwrap();
-    let files = vec![file(dir.path(), 7), file(dir.path(), 6)];
+    let files = vec![file(dir.path(), 0, 7), file(dir.path(), 7, 6)];
     let mut s =
         spec(DataSource::Safetensors { files }, Some(3), vec![field("x", "x"), field("y", "y")]);
     s.fields[0].scale = 0.5;
@@ -58,13 +58,11 @@ fn epochs_visit_every_row_once_in_an_order_the_seed_fixes() {
     seen.dedup();
     assert_eq!(seen.len(), 9);
     assert!(test.iter().all(|t| !seen.contains(t) && !second.contains(t)), "test rows leak");
-    // Row 1 of the first file is row 1; row 0 of the second is row 7, and starts at byte 0 again.
     let row = |b: &Batch, i: usize| {
         f32::from_le_bytes(b.tensors[0].1[i * 16..i * 16 + 4].try_into().unwrap())
     };
     for b in &first {
         for (i, &id) in ids(b).iter().enumerate() {
-            // `y` counts from 0 in each file, so it names the row within its file.
             assert_eq!(row(b, i), id as f32 * 2.0);
         }
     }
@@ -73,7 +71,7 @@ fn epochs_visit_every_row_once_in_an_order_the_seed_fixes() {
 #[test]
 fn the_last_test_batch_is_padded() {
     let dir = tempfile::tempdir().unwrap();
-    let files = vec![file(dir.path(), 13)];
+    let files = vec![file(dir.path(), 0, 13)];
     let mut s = spec(DataSource::Safetensors { files }, Some(2), vec![field("y", "y")]);
     s.split = 0.4;
     let data = Dataset::open(&s, &[wanted("y", DType::I64, &[2])]).unwrap();
@@ -135,7 +133,7 @@ fn text_is_cut_into_windows_and_their_successors() {
 #[test]
 fn faults_name_both_sides() {
     let dir = tempfile::tempdir().unwrap();
-    let source = || DataSource::Safetensors { files: vec![file(dir.path(), 5)] };
+    let source = || DataSource::Safetensors { files: vec![file(dir.path(), 0, 5)] };
     let open = |s: DataSpec, w: &[Wanted]| Dataset::open(&s, w).err().unwrap();
     let e =
         open(spec(source(), Some(2), vec![field("x", "x")]), &[wanted("x", DType::F32, &[2, 5])]);

@@ -118,6 +118,8 @@ pub struct Importer<'a> {
     /// Its index.
     pub at: usize,
     pub dropouts: u32,
+    /// Whether the node being converted only moves elements, so that moves carry its name.
+    pub moving: bool,
 }
 
 /// Imports a model.
@@ -140,6 +142,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         base: String::new(),
         at: 0,
         dropouts: 0,
+        moving: false,
     };
     let inputs = cx.inputs()?;
     for (i, node) in src.graph.node.iter().enumerate() {
@@ -159,6 +162,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
             .map(|x| if x.is_empty() { Ok(None) } else { cx.operand(x).map(Some) })
             .collect::<Res<_>>()
             .map_err(place)?;
+        cx.moving = convert::MOVING.contains(&op);
         let call = Call { op, inputs, attrs: Attrs(node), outputs: &node.output };
         let results = convert::node(&mut cx, &call).map_err(place)?;
         for (name, value) in node.output.iter().zip(results) {
@@ -475,7 +479,7 @@ impl<'a> Importer<'a> {
         }
     }
 
-    /// Appends the nodes of moves that change something. The last one gets the plain name.
+    /// Appends the nodes of moves that change something.
     pub fn move_value(&mut self, v: ValueId, moves: &[Move]) -> Res<ValueId> {
         let mut v = v;
         for m in moves {
@@ -483,12 +487,17 @@ impl<'a> Importer<'a> {
             if m.is_identity(&from) {
                 continue;
             }
+            let name = |own: &'static str| if self.moving { "" } else { own };
             v = match m.clone() {
-                Move::Reshape(shape) => self.one("reshape", ops::Reshape { shape }, &[v])?,
-                Move::Transpose(perm) => self.one("transpose", ops::Transpose { perm }, &[v])?,
-                Move::Broadcast(shape) => self.one("broadcast", ops::Broadcast { shape }, &[v])?,
+                Move::Reshape(shape) => self.one(name("reshape"), ops::Reshape { shape }, &[v])?,
+                Move::Transpose(perm) => {
+                    self.one(name("transpose"), ops::Transpose { perm }, &[v])?
+                }
+                Move::Broadcast(shape) => {
+                    self.one(name("broadcast"), ops::Broadcast { shape }, &[v])?
+                }
                 Move::Slice { starts, sizes, steps } => {
-                    self.one("slice", ops::Slice { starts, sizes, steps }, &[v])?
+                    self.one(name("slice"), ops::Slice { starts, sizes, steps }, &[v])?
                 }
             };
         }

@@ -12,7 +12,7 @@ use std::path::Path;
 #[derive(Clone, Debug)]
 pub struct InputInfo {
     pub name: String,
-    /// ONNX's name of the element type.
+    /// Name of the element type, `f32` or `i64` and so on.
     pub elem: String,
     /// `None` where the model does not state the rank.
     pub dims: Option<Vec<Dim>>,

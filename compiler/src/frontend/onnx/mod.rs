@@ -23,12 +23,15 @@ mod source;
 mod tensor;
 
 #[cfg(test)]
+mod malformed;
+#[cfg(test)]
 mod tests;
 
 pub use convert::SUPPORTED;
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;
 pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};
+pub use node::shortest;
 pub use params::InitScheme;
 pub use source::OPSETS;
 

@@ -44,11 +44,9 @@ impl Elem {
         })
     }
 
-    /// ONNX's name for the type code, for messages.
+    /// A short name for an ONNX type code, as formats are named elsewhere (`f32`, `i64`).
     pub fn code_name(code: i32) -> String {
         match code {
-            elem::DOUBLE => "float64".into(),
-            elem::FLOAT => "float32".into(),
             elem::STRING => "string".into(),
             14 => "complex64".into(),
             15 => "complex128".into(),

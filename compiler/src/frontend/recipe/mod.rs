@@ -4,10 +4,13 @@
 //! and collects every error. Paths stay as they were written, so that a recipe means the same on
 //! two machines; [`Recipe::resolve`] makes one usable. `docs/RECIPE.md` describes every key.
 
+mod extents;
 mod read;
 mod sections;
 #[cfg(test)]
 mod tests;
+
+pub use extents::DataExtents;
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use indexmap::IndexMap;
@@ -285,31 +288,6 @@ impl Recipe {
     /// The folder results are saved in, from the working directory.
     pub fn out_dir(&self) -> PathBuf {
         self.resolve(self.train.out.as_deref().unwrap_or(Path::new("trained")))
-    }
-}
-
-impl Schedule {
-    /// Learning rate of a step as a share of `optimizer.lr`; `step` counts from 0, `total` is the
-    /// length of the run.
-    ///
-    /// Warm-up step `s` of `w` gives `(s + 1) / w`. After it, with `p` the progress from the end of
-    /// the warm-up to the end of the schedule and `f` the final ratio, cosine is
-    /// `f + (1 − f) (1 + cos πp) / 2` (Loshchilov and Hutter, "SGDR", 2017, one period) and linear
-    /// is `1 + (f − 1) p`.
-    pub fn ratio(&self, step: u64, total: u64) -> f64 {
-        if step < self.warmup {
-            return (step + 1) as f64 / self.warmup as f64;
-        }
-        let end = self.steps.unwrap_or(total).max(self.warmup + 1);
-        let progress = ((step - self.warmup) as f64 / (end - self.warmup) as f64).min(1.0);
-        let f = self.final_ratio;
-        match self.kind {
-            ScheduleKind::Constant => 1.0,
-            ScheduleKind::Cosine => {
-                f + (1.0 - f) * (1.0 + (std::f64::consts::PI * progress).cos()) / 2.0
-            }
-            ScheduleKind::Linear => 1.0 + (f - 1.0) * progress,
-        }
     }
 }
 

@@ -185,23 +185,6 @@ fn what_does_not_apply_is_an_error_not_ignored() {
 }
 
 #[test]
-fn schedules_rise_and_fall() {
-    let s = |kind, warmup, steps, final_ratio| Schedule { kind, warmup, steps, final_ratio };
-    let constant = s(ScheduleKind::Constant, 4, None, 1.0);
-    let rates: Vec<f64> = (0..6).map(|i| constant.ratio(i, 6)).collect();
-    assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]);
-    let cosine = s(ScheduleKind::Cosine, 0, Some(10), 0.1);
-    assert_eq!(cosine.ratio(0, 99), 1.0);
-    assert!((cosine.ratio(5, 99) - 0.55).abs() < 1e-12);
-    assert!((cosine.ratio(10, 99) - 0.1).abs() < 1e-12);
-    assert!((cosine.ratio(50, 99) - 0.1).abs() < 1e-12);
-    let linear = s(ScheduleKind::Linear, 2, None, 0.0);
-    assert_eq!(linear.ratio(7, 12), 0.5);
-    // A run shorter than its warm-up never divides by zero.
-    assert_eq!(linear.ratio(2, 1), 1.0);
-}
-
-#[test]
 fn mutated_recipes_never_panic() {
     let mut state = 1u64;
     let mut next = move |n: usize| {
@@ -222,5 +205,62 @@ fn mutated_recipes_never_panic() {
         if let Err(e) = Recipe::parse("r.toml", &String::from_utf8(bytes).unwrap()) {
             assert!(!e.to_string().is_empty());
         }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+#[test]
+fn examples_know_their_data() {
+    let digits = Recipe::load(root().join("examples/digits/recipe.toml")).unwrap();
+    let data = digits.data_extents().unwrap().unwrap();
+    assert_eq!((data.rows, data.batch), (1797, 64));
+    assert_eq!(data.inputs["image"], [1, 8, 8]);
+    // 1797 rows less 359 for testing are 22 whole batches.
+    assert_eq!(digits.total_steps().unwrap(), 22 * 12);
+    let options = digits.import_options(true).unwrap();
+    assert_eq!(options.input_shapes["image"], [64, 1, 8, 8]);
+
+    let gpt = Recipe::load(root().join("examples/bytes_gpt/recipe.toml")).unwrap();
+    let files = gpt.data_files().unwrap();
+    assert!(files.len() > 50 && files.is_sorted(), "{files:?}");
+    assert!(files.iter().all(|f| f.extension().is_some_and(|e| e == "rs")));
+    let options = gpt.import_options(true).unwrap();
+    assert_eq!(options.input_shapes["input_ids"], [8, 128]);
+}
+
+#[test]
+fn tables_and_folders_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.csv"), "p,\"q\",r\n1,2,3\n\n4,5,6\n").unwrap();
+    std::fs::create_dir_all(dir.path().join("text/deep/.hidden")).unwrap();
+    for (file, text) in [("text/b.txt", "12345"), ("text/deep/a.txt", "678"), ("text/c.md", "x")] {
+        std::fs::write(dir.path().join(file), text).unwrap();
+    }
+    std::fs::write(dir.path().join("text/deep/.hidden/z.txt"), "no").unwrap();
+    let load = |data: &str| {
+        let from = MINIMAL.find("[data]").unwrap();
+        let to = MINIMAL.find("[loss]").unwrap();
+        let text = format!("{}[data]\n{data}\n{}", &MINIMAL[..from], &MINIMAL[to..]);
+        Recipe::parse(dir.path().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let csv = "format = \"csv\"\nfile = \"a.csv\"\nbatch = 2\ntargets = { t = \"r\" }\n";
+    let data = load(&format!("{csv}inputs = {{ x = \"p..q\" }}")).data_extents().unwrap().unwrap();
+    assert_eq!((data.rows, &data.inputs["x"][..]), (2, &[2][..]));
+    for columns in ["\"q..p\"", "\"s\"", "[\"p\", \"s\"]"] {
+        let error = load(&format!("{csv}inputs = {{ x = {columns} }}")).data_extents().unwrap_err();
+        assert!(error.to_string().contains("no such columns for `x`"), "{error}");
+    }
+    let bytes = "format = \"bytes\"\nbatch = 1\ncontext = 2\n\
+                 inputs = { x = \"bytes\" }\ntargets = { t = \"next\" }\n";
+    let text = load(&format!("{bytes}files = [\"text/**/*.txt\"]"));
+    assert_eq!(text.data_files().unwrap().len(), 2);
+    // Eight bytes: windows at 0, 2 and 4; the one at 6 has no byte after it.
+    assert_eq!(text.data_extents().unwrap().unwrap().rows, 3);
+    for (files, want) in [("*.rst", "matches no file"), ("text/gone.txt", "does not exist")] {
+        let error = load(&format!("{bytes}file = \"{files}\"")).data_extents().unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
     }
 }

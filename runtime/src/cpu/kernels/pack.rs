@@ -218,13 +218,13 @@ unsafe fn transpose6(p: *const f32, sx: isize, k: usize, out: *mut f32) {
     unsafe {
         for i in (0..blocks).step_by(8) {
             let mut r = [_mm256_setzero_ps(); 8];
-            for x in 0..6 {
-                r[x] = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
+            for (x, r) in r.iter_mut().enumerate().take(6) {
+                *r = _mm256_loadu_ps(p.offset(x as isize * sx).add(i));
             }
             let c = transpose_8x8(r);
             let o = out.add(i * 6);
-            for y in 0..7 {
-                _mm256_storeu_ps(o.add(y * 6), c[y]);
+            for (y, &c) in c.iter().enumerate().take(7) {
+                _mm256_storeu_ps(o.add(y * 6), c);
             }
             _mm_storeu_ps(o.add(42), _mm256_castps256_ps128(c[7]));
             _mm_storel_pd(o.add(46).cast(), _mm_castps_pd(_mm256_extractf128_ps::<1>(c[7])));

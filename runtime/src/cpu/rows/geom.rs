@@ -73,6 +73,18 @@ pub fn coalesce(dims: &[usize], strides: &[Steps]) -> (Dims, Vec<Steps>) {
     (out_dims, out)
 }
 
+/// Whether one step of the last axis, repeated, walks all axes.
+fn even(dims: &[usize], steps: &[i64]) -> bool {
+    (1..dims.len()).all(|d| steps[d - 1] == steps[d] * dims[d] as i64)
+}
+
+impl Strides {
+    /// Stride of the innermost axis.
+    pub fn step(&self) -> i64 {
+        self.inner[self.inner.len() - 1]
+    }
+}
+
 /// Splits a linear index into coordinates.
 fn locate(dims: &[usize], mut linear: usize, at: &mut [usize; 8]) {
     for d in (0..dims.len()).rev() {
@@ -109,13 +121,12 @@ impl Space {
 
     /// Whether every tile of `outer` rows by `inner` lanes is one evenly spaced run for this port.
     pub fn is_one_run(&self, s: &Strides, outer: usize, inner: usize) -> bool {
-        if self.inner.len() > 1 {
-            return false;
-        }
-        outer == 1
-            || self.outer.len() == 1
-                && inner == self.inner_len
-                && s.outer[0] == s.inner[0] * inner as i64
+        let step = s.step();
+        even(&self.inner, &s.inner)
+            && (outer == 1
+                || inner == self.inner_len
+                    && s.outer[s.outer.len() - 1] == step * inner as i64
+                    && even(&self.outer, &s.outer))
     }
 
     /// Offset of the first element of a tile.
@@ -134,7 +145,7 @@ impl Space {
     #[inline]
     pub fn runs(&self, s: &Strides, tile: Tile, mut f: impl FnMut(usize, i64, i64, usize)) {
         if self.is_one_run(s, tile.on, tile.n) {
-            return f(0, self.offset(s, tile), s.inner[0], tile.lanes());
+            return f(0, self.offset(s, tile), s.step(), tile.lanes());
         }
         let mut o_at = [0; 8];
         locate(&self.outer, tile.o0, &mut o_at);

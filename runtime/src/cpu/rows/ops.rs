@@ -39,15 +39,19 @@ fn flag(x: bool) -> f32 {
 /// The larger, NaN if either is.
 #[inline(always)]
 pub fn max_nan(a: f32, b: f32) -> f32 {
+    // `b` where either is NaN, so only a NaN in `a` is left to put in; or-ing bits keeps LLVM from
+    // making a masked store of the choice, which is slow on some processors.
     let m = if a > b { a } else { b };
-    if a.is_nan() { a } else { m }
+    f32::from_bits(m.to_bits() | (u32::from(a.is_nan()).wrapping_neg() & 0x7fc0_0000))
 }
 
 /// The smaller, NaN if either is.
 #[inline(always)]
 pub fn min_nan(a: f32, b: f32) -> f32 {
+    // `b` where either is NaN, so only a NaN in `a` is left to put in; or-ing bits keeps LLVM from
+    // making a masked store of the choice, which is slow on some processors.
     let m = if a < b { a } else { b };
-    if a.is_nan() { a } else { m }
+    f32::from_bits(m.to_bits() | (u32::from(a.is_nan()).wrapping_neg() & 0x7fc0_0000))
 }
 
 /// Integer division as the program form defines it.

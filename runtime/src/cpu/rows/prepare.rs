@@ -150,8 +150,7 @@ pub fn prepare(
         }
     };
     let contiguous = |s: &Strides| {
-        s.inner[0] == 1 && space.is_one_run(s, tile.0, tile.1)
-            || space.inner_len == 1 && tile.0 == 1
+        s.step() == 1 && space.is_one_run(s, tile.0, tile.1) || space.inner_len == 1 && tile.0 == 1
     };
     let mut k = 0;
     let form = Form {

@@ -18,8 +18,11 @@ pub struct Regs {
     pub acc: *mut f32,
 }
 
+/// Distance between registers: whole cache lines, and an odd number of them, or a dozen registers
+/// of 4 KiB would share the sets of a first-level cache.
 fn line(lanes: usize) -> usize {
-    lanes.next_multiple_of(16)
+    let lines = lanes.div_ceil(16);
+    (lines | 1) * 16
 }
 
 /// f32 words of scratch memory that an instance needs.

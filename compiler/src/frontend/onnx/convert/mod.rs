@@ -124,6 +124,23 @@ pub const SUPPORTED: &[&str] = &[
     "Xor",
 ];
 
+/// Operators that only move elements.
+pub const MOVING: &[&str] = &[
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "SplitToSequence",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
+
 /// Converts a node: its results, in order.
 ///
 /// # Errors

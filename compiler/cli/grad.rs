@@ -1,0 +1,56 @@
+//! `precast grad`: one step, everything it computed, for comparing with another framework.
+
+use crate::failure::Outcome;
+use crate::recipe_args::{RecipeArgs, compile, open};
+use precast_plan::Storage;
+use precast_runtime::tensors::{Element, HostTensor, write_tensors};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Run one step and write loss, outputs, gradients and updated state as safetensors.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Where the tensors go.
+    #[arg(short, long)]
+    out: PathBuf,
+    /// Threads to use; 0 for every core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+pub fn run(args: &Args, json: bool) -> Outcome {
+    let recipe = args.recipe.load()?;
+    let plan = compile(&recipe, true)?.plan;
+    let (mut session, mut data) = open(&recipe, plan, args.threads)?;
+    let mut batches = vec![];
+    for _ in 0..session.plan().accumulate {
+        batches.push(data.next_batch()?);
+    }
+    let report = session.step(&batches)?;
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: String, t: HostTensor| {
+        let Element::Plan(dtype) = t.element else { unreachable!("plans hold plan formats") };
+        tensors.insert(name, (dtype, t.shape, t.bytes.into_owned()));
+    };
+    for r in &session.plan().results {
+        add(r.name.clone(), session.result(&r.name)?);
+    }
+    for t in &session.plan().tensors {
+        if let Storage::Persistent { role, .. } = t.storage
+            && role != precast_plan::Role::Constant
+        {
+            add(format!("state.{}", t.name), session.read(&t.name)?);
+        }
+    }
+    write_tensors(&args.out, &BTreeMap::new(), &tensors)?;
+    if json {
+        println!("{}", json!({ "ok": true, "loss": report.loss, "out": args.out }));
+    } else {
+        println!("loss {}", report.loss);
+        println!("saved {}: {} tensors", args.out.display(), tensors.len());
+    }
+    Ok(())
+}

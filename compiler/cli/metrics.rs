@@ -1,0 +1,130 @@
+//! How good a model is on rows it was not trained on.
+
+use crate::failure::Outcome;
+use precast_compiler::frontend::recipe::{LossKind, Recipe};
+use precast_plan::Storage;
+use precast_runtime::data::{Batch, Dataset};
+use precast_runtime::tensors::{Element, HostTensor};
+use precast_runtime::{Error, Session};
+
+/// Means over the test rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metrics {
+    /// The recipe's loss, without label smoothing.
+    pub loss: f64,
+    /// Share of the targets whose class has the largest logit; cross-entropy only.
+    pub accuracy: Option<f64>,
+}
+
+/// Sums over what was counted.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    right: u64,
+    count: u64,
+}
+
+/// Runs the held-back rows through the evaluation graph; `None` where no rows were held back.
+pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<Option<Metrics>> {
+    if data.rows().1 == 0 || session.plan().eval.is_empty() {
+        return Ok(None);
+    }
+    let output = output_name(recipe, session)?;
+    let mut sums = Sums::default();
+    for batch in data.test_batches() {
+        let batch = batch?;
+        session.eval(&batch)?;
+        let prediction = session.eval_result(&output)?;
+        let target = target(recipe, session, &batch)?;
+        // The last batch is padded; rows after `batch.rows` are not data.
+        let rows = session_batch(&prediction);
+        let used = batch.rows as usize;
+        let prediction_row = prediction.elements() / rows;
+        let target_row = target.elements() / rows;
+        let x = &prediction.to_f64()[..used * prediction_row];
+        let t = &target.to_f64()[..used * target_row];
+        match recipe.loss.kind {
+            LossKind::CrossEntropy { ignore_index, .. } => {
+                let classes = prediction.shape.last().copied().unwrap_or(1) as usize;
+                cross_entropy(&mut sums, x, t, classes, ignore_index);
+            }
+            LossKind::Mse => {
+                sums.loss += x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
+                sums.count += x.len() as u64;
+            }
+        }
+    }
+    if sums.count == 0 {
+        return Ok(None);
+    }
+    let classified = matches!(recipe.loss.kind, LossKind::CrossEntropy { .. });
+    Ok(Some(Metrics {
+        loss: sums.loss / sums.count as f64,
+        accuracy: classified.then(|| sums.right as f64 / sums.count as f64),
+    }))
+}
+
+fn session_batch(t: &HostTensor) -> usize {
+    t.shape.first().copied().unwrap_or(1).max(1) as usize
+}
+
+fn output_name(recipe: &Recipe, session: &Session) -> Outcome<String> {
+    if let Some(name) = &recipe.loss.prediction {
+        return Ok(format!("out.{name}"));
+    }
+    let mut outputs = session.plan().eval_results.iter().filter(|r| r.name.starts_with("out."));
+    match outputs.next() {
+        Some(r) => Ok(r.name.clone()),
+        None => Err(Error::new("R0601", "the plan's evaluation has no output").into()),
+    }
+}
+
+fn target(recipe: &Recipe, session: &Session, batch: &Batch) -> Outcome<HostTensor<'static>> {
+    let name = &recipe.loss.target;
+    let tensor = session
+        .plan()
+        .tensors
+        .iter()
+        .find(|t| t.name == *name && matches!(t.storage, Storage::Input { .. }));
+    let bytes = batch.tensors.iter().find(|(n, _)| n == name);
+    match (tensor, bytes) {
+        (Some(t), Some((_, bytes))) => Ok(HostTensor {
+            element: Element::Plan(t.dtype),
+            shape: t.shape.clone(),
+            bytes: bytes.clone().into(),
+        }),
+        _ => Err(Error::new("R0601", format!("the plan has no input `{name}`")).into()),
+    }
+}
+
+/// Negative log-likelihoods of rows of logits: `ln Σ exp(x − max) + max − x_t`.
+fn cross_entropy(sums: &mut Sums, x: &[f64], targets: &[f64], classes: usize, ignore: i64) {
+    for (row, &target) in x.chunks_exact(classes).zip(targets) {
+        let target = target as i64;
+        if target == ignore {
+            continue;
+        }
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = row.iter().map(|x| (x - max).exp()).sum();
+        let Some(logit) = usize::try_from(target).ok().and_then(|t| row.get(t)) else { continue };
+        sums.loss += total.ln() + max - logit;
+        // A NaN among the logits makes the row wrong, since nothing equals it.
+        sums.right += u64::from(row.iter().position(|x| *x == max) == Some(target as usize));
+        sums.count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cross_entropy_is_counted_over_targets_that_count() {
+        let mut sums = Sums::default();
+        let x = [0.0, 0.0, 5.0, 0.0, 1.0, 2.0];
+        cross_entropy(&mut sums, &x, &[1.0, 0.0, -100.0], 2, -100);
+        assert_eq!((sums.count, sums.right), (2, 1));
+        let want = 2f64.ln() + (1.0 + (-5f64).exp()).ln();
+        assert!((sums.loss - want).abs() < 1e-12);
+    }
+}

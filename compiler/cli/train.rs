@@ -1,0 +1,176 @@
+//! `precast train`: compile, train, test, save.
+
+use crate::failure::{Failure, Outcome};
+use crate::listing;
+use crate::metrics::{self, Metrics};
+use crate::recipe_args::{RecipeArgs, compile, open};
+use indicatif::{ProgressBar, ProgressStyle};
+use precast_compiler::frontend::recipe::{Recipe, TrainLength};
+use precast_runtime::data::Dataset;
+use precast_runtime::{Session, StepReport};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Train the recipe's model and save its weights.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Take this many optimizer steps instead of what the recipe says; a learning-rate schedule
+    /// that ends with the run ends with it.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Write one JSON line a step to this file.
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Folder of what is saved.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Continue from this checkpoint.
+    #[arg(long)]
+    resume: Option<PathBuf>,
+    /// Threads to use; 0 for every core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+pub fn run(args: &Args, json: bool) -> Outcome {
+    let mut recipe = args.recipe.load()?;
+    if let Some(steps) = args.steps {
+        recipe.train.length = TrainLength::Steps(steps);
+    }
+    let begin = Instant::now();
+    let plan = compile(&recipe, false)?.plan;
+    let compiled_in = begin.elapsed().as_secs_f64();
+    if !json {
+        print!("{}", listing::summary(&plan));
+        println!("compiled    in {compiled_in:.2} s");
+    }
+    let (mut session, mut data) = open(&recipe, plan, args.threads)?;
+    if let Some(path) = &args.resume {
+        let position = session.load_checkpoint(path)?;
+        data.set_position(position);
+    }
+    let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
+    fs::create_dir_all(&out)?;
+    let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
+    let mut saved = vec![];
+    let last = steps(&recipe, &mut session, &mut data, log.as_deref(), &out, &mut saved, json)?;
+    if let Some(log) = log {
+        saved.push(log);
+    }
+    let test = metrics::test(&recipe, &mut session, &data)?;
+    save(&session, &out, &mut saved)?;
+    report(json, &session, last, test, &saved);
+    match last {
+        Some(r) if !r.loss.is_finite() => Err(Failure::Diverged { step: r.step, loss: r.loss }),
+        _ => Ok(()),
+    }
+}
+
+/// The training loop; gives the last step's report, `None` where no step was left to take.
+fn steps(
+    recipe: &Recipe,
+    session: &mut Session,
+    data: &mut Dataset,
+    log: Option<&Path>,
+    out: &Path,
+    saved: &mut Vec<PathBuf>,
+    quiet: bool,
+) -> Outcome<Option<StepReport>> {
+    let total = recipe.total_steps()?;
+    let mut log = log.map(File::create).transpose()?.map(BufWriter::new);
+    let bar = progress(total, session.steps(), quiet);
+    let mut last = None;
+    while session.steps() < total {
+        let mut batches = vec![];
+        for _ in 0..session.plan().accumulate {
+            batches.push(data.next_batch()?);
+        }
+        let r = session.step(&batches)?;
+        if let Some(log) = &mut log {
+            // JSON has no infinities and no NaN; those are null.
+            let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
+                "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+            writeln!(log, "{line}")?;
+        }
+        if let Some(every) = recipe.train.checkpoint
+            && (r.step % every == 0 || r.step == total)
+        {
+            let path = out.join(format!("checkpoint-{}.safetensors", r.step));
+            session.save_checkpoint(&path, data.position())?;
+            saved.push(path);
+        }
+        bar.set_position(r.step);
+        bar.set_message(format!("loss {:.4}", r.loss));
+        last = Some(r);
+    }
+    bar.finish_and_clear();
+    if let Some(log) = &mut log {
+        log.flush()?;
+    }
+    Ok(last)
+}
+
+fn progress(total: u64, done: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {per_sec} {eta}")
+        .expect("the template is a constant");
+    ProgressBar::new(total).with_position(done).with_style(style)
+}
+
+fn save(session: &Session, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
+    let weights = out.join("weights.safetensors");
+    session.save_weights(&weights)?;
+    saved.push(weights);
+    let ema = out.join("ema.safetensors");
+    if session.save_ema(&ema)? {
+        saved.push(ema);
+    }
+    let plan = out.join(format!("{}.plan", session.plan().model));
+    fs::write(&plan, session.plan().to_json())?;
+    saved.push(plan);
+    Ok(())
+}
+
+fn report(
+    json: bool,
+    session: &Session,
+    last: Option<StepReport>,
+    test: Option<Metrics>,
+    saved: &[PathBuf],
+) {
+    if json {
+        let result = json!({
+            "ok": last.is_none_or(|r| r.loss.is_finite()),
+            "steps": session.steps(),
+            "loss": last.map(|r| r.loss),
+            "test_loss": test.as_ref().map(|t| t.loss),
+            "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
+            "summary": session.plan().summary,
+            "peak_bytes": listing::peak_bytes(session.plan()),
+            "saved": saved,
+        });
+        println!("{result}");
+        return;
+    }
+    println!("device      {}", session.describe());
+    match last {
+        Some(r) => println!("trained     {} steps, loss {:.4}", r.step, r.loss),
+        None => println!("trained     nothing: the run had ended at step {}", session.steps()),
+    }
+    if let Some(test) = test {
+        println!("test loss: {:.4}", test.loss);
+        if let Some(accuracy) = test.accuracy {
+            println!("test accuracy: {accuracy:.4}");
+        }
+    }
+    for path in saved {
+        println!("saved       {}", path.display());
+    }
+}

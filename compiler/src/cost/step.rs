@@ -1,0 +1,151 @@
+//! What a step of a finished plan takes: the same terms as before scheduling, over what the
+//! schedule made of it.
+
+use precast_plan::{
+    Access, Conv, ConvGeometry, DType, Epilogue, Family, Instance, Instr, Kernel, Plan, Program,
+    Step, Target,
+};
+
+/// Nanoseconds of one step on a target.
+pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
+    let c = Coster { target, plan };
+    target.launch_ns
+        + match &step.kernel {
+            Kernel::Rows(r) => {
+                let p = &plan.programs[r.program as usize];
+                r.instances.iter().map(|i| c.rows(p, i)).sum()
+            }
+            Kernel::Gemm(g) => {
+                let volume = (g.m * g.n * g.k) as f64;
+                let batch = (g.batch[0] * g.batch[1]) as f64;
+                let dims = [g.batch[0], g.batch[1], g.m, g.n];
+                c.product(Family::Gemm, &g.a, volume.cbrt(), 2.0 * volume * batch)
+                    + c.reads(&[
+                        (&g.a, &[g.batch[0], g.batch[1], g.m, g.k]),
+                        (&g.b, &[g.batch[0], g.batch[1], g.k, g.n]),
+                    ])
+                    + c.epilogue(&g.epilogue, &dims)
+            }
+            Kernel::Conv(conv) => c.conv(conv),
+            Kernel::Attention(a) => c.attention(
+                Family::Attention,
+                &a.q,
+                [a.batch, a.heads, a.tq, a.tk, a.d],
+                a.causal,
+                1.0,
+            ),
+            Kernel::AttentionGrad(g) => {
+                let a = &g.forward;
+                let sizes = [a.batch, a.heads, a.tq, a.tk, a.d];
+                c.attention(Family::AttentionGrad, &a.q, sizes, a.causal, 2.5)
+            }
+            Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
+                let g = &p.geometry;
+                let window = (g.n * g.c * g.oh * g.ow * g.kh * g.kw) as f64;
+                let x = g.n * g.c * g.h * g.w;
+                let y = g.n * g.c * g.oh * g.ow;
+                c.bytes(&p.x, x)
+                    + c.bytes(&p.y, y)
+                    + c.bytes(&p.index, y)
+                    + window * target.simple_ns
+            }
+            Kernel::Gather(g) => 2.0 * c.bytes(&g.out, g.rows * g.width),
+            Kernel::ScatterAdd(g) => {
+                c.bytes(&g.out, g.rows * g.width) + c.bytes(&g.table, g.table_rows * g.width)
+            }
+        }
+}
+
+struct Coster<'a> {
+    target: &'a Target,
+    plan: &'a Plan,
+}
+
+impl Coster<'_> {
+    fn format(&self, a: &Access) -> DType {
+        self.plan.tensors[a.tensor as usize].dtype
+    }
+
+    /// Moving `n` elements of an access, with their conversion.
+    fn bytes(&self, a: &Access, n: u64) -> f64 {
+        let d = self.format(a);
+        let convert = if d.is_real() { self.target.convert(d).unwrap_or(0.0) } else { 0.0 };
+        n as f64 * (d.size() as f64 / self.target.bandwidth_gbs + convert)
+    }
+
+    fn touched(dims: &[u64], a: &Access) -> u64 {
+        dims.iter().zip(&a.strides).map(|(&n, &s)| if s == 0 { 1 } else { n }).product()
+    }
+
+    fn reads(&self, list: &[(&Access, &[u64])]) -> f64 {
+        list.iter().map(|(a, dims)| self.bytes(a, Self::touched(dims, a))).sum()
+    }
+
+    fn rows(&self, p: &Program, i: &Instance) -> f64 {
+        let traffic: f64 = i
+            .inputs
+            .iter()
+            .chain(&i.outputs)
+            .map(|a| self.bytes(a, Self::touched(&i.dims, a)))
+            .sum();
+        traffic + self.code(p, i.dims.iter().product())
+    }
+
+    /// Instructions that run for each of `elements` points.
+    fn code(&self, p: &Program, elements: u64) -> f64 {
+        let Ok(infos) = p.check() else { return 0.0 };
+        let prices = super::Prices { target: self.target };
+        let each: f64 = p
+            .code
+            .iter()
+            .zip(&infos)
+            .map(|(instr, info)| match instr {
+                // A reduction reads every element, though its result is per row.
+                Instr::Reduce(..) => prices.instruction(instr),
+                _ if info.row => 0.0,
+                _ => prices.instruction(instr),
+            })
+            .sum();
+        each * elements as f64
+    }
+
+    fn epilogue(&self, e: &Epilogue, dims: &[u64]) -> f64 {
+        let traffic: f64 =
+            e.inputs.iter().chain(&e.outputs).map(|a| self.bytes(a, Self::touched(dims, a))).sum();
+        traffic + self.code(&self.plan.programs[e.program as usize], dims.iter().product())
+    }
+
+    fn product(&self, family: Family, a: &Access, size: f64, flops: f64) -> f64 {
+        let format = self.format(a);
+        let speed = self.target.gflops(family, format, size);
+        // A target without the kernel was refused before; f32 is always there.
+        let speed = speed.or_else(|| self.target.gflops(family, DType::F32, size));
+        flops / speed.unwrap_or(1.0)
+    }
+
+    fn conv(&self, conv: &Conv) -> f64 {
+        use precast_plan::ConvKind::{DataGrad, FilterGrad, Forward};
+        let g: &ConvGeometry = &conv.geometry;
+        let volume = (g.n * g.oh * g.ow * (g.o / g.groups) * (g.c / g.groups) * g.kh * g.kw) as f64;
+        let (x, w, y) =
+            ([g.n, g.c, g.h, g.w], [g.o, g.c / g.groups, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
+        let (family, a, b, out) = match conv.kind {
+            Forward => (Family::Conv, x, w, y),
+            DataGrad => (Family::ConvDataGrad, y, w, x),
+            FilterGrad => (Family::ConvFilterGrad, x, y, w),
+        };
+        self.product(family, &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
+            + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
+            + self.epilogue(&conv.epilogue, &out)
+    }
+
+    fn attention(&self, family: Family, q: &Access, s: [u64; 5], causal: bool, passes: f64) -> f64 {
+        let [batch, heads, tq, tk, d] = s;
+        let volume = (tq * tk * d) as f64;
+        let share = if causal { 0.5 } else { 1.0 };
+        let flops = 4.0 * volume * (batch * heads) as f64 * passes * share;
+        let moved = (batch * heads * (2 * tq + 2 * tk) * d) as f64 * passes;
+        self.product(family, q, volume.cbrt(), flops)
+            + moved * self.format(q).size() as f64 / self.target.bandwidth_gbs
+    }
+}

@@ -1,0 +1,272 @@
+//! Models made here, each wrong in one way, and operators that no fixture has.
+
+use super::proto::*;
+use super::*;
+use crate::ir::verify::verify;
+use crate::ir::{Shape, VarRole};
+use crate::ops::Op;
+use crate::reference::{self, Tensor};
+use indexmap::IndexMap;
+use prost::Message;
+use prost::bytes::Bytes;
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: Some(op.into()),
+        name: Some(format!("n_{}", outputs[0])),
+        input: inputs.iter().map(|s| s.to_string()).collect(),
+        output: outputs.iter().map(|s| s.to_string()).collect(),
+        attribute,
+        domain: None,
+    }
+}
+
+fn attr(name: &str) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), ..AttributeProto::default() }
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { i: Some(i), r#type: Some(2), ..attr(name) }
+}
+
+fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
+    let dim =
+        dims.iter().map(|&d| DimensionProto { dim_value: Some(d), dim_param: None }).collect();
+    let tensor =
+        TensorTypeProto { elem_type: Some(elem::FLOAT), shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto { tensor_type: Some(tensor) }),
+    }
+}
+
+fn tensor(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
+    TensorProto {
+        name: Some(name.into()),
+        dims: dims.to_vec(),
+        data_type: Some(elem::FLOAT),
+        raw_data: Some(data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()),
+        ..TensorProto::default()
+    }
+}
+
+fn ints(name: &str, data: &[i64]) -> TensorProto {
+    TensorProto {
+        name: Some(name.into()),
+        dims: vec![data.len() as i64],
+        data_type: Some(elem::INT64),
+        int64_data: data.to_vec(),
+        ..TensorProto::default()
+    }
+}
+
+fn external(name: &str, location: &str) -> TensorProto {
+    let entry =
+        |k: &str, v: &str| StringStringEntryProto { key: Some(k.into()), value: Some(v.into()) };
+    TensorProto {
+        name: Some(name.into()),
+        dims: vec![2],
+        data_type: Some(elem::FLOAT),
+        data_location: Some(1),
+        external_data: vec![entry("location", location)],
+        ..TensorProto::default()
+    }
+}
+
+/// `x` [2,3] → `y`.
+fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
+    ModelProto {
+        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+        graph: Some(GraphProto {
+            node: nodes,
+            initializer,
+            input: vec![value("x", &[2, 3])],
+            output: vec![value("y", &[])],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    }
+}
+
+fn load_in(folder: &Path, m: &ModelProto) -> Result<Imported> {
+    let opts = ImportOptions { training: true, ..ImportOptions::default() };
+    load_bytes(&folder.join("model.onnx"), m.encode_to_vec(), &opts)
+}
+
+fn refused(m: ModelProto) -> String {
+    let e = load_in(Path::new("."), &m).unwrap_err();
+    e.to_string()
+}
+
+#[test]
+fn faults_are_named_with_their_node() {
+    let relu = || node("Relu", &["x"], &["y"], vec![]);
+    let mut list = Vec::new();
+    list.push(refused(model(vec![node("Reluu", &["x"], &["y"], vec![])], vec![])));
+    list.push(refused(model(vec![node("NonMaxSuppression", &["x"], &["y"], vec![])], vec![])));
+    list.push(refused(model(vec![node("Relu", &["z"], &["y"], vec![])], vec![])));
+    list.push(refused(model(vec![relu(), relu()], vec![])));
+    list.push(refused(model(vec![node("Relu", &["x"], &["z"], vec![])], vec![])));
+    let cycle =
+        vec![node("Add", &["x", "b"], &["a"], vec![]), node("Relu", &["a"], &["b"], vec![])];
+    list.push(refused(model(cycle, vec![])));
+    let branch = AttributeProto { g: Some(Bytes::from_static(b"")), ..attr("then_branch") };
+    list.push(refused(model(vec![node("If", &["x"], &["y"], vec![branch])], vec![])));
+    let mut foreign = model(vec![relu()], vec![]);
+    foreign.graph.as_mut().unwrap().node[0].domain = Some("com.microsoft".into());
+    list.push(refused(foreign));
+    let mut old = model(vec![relu()], vec![]);
+    old.opset_import[0].version = Some(11);
+    list.push(refused(old));
+    let mut functions = model(vec![relu()], vec![]);
+    functions.functions.push(FunctionProto { name: Some("f".into()), domain: None });
+    list.push(refused(functions));
+    // Sizes that no bytes back.
+    let huge = TensorProto { dims: vec![1 << 40, 1 << 40], ..tensor("w", &[], &[]) };
+    list.push(refused(model(vec![node("Add", &["x", "w"], &["y"], vec![])], vec![huge])));
+    let empty = TensorProto { dims: vec![1 << 36], ..tensor("w", &[], &[]) };
+    list.push(refused(model(vec![node("Add", &["x", "w"], &["y"], vec![])], vec![empty])));
+    let fill = vec![node("ConstantOfShape", &["s"], &["y"], vec![])];
+    list.push(refused(model(fill, vec![ints("s", &[1 << 20, 1 << 20])])));
+    let conv = vec![node("Conv", &["x", "w"], &["y"], vec![])];
+    list.push(refused(model(conv, vec![tensor("w", &[1], &[0.0])])));
+    // A shape that depends on data.
+    let cast = node("Cast", &["x"], &["s"], vec![int("to", 7)]);
+    list.push(refused(model(vec![cast, node("Expand", &["x", "s"], &["y"], vec![])], vec![])));
+    let add = || vec![node("Add", &["x", "w"], &["y"], vec![])];
+    list.push(refused(model(add(), vec![tensor("w", &[2], &[0.0, 1.0])])));
+    let strings = TensorProto { data_type: Some(elem::STRING), ..tensor("w", &[3], &[0.0; 3]) };
+    list.push(refused(model(add(), vec![strings])));
+    list.push(
+        load_bytes(Path::new("m.onnx"), vec![], &ImportOptions::default()).unwrap_err().to_string(),
+    );
+    insta::assert_snapshot!("faults", list.join("\n\n"));
+}
+
+#[test]
+fn external_data_stays_in_the_models_folder() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = outside.path().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(outside.path().join("secret"), [0; 8]).unwrap();
+    std::fs::write(folder.join("inside"), [0; 8]).unwrap();
+    std::fs::write(folder.join("short"), [0; 7]).unwrap();
+    let code = |location: &str| {
+        let m = model(
+            vec![node("Gather", &["w", "i"], &["y"], vec![])],
+            vec![external("w", location), ints("i", &[0, 1])],
+        );
+        match load_in(&folder, &m) {
+            Ok(_) => "imported",
+            Err(e) => e.0[0].code,
+        }
+    };
+    assert_eq!(code("inside"), "imported");
+    assert_eq!(code("./inside"), "imported");
+    assert_eq!(code("short"), "P0210");
+    assert_eq!(code("absent"), "P0211");
+    for location in ["../secret", "/etc/hostname", "sub/../../secret", "", "..\\secret", "a\0b"] {
+        assert_eq!(code(location), "P0212", "{location:?}");
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(outside.path().join("secret"), folder.join("link")).unwrap();
+        assert_eq!(code("link"), "P0212");
+    }
+}
+
+/// Runs a model of one node on x = [[−2,−1,0],[½,1,3]].
+fn run(nodes: Vec<NodeProto>, init: Vec<TensorProto>) -> Vec<f64> {
+    let m = load_in(Path::new("."), &model(nodes, init)).unwrap_or_else(|e| panic!("{e}"));
+    verify(&m.graph).unwrap();
+    let x = Tensor::real(Shape::from([2, 3]), vec![-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]);
+    let inputs = IndexMap::from([("x".to_string(), x)]);
+    let got = reference::eval(&m.graph, &inputs, &IndexMap::new()).unwrap();
+    got.results["out.y"].reals().to_vec()
+}
+
+#[test]
+fn operators_mean_what_onnx_says() {
+    let real = |name: &str, f: f32| AttributeProto { f: Some(f), r#type: Some(1), ..attr(name) };
+    let one = |op: &str, a: Vec<AttributeProto>| run(vec![node(op, &["x"], &["y"], a)], vec![]);
+    let near = |got: Vec<f64>, want: &[f64]| {
+        assert_eq!(got.len(), want.len());
+        for (a, b) in got.iter().zip(want) {
+            assert!((a - b).abs() < 1e-6, "{got:?} is not {want:?}");
+        }
+    };
+    near(one("LeakyRelu", vec![real("alpha", 0.1)]), &[-0.2, -0.1, 0.0, 0.5, 1.0, 3.0]);
+    let e = |x: f64| x.exp() - 1.0;
+    near(one("Elu", vec![]), &[e(-2.0), e(-1.0), 0.0, 0.5, 1.0, 3.0]);
+    near(one("HardSigmoid", vec![]), &[0.1, 0.3, 0.5, 0.6, 0.7, 1.0]);
+    near(one("HardSwish", vec![]), &[-1.0 / 3.0, -1.0 / 3.0, 0.0, 0.5 * 3.5 / 6.0, 4.0 / 6.0, 3.0]);
+    let softplus: Vec<f64> = [-2.0f64, -1.0, 0.0, 0.5, 1.0, 3.0].map(|x| x.exp().ln_1p()).to_vec();
+    near(one("Softplus", vec![]), &softplus);
+    near(one("ReduceMean", vec![int("keepdims", 0)]), &[0.25]);
+    let axes =
+        |name: &str, v: &[i64]| AttributeProto { ints: v.to_vec(), r#type: Some(7), ..attr(name) };
+    near(one("ReduceL2", vec![axes("axes", &[0])]), &[4.25f64.sqrt(), 2f64.sqrt(), 3.0]);
+    let lse = |v: [f64; 3]| v.iter().map(|x| x.exp()).sum::<f64>().ln();
+    near(
+        one("ReduceLogSumExp", vec![axes("axes", &[-1])]),
+        &[lse([-2.0, -1.0, 0.0]), lse([0.5, 1.0, 3.0])],
+    );
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    near(
+        one("Softmax", vec![int("axis", 0)]),
+        &[sigmoid(-2.5), sigmoid(-2.0), sigmoid(-3.0), sigmoid(2.5), sigmoid(2.0), sigmoid(3.0)],
+    );
+    let scalar = |name: &str, x: f32| tensor(name, &[], &[x]);
+    let clip = vec![node("Clip", &["x", "lo", "hi"], &["y"], vec![])];
+    near(run(clip, vec![scalar("lo", -1.0), scalar("hi", 1.0)]), &[-1.0, -1.0, 0.0, 0.5, 1.0, 1.0]);
+    let pow = |p: f32| run(vec![node("Pow", &["x", "p"], &["y"], vec![])], vec![scalar("p", p)]);
+    near(pow(3.0), &[-8.0, -1.0, 0.0, 0.125, 1.0, 27.0]);
+    let pad = vec![node("Pad", &["x", "p", "v"], &["y"], vec![])];
+    near(
+        run(pad, vec![ints("p", &[0, -1, 0, 1]), scalar("v", 9.0)]),
+        &[-1.0, 0.0, 9.0, 1.0, 3.0, 9.0],
+    );
+    let gather = |a: i64| vec![node("Gather", &["x", "i"], &["y"], vec![int("axis", a)])];
+    near(run(gather(1), vec![ints("i", &[2, -3])]), &[0.0, -2.0, 3.0, 0.5]);
+    // [2,3] as [1,1,2,3]: averages of 2×2 windows, padding not counted.
+    let pool = vec![
+        node("Unsqueeze", &["x", "a"], &["u"], vec![]),
+        node(
+            "AveragePool",
+            &["u"],
+            &["y"],
+            vec![axes("kernel_shape", &[2, 2]), axes("pads", &[0, 1, 0, 0])],
+        ),
+    ];
+    near(run(pool, vec![ints("a", &[0, 1])]), &[-0.75, -0.375, 0.75]);
+    let up = vec![
+        node("Unsqueeze", &["x", "a"], &["u"], vec![]),
+        node("Resize", &["u", "", "s"], &["y"], vec![]),
+    ];
+    near(
+        run(up, vec![ints("a", &[0, 1]), tensor("s", &[4], &[1.0, 1.0, 1.0, 2.0])]),
+        &[-2.0, -2.0, -1.0, -1.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0],
+    );
+}
+
+#[test]
+fn dropout_is_active_only_in_training() {
+    let nodes = vec![node("Dropout", &["x", "p", "t"], &["y"], vec![])];
+    let flag = TensorProto {
+        name: Some("t".into()),
+        data_type: Some(elem::BOOL),
+        int32_data: vec![1],
+        ..TensorProto::default()
+    };
+    let m = model(nodes, vec![tensor("p", &[], &[0.25]), flag]);
+    let import = |training: bool| {
+        let opts = ImportOptions { training, ..ImportOptions::default() };
+        load_bytes(Path::new("m.onnx"), m.encode_to_vec(), &opts).unwrap().graph
+    };
+    let dropouts = |g: &Graph| g.nodes().filter(|(_, n)| matches!(n.op, Op::Dropout(_))).count();
+    let g = import(true);
+    verify(&g).unwrap();
+    assert_eq!(dropouts(&g), 1);
+    assert!(g.vars.values().all(|v| v.role == VarRole::Machine));
+    assert_eq!(dropouts(&import(false)), 0);
+}

@@ -1,0 +1,282 @@
+//! What the data says about extents and the length of a run, read from headers and sizes only.
+
+use super::{Columns, DataSource, Recipe, TrainLength, WeightInit};
+use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::frontend::onnx::{self, Dim, ImportOptions, InitScheme};
+use globset::{GlobBuilder, GlobMatcher};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Component, Path, PathBuf};
+
+/// Rows of the data and what one of them feeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataExtents {
+    pub rows: u64,
+    pub batch: usize,
+    /// Elements one row gives to each graph input, as the data shapes them.
+    pub inputs: BTreeMap<String, Vec<usize>>,
+}
+
+impl Recipe {
+    /// The data's files from the working directory, in a fixed order; globs are expanded.
+    ///
+    /// # Errors
+    /// `P0108` for a file that does not exist and for a glob that matches none.
+    pub fn data_files(&self) -> Result<Vec<PathBuf>> {
+        let Some(source) = &self.data.source else { return Ok(vec![]) };
+        let (DataSource::Safetensors { files }
+        | DataSource::Csv { files, .. }
+        | DataSource::Bytes { files, .. }) = source;
+        let mut found = vec![];
+        for file in files {
+            let path = self.resolve(file);
+            let text = path.to_string_lossy();
+            if !matches!(source, DataSource::Bytes { .. }) || !text.contains(['*', '?', '[', '{']) {
+                if !path.is_file() {
+                    return Err(fault(&path, "the data file does not exist").into());
+                }
+                found.push(path);
+                continue;
+            }
+            let matches = expand(&path)?;
+            if matches.is_empty() {
+                return Err(fault(&path, "the glob matches no file").into());
+            }
+            found.extend(matches);
+        }
+        Ok(found)
+    }
+
+    /// Rows and extents of the data; `None` where the recipe names no data.
+    ///
+    /// # Errors
+    /// `P0108` where files are missing, unreadable or disagree, or lack what the recipe names.
+    pub fn data_extents(&self) -> Result<Option<DataExtents>> {
+        let files = self.data_files()?;
+        let (rows, inputs) = match &self.data.source {
+            None => return Ok(None),
+            Some(DataSource::Safetensors { .. }) => self.safetensors(&files)?,
+            Some(DataSource::Csv { header, .. }) => self.csv(&files, *header)?,
+            Some(DataSource::Bytes { context, .. }) => {
+                let mut bytes = 0;
+                for file in &files {
+                    bytes += fs::metadata(file).map_err(|e| fault(file, e))?.len();
+                }
+                let inputs = self.data.inputs.keys().map(|name| (name.clone(), vec![*context]));
+                (bytes.saturating_sub(1) / *context as u64, inputs.collect())
+            }
+        };
+        let batch = match self.data.batch {
+            Some(batch) => batch,
+            None => usize::try_from(rows).unwrap_or(usize::MAX),
+        };
+        Ok(Some(DataExtents { rows, batch, inputs }))
+    }
+
+    fn safetensors(&self, files: &[PathBuf]) -> Result<(u64, BTreeMap<String, Vec<usize>>)> {
+        let mut rows = 0;
+        let mut inputs = BTreeMap::new();
+        for path in files {
+            let file = fs::File::open(path).map_err(|e| fault(path, e))?;
+            // SAFETY: the map is read only while this function runs; a file that another process
+            // truncates meanwhile faults, as it would in any program that maps its input.
+            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fault(path, e))?;
+            let tensors = safetensors::SafeTensors::deserialize(&map)
+                .map_err(|e| fault(path, format!("not a safetensors file: {e}")))?;
+            let mut here = None;
+            for (input, columns) in &self.data.inputs {
+                let Columns::Name(name) = columns else {
+                    let message = format!("`{input}` of a safetensors file takes one tensor");
+                    return Err(fault(path, message).into());
+                };
+                let shape = match tensors.tensor(name) {
+                    Ok(tensor) => tensor.shape().to_vec(),
+                    Err(_) => {
+                        let mut names = tensors.names();
+                        names.sort_unstable();
+                        let place = Place::Tensor { path: path.clone(), tensor: name.clone() };
+                        return Err(Diagnostic::error("P0108", "the data has no such tensor")
+                            .at(place)
+                            .help(format!("it has {}", names.join(", ")))
+                            .into());
+                    }
+                };
+                let Some((&n, row)) = shape.split_first() else {
+                    return Err(fault(path, format!("`{name}` is a scalar, not rows")).into());
+                };
+                if *here.get_or_insert(n) != n {
+                    let message = format!("`{name}` has {n} rows, another tensor has not");
+                    return Err(fault(path, message).into());
+                }
+                if inputs.insert(input.clone(), row.to_vec()).is_some_and(|other| other != row) {
+                    let message =
+                        format!("rows of `{name}` have other extents than in the file before");
+                    return Err(fault(path, message).into());
+                }
+            }
+            rows += here.unwrap_or(0) as u64;
+        }
+        Ok((rows, inputs))
+    }
+
+    fn csv(&self, files: &[PathBuf], header: bool) -> Result<(u64, BTreeMap<String, Vec<usize>>)> {
+        let mut rows = 0;
+        let mut inputs = BTreeMap::new();
+        for path in files {
+            let file = fs::File::open(path).map_err(|e| fault(path, e))?;
+            let mut names: Option<Vec<String>> = None;
+            for line in BufReader::new(file).lines() {
+                let line = line.map_err(|e| fault(path, e))?;
+                if line.trim().is_empty() {
+                    continue;
+                }
+                if header && names.is_none() {
+                    let cells = line.split(',').map(|c| c.trim().trim_matches('"').to_string());
+                    names = Some(cells.collect());
+                } else {
+                    rows += 1;
+                }
+            }
+            let names = names.unwrap_or_default();
+            for (input, columns) in &self.data.inputs {
+                let width = width(columns, header.then_some(&names))
+                    .ok_or_else(|| fault(path, format!("no such columns for `{input}`")))?;
+                inputs.insert(input.clone(), vec![width]);
+            }
+        }
+        Ok((rows, inputs))
+    }
+
+    /// Optimizer steps of the whole run, as the runtime counts them: an epoch is the whole batches
+    /// of the training rows, and an update takes `accumulate` of them.
+    ///
+    /// # Errors
+    /// As [`Recipe::data_extents`]; `P0108` where epochs have nothing to count, or no whole batch.
+    pub fn total_steps(&self) -> Result<u64> {
+        let epochs = match self.train.length {
+            TrainLength::Steps(steps) => return Ok(steps),
+            TrainLength::Epochs(epochs) => epochs,
+        };
+        let Some(data) = self.data_extents()? else {
+            return Err(Diagnostic::error("P0108", "`epochs` needs data to count")
+                .at(Place::File { path: self.path.clone() })
+                .help("give [train] steps, or the data's format and files")
+                .into());
+        };
+        let test = (data.rows as f64 * self.data.split).round() as u64;
+        let batches = (data.rows - test) / (data.batch as u64).max(1);
+        let steps = batches * epochs / u64::from(self.train.accumulate);
+        if steps == 0 {
+            let message = format!("{} rows for training do not fill one step", data.rows - test);
+            return Err(fault(&self.path, message).into());
+        }
+        Ok(steps)
+    }
+
+    /// How the recipe's ONNX model is imported: extents from `data.dims` and the data itself.
+    ///
+    /// # Errors
+    /// As [`Recipe::data_extents`] and [`onnx::inspect`].
+    pub fn import_options(&self, training: bool) -> Result<ImportOptions> {
+        let mut input_shapes = BTreeMap::new();
+        if let Some(data) = self.data_extents()? {
+            let info = onnx::inspect(&self.model_path())?;
+            for (input, row) in data.inputs {
+                let declared = info.inputs.iter().find(|i| i.name == input);
+                let dims = declared.and_then(|i| i.dims.as_deref());
+                input_shapes.insert(input, batch_shape(dims, data.batch, row));
+            }
+        }
+        let mut dims: BTreeMap<String, usize> =
+            self.data.dims.iter().map(|(name, n)| (name.clone(), *n)).collect();
+        if let (None, Some(batch)) = (&self.data.source, self.data.batch) {
+            // Without data, the batch is the first axis of every input that does not state its own.
+            for input in onnx::inspect(&self.model_path())?.inputs {
+                if let Some(Dim::Named(name)) = input.dims.iter().flatten().next() {
+                    dims.entry(name.clone()).or_insert(batch);
+                }
+            }
+        }
+        Ok(ImportOptions {
+            dims,
+            input_shapes,
+            weights: self.weights.file.as_ref().map(|f| self.resolve(f)),
+            init: self.weights.init.map(|WeightInit::Default| InitScheme::Default),
+            training,
+        })
+    }
+}
+
+/// Extents of an input: those of the data where the ranks agree, else the declared ones over the
+/// data's elements (a table has one axis where the model may want several).
+fn batch_shape(declared: Option<&[Dim]>, batch: usize, row: Vec<usize>) -> Vec<usize> {
+    let whole = || std::iter::once(batch).chain(row.iter().copied()).collect();
+    let Some(dims) = declared else { return whole() };
+    if dims.len() == row.len() + 1 {
+        return whole();
+    }
+    let fixed: Option<Vec<usize>> =
+        dims.iter().skip(1).map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect();
+    match fixed {
+        Some(fixed) if fixed.iter().product::<usize>() == row.iter().product::<usize>() => {
+            std::iter::once(batch).chain(fixed).collect()
+        }
+        // Importing will say how the two disagree.
+        _ => whole(),
+    }
+}
+
+/// How many columns are named.
+fn width(columns: &Columns, header: Option<&Vec<String>>) -> Option<usize> {
+    let find = |name: &str| match header {
+        Some(names) => names.iter().position(|n| n == name),
+        None => name.parse().ok(),
+    };
+    match columns {
+        Columns::List(names) => {
+            names.iter().map(|n| find(n)).collect::<Option<Vec<_>>>().map(|found| found.len())
+        }
+        Columns::Name(name) => match name.split_once("..") {
+            None => find(name).map(|_| 1),
+            Some((first, last)) => (find(last)? + 1).checked_sub(find(first)?).filter(|n| *n > 0),
+        },
+    }
+}
+
+fn fault(path: &Path, message: impl std::fmt::Display) -> Diagnostic {
+    Diagnostic::error("P0108", message.to_string()).at(Place::File { path: path.into() })
+}
+
+/// The files a glob matches, ordered by their paths' components. `*` stays within a folder, `**`
+/// does not. Hidden folders and links are not entered.
+fn expand(pattern: &Path) -> Result<Vec<PathBuf>> {
+    let is_glob = |c: &Component| c.as_os_str().to_string_lossy().contains(['*', '?', '[', '{']);
+    let parts: Vec<Component> = pattern.components().collect();
+    let split = parts.iter().position(is_glob).unwrap_or(parts.len());
+    let base: PathBuf = parts[..split].iter().collect();
+    let rest: PathBuf = parts[split..].iter().collect();
+    let base = if base.as_os_str().is_empty() { PathBuf::from(".") } else { base };
+    let glob = GlobBuilder::new(&rest.to_string_lossy())
+        .literal_separator(true)
+        .build()
+        .map_err(|e| fault(pattern, format!("not a glob: {}", e.kind())))?
+        .compile_matcher();
+    let mut found = vec![];
+    walk(&base, &base, &glob, &mut found);
+    found.sort();
+    Ok(found)
+}
+
+fn walk(base: &Path, folder: &Path, glob: &GlobMatcher, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() && !name.to_string_lossy().starts_with('.') {
+            walk(base, &path, glob, found);
+        } else if kind.is_file() && path.strip_prefix(base).is_ok_and(|p| glob.is_match(p)) {
+            found.push(path);
+        }
+    }
+}

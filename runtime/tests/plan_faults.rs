@@ -1,0 +1,186 @@
+//! Damaged plan files: an error or a plan that runs, never a panic.
+
+mod common;
+
+use common::mlp;
+use precast_plan::{Plan, Storage};
+use precast_runtime::{Backend, CpuBackend, Phase};
+use serde_json::{Value, json};
+
+/// Every place in a value, as a path of keys.
+fn paths(v: &Value, at: &mut Vec<Value>, out: &mut Vec<Vec<Value>>) {
+    out.push(at.clone());
+    let mut visit = |key: Value, child: &Value| {
+        at.push(key);
+        paths(child, at, out);
+        at.pop();
+    };
+    match v {
+        Value::Array(list) => list.iter().enumerate().for_each(|(i, c)| visit(json!(i), c)),
+        Value::Object(map) => map.iter().for_each(|(k, c)| visit(json!(k), c)),
+        _ => {}
+    }
+}
+
+fn find<'a>(v: &'a mut Value, path: &[Value]) -> &'a mut Value {
+    path.iter().fold(v, |v, key| match key {
+        Value::String(k) => v.get_mut(k).unwrap(),
+        k => v.get_mut(k.as_u64().unwrap() as usize).unwrap(),
+    })
+}
+
+fn replacements(v: &Value) -> Vec<Value> {
+    match v {
+        Value::Number(n) => {
+            let x = n.as_i64().unwrap_or(0);
+            let around = [x + 1, x - 1, x * 2, -x, 0, 1, 7, 64, 1 << 40, i64::MAX, i64::MIN];
+            let mut list: Vec<Value> = around.iter().map(|x| json!(x)).collect();
+            list.extend([json!(u64::MAX), json!(0.5), json!("1"), Value::Null]);
+            list
+        }
+        Value::String(_) => {
+            vec![json!(""), json!("x"), json!("load 1"), json!("real nan"), json!(3)]
+        }
+        Value::Array(list) => {
+            let mut out = vec![json!([]), json!({}), Value::Null];
+            if let Some(first) = list.first() {
+                out.push(Value::Array([list.clone(), vec![first.clone()]].concat()));
+                out.push(Value::Array(list[1..].to_vec()));
+                let mut reversed = list.clone();
+                reversed.reverse();
+                out.push(Value::Array(reversed));
+            }
+            out
+        }
+        Value::Object(map) => {
+            let mut out = vec![json!({}), json!([])];
+            for k in map.keys() {
+                let mut less = map.clone();
+                less.remove(k);
+                out.push(Value::Object(less));
+            }
+            out
+        }
+        _ => vec![json!(true), json!("x")],
+    }
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    let whole: Value = serde_json::from_str(&mlp().to_json()).unwrap();
+    let mut all = vec![];
+    paths(&whole, &mut vec![], &mut all);
+    let (mut refused, mut accepted) = (0, 0);
+    for path in &all {
+        let old = find(&mut whole.clone(), path).clone();
+        for new in replacements(&old) {
+            if new == old {
+                continue;
+            }
+            let mut damaged = whole.clone();
+            *find(&mut damaged, path) = new;
+            let Ok(plan) = Plan::from_json(&damaged.to_string()) else {
+                refused += 1;
+                continue;
+            };
+            match plan.validate() {
+                Err(errors) => {
+                    assert!(!errors.is_empty());
+                    refused += 1;
+                }
+                Ok(()) => {
+                    accepted += 1;
+                    // A valid plan may be wrong, but it runs inside its memory.
+                    if plan.arena_bytes + plan.persistent_bytes < 1 << 24
+                        && let Ok(mut backend) = CpuBackend::new(&plan, 1)
+                    {
+                        backend.run(Phase::Micro).unwrap();
+                        backend.run(Phase::Update).unwrap();
+                    }
+                }
+            }
+            let _ = plan.to_string();
+        }
+    }
+    assert!(refused > 3 * accepted && accepted > 0, "{refused} refused, {accepted} accepted");
+}
+
+#[test]
+fn truncated_files_are_errors() {
+    let text = mlp().to_json();
+    for n in (0..text.len() - 1).step_by(61) {
+        assert!(Plan::from_json(&text[..n]).is_err());
+    }
+    let newer = text.replacen("\"version\": 1", "\"version\": 9", 1);
+    assert!(Plan::from_json(&newer).unwrap_err().contains("version 9"));
+}
+
+fn faults(change: impl FnOnce(&mut Plan)) -> Vec<String> {
+    let mut plan = mlp();
+    change(&mut plan);
+    plan.validate().err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+fn offset<'a>(plan: &'a mut Plan, name: &str) -> &'a mut u64 {
+    match &mut plan.tensors.iter_mut().find(|t| t.name == name).unwrap().storage {
+        Storage::Arena { offset }
+        | Storage::Persistent { offset, .. }
+        | Storage::Input { offset } => offset,
+    }
+}
+
+#[test]
+fn each_rule_has_a_message() {
+    assert_eq!(mlp().validate(), Ok(()));
+    let one = |change: &dyn Fn(&mut Plan), want: &str| {
+        let list = faults(|p| change(p));
+        assert!(list.iter().any(|e| e.contains(want)), "{want}: {list:#?}");
+    };
+    one(&|p| *offset(p, "h") += 4, "is not a multiple of 64");
+    one(&|p| *offset(p, "h") += 1 << 30, "exceed the region");
+    one(&|p| *offset(p, "w2") = 0, "overlaps `w1`");
+    one(&|p| p.tensors[1].name = "in.x".into(), "have the same name");
+    one(&|p| p.tensors[0].shape[0] = u64::MAX, "at most");
+    one(&|p| p.micro.swap(0, 1), "reads `h`, which no step has written");
+    // `dp` in the memory of `h`, which is read later.
+    one(
+        &|p| {
+            let h = *offset(p, "h");
+            *offset(p, "dp") = h;
+        },
+        "alive at step",
+    );
+    one(&|p| p.results[0].tensor = 999, "there is no tensor 999");
+    one(&|p| p.accumulate = 0, "accumulate is 0");
+    one(&|p| p.programs[0].outputs[0].reg = 9, "which does not exist");
+    let rows = |p: &mut Plan, step: usize, f: &dyn Fn(&mut precast_plan::Instance)| {
+        if let precast_plan::Kernel::Rows(r) = &mut p.update[step].kernel {
+            f(&mut r.instances[0]);
+        }
+    };
+    one(&|p| rows(p, 2, &|i| i.outputs[0].strides[0] = -1), "reaches elements");
+    one(&|p| rows(p, 2, &|i| i.outputs[0].strides[0] = 0), "more than once");
+    one(&|p| rows(p, 2, &|i| i.inputs[0].strides[0] = 0), "through different maps");
+    one(&|p| rows(p, 2, &|i| i.outputs[1].tensor = i.outputs[0].tensor), "which overlap");
+    one(&|p| rows(p, 2, &|i| (i.outputs[0].tensor, i.dims[0]) = (0, 100)), "writes the input");
+    one(&|p| rows(p, 2, &|i| i.dims[0] = 1 << 41), "reaches elements");
+    one(&|p| rows(p, 0, &|i| i.reduced = 0), "reduces no axis");
+    one(&|p| rows(p, 0, &|i| i.inputs.clear()), "binds other ports");
+    let gemm = |p: &mut Plan, f: &dyn Fn(&mut precast_plan::Gemm)| {
+        if let precast_plan::Kernel::Gemm(g) = &mut p.micro[0].kernel {
+            f(g);
+        }
+    };
+    one(&|p| gemm(p, &|g| g.k += 1), "reaches elements");
+    one(&|p| gemm(p, &|g| g.epilogue.program = 77), "there is no program 77");
+    let several = faults(|p| {
+        *offset(p, "h") += 4;
+        p.accumulate = 0;
+    });
+    assert!(several.len() >= 2, "all faults are collected: {several:?}");
+}
+
+#[test]
+fn the_text_form() {
+    insta::assert_snapshot!(mlp().to_string());
+}

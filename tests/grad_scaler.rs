@@ -1,0 +1,146 @@
+//! The loss-scale machine, step by step against PyTorch's `torch.amp.GradScaler`: growth,
+//! overflow, skipped steps, clipping, accumulation, with SGD and AdamW.
+
+use precast_compiler::frontend::recipe::Recipe;
+use precast_compiler::pipeline;
+use precast_runtime::data::{Batch, batch_of};
+use precast_runtime::{HostTensor, ModelWeights, Options, Session};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A number of the transcripts: those that are not finite are strings.
+fn number(v: &Value) -> f32 {
+    match v {
+        Value::String(s) => s.parse().expect("inf, -inf or nan"),
+        v => v.as_f64().expect("a number") as f32,
+    }
+}
+
+fn numbers(v: &Value) -> Vec<f32> {
+    match v {
+        Value::Array(list) => list.iter().flat_map(numbers).collect(),
+        v => vec![number(v)],
+    }
+}
+
+fn session(case: &Value) -> Session {
+    let o = &case["optimizer"];
+    let mut optimizer = format!(
+        "kind = \"{}\"\nlr = {:?}\n",
+        o["kind"].as_str().unwrap(),
+        o["lr"].as_f64().unwrap()
+    );
+    for key in ["momentum", "eps", "weight_decay"] {
+        if let Some(x) = o[key].as_f64() {
+            optimizer += &format!("{key} = {x:?}\n");
+        }
+    }
+    if o["betas"].is_array() {
+        optimizer += &format!("betas = {}\n", o["betas"]);
+    }
+    let s = &case["loss_scale"];
+    let real = |k: &str| s[k].as_f64().unwrap();
+    let clip = case["clip_norm"].as_f64().map_or(String::new(), |c| format!("clip_norm = {c:?}\n"));
+    let text = format!(
+        "model = \"grad_scaler.onnx\"\n[data]\nformat = \"safetensors\"\nfile = \"none\"\n\
+         inputs = {{ x = \"x\" }}\ntargets = {{ t = \"t\" }}\n\
+         [loss]\nkind = \"mse\"\ntarget = \"t\"\n[optimizer]\n{optimizer}\
+         [precision]\npolicy = \"{}\"\n\
+         [loss_scale]\nmode = \"dynamic\"\ninit = {:?}\ngrowth = {:?}\nbackoff = {:?}\ninterval = {}\n\
+         [train]\nsteps = 100\naccumulate = {}\n{clip}",
+        case["precision"].as_str().unwrap(),
+        real("init"),
+        real("growth"),
+        real("backoff"),
+        s["interval"],
+        case["accumulate"],
+    );
+    let recipe =
+        Recipe::parse(folder().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+    let mut options = pipeline::Options { keep_gradients: true, ..Default::default() };
+    options.shapes.insert("x".into(), vec![3, 4]);
+    options.shapes.insert("t".into(), vec![3, 2]);
+    let plan = pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    let weights = ModelWeights::for_plan(&plan, &folder(), None).unwrap_or_else(|e| panic!("{e}"));
+    Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn batch(session: &Session, v: &Value) -> Batch {
+    let x = HostTensor::from_f32(&[3, 4], &numbers(&v["x"]));
+    let t = HostTensor::from_f32(&[3, 2], &numbers(&v["t"]));
+    batch_of(&session.wanted(), &[("x", x), ("t", t)]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[track_caller]
+fn close(what: &str, have: &[f32], want: &[f32], relative: f32) {
+    assert_eq!(have.len(), want.len(), "{what}");
+    let size = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+    for (a, b) in have.iter().zip(want) {
+        let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= relative * size;
+        assert!(same, "{what}: {have:?}\nPyTorch: {want:?}");
+    }
+}
+
+fn replay(name: &str, case: &Value) {
+    let mut s = session(case);
+    let tolerance = if case["precision"] == "f32" { 2e-6 } else { 2e-3 };
+    for (i, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+        let at = |what: &str| format!("{name}, step {i}: {what}");
+        let batches: Vec<Batch> =
+            step["batches"].as_array().unwrap().iter().map(|b| batch(&s, b)).collect();
+        let report = s.step(&batches).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(report.scale, Some(number(&step["scale"])), "{}", at("scale"));
+        assert_eq!(report.skipped, step["skipped"].as_bool().unwrap(), "{}", at("skipped"));
+        let read =
+            |s: &Session, name: &str| s.read(name).unwrap_or_else(|e| panic!("{e}")).to_f32();
+        assert_eq!(
+            read(&s, "machine.loss_scale"),
+            [number(&step["scale_after"])],
+            "{}",
+            at("scale after")
+        );
+        let tracker = number(&step["growth_tracker_after"]);
+        assert_eq!(read(&s, "machine.growth_tracker"), [tracker], "{}", at("growth tracker"));
+        if let Some(n) = step["optimizer_steps_after"].as_f64() {
+            assert_eq!(read(&s, "machine.applied"), [n as f32], "{}", at("optimizer steps"));
+        }
+        if !report.skipped {
+            let norm = report.grad_norm.expect("the plan reports it");
+            close(&at("norm"), &[norm], &[number(&step["grad_norm"])], tolerance);
+        }
+        for p in ["weight", "bias"] {
+            if !report.skipped {
+                let g = s.result(&format!("grad.{p}")).unwrap_or_else(|e| panic!("{e}")).to_f32();
+                close(&at(&format!("gradient of {p}")), &g, &numbers(&step["grad"][p]), tolerance);
+            }
+            let want = numbers(&step[format!("{p}_after")]);
+            close(&at(p), &read(&s, p), &want, tolerance);
+            for (key, var) in [("momentum", "momentum"), ("m", "exp_avg"), ("v", "exp_avg_sq")] {
+                if let Some(v) = step[format!("{p}_state_after")].get(key) {
+                    close(&at(key), &read(&s, &format!("{p}.{var}")), &numbers(v), tolerance);
+                }
+            }
+        }
+    }
+}
+
+fn transcripts(precision: &str) {
+    let text = std::fs::read_to_string(folder().join("grad_scaler.json")).expect("the fixture");
+    let file: Value = serde_json::from_str(&text).expect("the fixture is JSON");
+    let cases = file["cases"].as_object().unwrap();
+    let mut count = 0;
+    for (name, case) in cases.iter().filter(|(_, c)| c["precision"] == precision) {
+        replay(name, case);
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+#[test]
+fn f32_transcripts() {
+    transcripts("f32");
+}
