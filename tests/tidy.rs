@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["reference"],
     &["text"],
     &["frontend"],
+    &["simplify"],
     &["autodiff"],
     &["precision", "cost"],
     &["egraph"],

@@ -1,6 +1,7 @@
 //! The `precast` command: joins the compiler and the runtime. One file per subcommand;
 //! `docs/CLI.md` describes them.
 
+mod calibrate;
 mod check;
 mod compile;
 mod doctor;
@@ -40,6 +41,7 @@ enum Command {
     Grad(grad::Args),
     Explain(explain::Args),
     Check(check::Args),
+    Calibrate(calibrate::Args),
     Doctor(doctor::Args),
 }
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
+        Command::Calibrate(args) => calibrate::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
     };
     match outcome {

@@ -48,6 +48,8 @@ pub fn compile(recipe: &Recipe, keep_gradients: bool) -> Outcome<Compiled> {
         shapes: import.input_shapes,
         total_steps,
         keep_gradients,
+        bf16_products: precast_runtime::cpu::simd::isa()
+            == precast_runtime::cpu::simd::Isa::Avx512Bf16,
         ..Default::default()
     };
     let compiled = pipeline::compile(&recipe, &options)?;

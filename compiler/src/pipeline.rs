@@ -8,7 +8,8 @@ use crate::frontend::recipe::{
     LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
 };
 use crate::frontend::recognise;
-use crate::ir::{Graph, VarInit};
+use crate::ir::{Graph, VarInit, VarRole};
+use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::PrecisionOptions;
 use crate::schedule::Capabilities;
@@ -143,11 +144,41 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         init: recipe.weights.init.map(|WeightInit::Default| onnx::InitScheme::Default),
         training,
     };
-    let mut imported = onnx::load(&recipe.model_path(), &import)?;
+    let path = recipe.model_path();
+    if path.extension().is_some_and(|e| e == "pir") {
+        return textual(&path);
+    }
+    let mut imported = onnx::load(&path, &import)?;
     // recognise: before differentiation, so that composite operations get their own gradients.
     let simple = simplify::simplify(&imported.graph)?;
     imported.graph = simplify::simplify(&recognise::recognise(&simple))?;
     Ok(imported)
+}
+
+/// A model in textual IR: extents are as written, and training and evaluation are the same graph.
+fn textual(path: &std::path::Path) -> Result<Imported> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Diagnostic::error("P0407", format!("cannot read the model: {e}"))
+            .at(Place::File { path: path.into() })
+    })?;
+    let graph = text::parse(path, &text)?;
+    ir::verify::verify(&graph)?;
+    let inputs = graph.nodes().filter_map(|(_, n)| match &n.op {
+        Op::Input(i) => Some((i.name.clone(), graph.ty(n.outputs[0]).clone())),
+        _ => None,
+    });
+    let params = graph.vars.iter().filter(|(_, v)| v.role == VarRole::Param);
+    Ok(Imported {
+        inputs: inputs.collect(),
+        outputs: graph
+            .results
+            .iter()
+            .filter_map(|r| Some(r.name.strip_prefix("out.")?.to_string()))
+            .collect(),
+        params: params.map(|(name, _)| name.clone()).collect(),
+        warnings: vec![],
+        graph,
+    })
 }
 
 /// What the plan is priced on: the recipe's table, a shipped description, or for `cpu` the shipped

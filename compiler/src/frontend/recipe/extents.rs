@@ -180,7 +180,9 @@ impl Recipe {
     /// As [`Recipe::data_extents`] and [`onnx::inspect`].
     pub fn import_options(&self, training: bool) -> Result<ImportOptions> {
         let mut input_shapes = BTreeMap::new();
-        if let Some(data) = self.data_extents()? {
+        // Textual IR states every extent itself.
+        let textual = self.model.extension().is_some_and(|e| e == "pir");
+        if !textual && let Some(data) = self.data_extents()? {
             let info = onnx::inspect(&self.model_path())?;
             for (input, row) in data.inputs {
                 let declared = info.inputs.iter().find(|i| i.name == input);
@@ -190,7 +192,7 @@ impl Recipe {
         }
         let mut dims: BTreeMap<String, usize> =
             self.data.dims.iter().map(|(name, n)| (name.clone(), *n)).collect();
-        if let (None, Some(batch)) = (&self.data.source, self.data.batch) {
+        if let (None, Some(batch), false) = (&self.data.source, self.data.batch, textual) {
             // Without data, the batch is the first axis of every input that does not state its own.
             for input in onnx::inspect(&self.model_path())?.inputs {
                 if let Some(Dim::Named(name)) = input.dims.iter().flatten().next() {

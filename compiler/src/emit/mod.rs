@@ -1,10 +1,11 @@
 //! From schedules to the plan.
 
+mod epilogue;
+
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{Graph, Phase, VarInit, VarRole};
-use crate::ops::matmul::Fused;
-use crate::ops::{MatMul, Op};
+use crate::ops::Op;
 use crate::schedule::affine::Access as Strided;
 use crate::schedule::fuse::{Group, over_product};
 use crate::schedule::items::{Body, Source};
@@ -12,9 +13,9 @@ use crate::schedule::order::Bundle;
 use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
-    Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind,
-    Gather, Gemm, Init, Instance, Instr, Kernel, Math, MaxPool, Named, Plan, Program, Role, Rows,
-    Step, Storage, Summary, TargetSummary, Tensor, VERSION,
+    Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
+    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Plan, Program, Role, Rows, Step, Storage,
+    Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -450,7 +451,7 @@ impl Bind<'_> {
         let (mut inputs, mut outputs) = (over(&built.inputs), over(&built.outputs));
         let rank = item.dims.len();
         let along = if matches!(op, Op::MatMul(_)) { rank - 1 } else { 1 };
-        let kind = epilogue_kind(op, g, &built.program, &inputs, along);
+        let kind = epilogue::kind(op, g, &built.program, &inputs, along);
         let (a, b) = (self.view(&operands[0]), self.view(&operands[1]));
         let reads_f32 = operands.iter().all(|o| self.s.items.values[o.0].dtype == DType::F32);
         let math = if reads_f32 { math } else { Math::Exact };
@@ -591,37 +592,5 @@ impl Bind<'_> {
             }
             op => panic!("`{}` has no kernel", op.name()),
         }
-    }
-}
-
-/// The common name of an epilogue.
-fn epilogue_kind(op: &Op, g: &Group, p: &Program, inputs: &[Access], along: usize) -> EpilogueKind {
-    use precast_plan::{BinaryOp, Instr as I};
-    let vector = |a: &Access| a.strides.iter().enumerate().all(|(d, &s)| s == 0 || d == along);
-    let bias = inputs.len() == 1 && vector(&inputs[0]);
-    match p.code[..] {
-        [I::Load { port: 0 }] if p.outputs.len() == 1 => EpilogueKind::Store,
-        [I::Load { port: 0 }, I::Load { port: 1 }, I::Binary(BinaryOp::Add, ..)]
-            if bias && p.outputs.len() == 1 =>
-        {
-            EpilogueKind::Bias
-        }
-        [
-            I::Load { port: 0 },
-            I::Load { port: 1 },
-            I::Binary(BinaryOp::Add, ..),
-            I::Real(0.0),
-            I::Binary(BinaryOp::Max, ..),
-        ] if bias && p.outputs.len() == 1 && p.outputs[0].reg == 4 => EpilogueKind::BiasRelu,
-        _ => match op {
-            Op::MatMul(MatMul { fused }) if g.items.len() == 1 && p.outputs.len() == 2 => {
-                match fused {
-                    Fused::BiasGelu => EpilogueKind::BiasGeluAux,
-                    Fused::BiasGeluTanh => EpilogueKind::BiasGeluTanhAux,
-                    _ => EpilogueKind::Program,
-                }
-            }
-            _ => EpilogueKind::Program,
-        },
     }
 }

@@ -1,0 +1,50 @@
+//! `precast calibrate`: measures this machine and writes a target description.
+
+use crate::failure::Outcome;
+use indicatif::{ProgressBar, ProgressStyle};
+use precast_runtime::calibrate::calibrate;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Measure this machine's kernels and write a target description (TOML), for `[target] table`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The file to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Name of the description.
+    #[arg(long, default_value = "cpu-calibrated")]
+    name: String,
+    /// Threads that plans will run with; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
+    let bar = ProgressBar::new_spinner().with_style(
+        ProgressStyle::with_template("{spinner} measuring {msg}").expect("the template is right"),
+    );
+    let target = calibrate(&args.name, args.threads, &mut |what| {
+        bar.set_message(what.to_string());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    let text = toml::to_string_pretty(&target).expect("a target is plain data");
+    std::fs::write(&args.output, text)?;
+    if as_json {
+        println!("{}", json!({ "output": args.output, "target": target }));
+        return Ok(());
+    }
+    println!("memory      {:.1} GB/s streamed", target.bandwidth_gbs);
+    println!("kernel      {:.0} ns to start", target.launch_ns);
+    println!(
+        "element     {:.3} ns simple, {:.3} ns division, {:.3} ns transcendental",
+        target.simple_ns, target.divide_ns, target.transcendental_ns
+    );
+    for s in &target.products {
+        let best = s.points.iter().map(|p| p.1).fold(0.0, f64::max);
+        println!("{:<11} {:<5} up to {best:.0} GFLOP/s", format!("{:?}", s.family), s.format);
+    }
+    println!("saved       {}", args.output.display());
+    Ok(())
+}
