@@ -18,6 +18,18 @@ pub struct Loaded {
     pub node: Vec<ENode>,
 }
 
+impl Loaded {
+    /// Original nodes by canonical e-node; of equal ones the first.
+    pub fn originals(&self) -> FxHashMap<ENode, u32> {
+        let mut original = FxHashMap::default();
+        for (i, n) in self.node.iter().enumerate() {
+            let canonical = n.clone().map_children(|c| self.eg.find(c));
+            original.entry(canonical).or_insert(i as u32);
+        }
+        original
+    }
+}
+
 /// Names of the two leaves that degrees are measured in.
 pub struct Leaves<'a> {
     /// The node that seeds the backward pass.
@@ -100,11 +112,7 @@ struct Drafts<'a> {
 impl<'a> Drafts<'a> {
     fn new(g: &'a Graph, loaded: &'a Loaded, problem: &'a Problem, choice: &'a Choice) -> Self {
         let eg = &loaded.eg;
-        let mut original = FxHashMap::default();
-        for (i, n) in loaded.node.iter().enumerate() {
-            let canonical = n.clone().map_children(|c| eg.find(c));
-            original.entry(canonical).or_insert(i as u32);
-        }
+        let original = loaded.originals();
         let mut d = Drafts {
             eg,
             problem,
@@ -179,7 +187,8 @@ impl<'a> Drafts<'a> {
         };
         let name = match old {
             Some(n) => n.name.clone(),
-            None => super::names::of_new(self.eg, self.g, &self.original, enode, id),
+            None => super::names::Names { eg: self.eg, g: self.g, original: &self.original }
+                .of(enode, id),
         };
         Draft { class, op, inputs, types: self.eg[id].data.types.to_vec(), region, name, position }
     }

@@ -64,6 +64,17 @@ impl Problem {
         p
     }
 
+    /// Makes given e-nodes that have operands dearer than anything else.
+    pub fn avoid(&mut self, nodes: &FxHashMap<ENode, u32>) {
+        for list in &mut self.candidates {
+            for c in list.iter_mut() {
+                if !c.children.is_empty() && nodes.contains_key(&c.node) {
+                    c.price += 1 << 40;
+                }
+            }
+        }
+    }
+
     fn class(&mut self, id: Id) -> u32 {
         if let Some(&i) = self.index.get(&id) {
             return i;
@@ -168,12 +179,12 @@ impl Problem {
         let (mut freed, mut stack) = (0, vec![class]);
         while let Some(c) = stack.pop() {
             refs[c as usize] -= 1;
-            if refs[c as usize] == 0 {
-                if let Some(k) = choice[c as usize] {
-                    let k = &self.candidates[c as usize][k as usize];
-                    freed += k.price;
-                    stack.extend(&k.children);
-                }
+            if refs[c as usize] == 0
+                && let Some(k) = choice[c as usize]
+            {
+                let k = &self.candidates[c as usize][k as usize];
+                freed += k.price;
+                stack.extend(&k.children);
             }
         }
         freed

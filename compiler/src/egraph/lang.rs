@@ -101,6 +101,12 @@ impl Degree {
         }
     }
 
+    /// The degree of a value whose operation gives it `self`: a zero is of every degree, and so is
+    /// a condition or an index that does not depend on the leaf, beside reals that do.
+    pub fn settled(self, zero: bool, real: bool) -> Degree {
+        if zero || (!real && self == Degree::ZERO) { Degree::Any } else { self }
+    }
+
     /// Of an operation's results, from its operands'.
     pub fn of(op: &Op, x: &[Degree]) -> Degree {
         let free = |d: &Degree| matches!(*d, Degree::Any | Degree::ZERO);
@@ -213,7 +219,7 @@ impl Analysis<ENode> for Kernels {
         let data = |i: usize| &eg[n.children[i]].data;
         let count = n.children.len();
         let types: SmallVec<[&TensorType; 4]> = (0..count).map(|i| data(i).ty()).collect();
-        let types = match op.def().infer(&types) {
+        let types: Arc<[TensorType]> = match op.def().infer(&types) {
             Ok(t) => t.into(),
             Err(e) => panic!("a rule built {op:?} of {types:?}: {e}"),
         };
@@ -229,7 +235,8 @@ impl Analysis<ENode> for Kernels {
             (Degree::of(op, &degrees), Degree::of(op, &exponents))
         };
         let zero = splat.is_some_and(|s| f32::from_bits(s) == 0.0);
-        let (degree, exponent) = if zero { (Degree::Any, Degree::Any) } else { (degree, exponent) };
+        let any = |d: Degree| Degree::settled(d, zero, types[0].is_real());
+        let (degree, exponent) = (any(degree), any(exponent));
         Facts { types, degree, exponent, splat, origin: u32::MAX }
     }
 
@@ -272,14 +279,14 @@ fn splat(op: &Op, x: &[Option<u32>]) -> Option<u32> {
         Op::ScaleBy(_) if real(1) == Some(0.0) => x[1],
         Op::Binary(b) => {
             let (a, c) = (real(0)?, real(1)?);
-            Some(match b.f {
+            let v = match b.f {
                 BinaryOp::Add => a + c,
                 BinaryOp::Sub => a - c,
                 BinaryOp::Mul => a * c,
                 BinaryOp::Div => a / c,
                 _ => return None,
-            })
-            .map(f32::to_bits)
+            };
+            Some(v.to_bits())
         }
         _ => None,
     }

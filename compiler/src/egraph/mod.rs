@@ -67,7 +67,17 @@ pub struct Structured {
 /// # Panics
 /// Where the result does not verify: a rule is wrong.
 pub fn restructure(g: &Graph, options: &PrecisionOptions, target: &Target) -> Structured {
-    restructure_with(g, options, target, rules::all())
+    restructure_with(g, options, target, rules::all(), Prefer::Cheap)
+}
+
+/// What extraction looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefer {
+    /// The lowest price.
+    Cheap,
+    /// As little as possible of the graph as it was, whatever it costs: shows what rules made, for
+    /// their tests.
+    New,
 }
 
 /// [`restructure`] with chosen rules.
@@ -76,6 +86,7 @@ pub fn restructure_with(
     options: &PrecisionOptions,
     target: &Target,
     rules: impl Iterator<Item = &'static rules::Rule>,
+    prefer: Prefer,
 ) -> Structured {
     let leaves = convert::Leaves { seed: &options.seed, loss_scale: &options.loss_scale };
     let mut loaded = convert::load(g, &leaves);
@@ -94,7 +105,10 @@ pub fn restructure_with(
     let roots: Vec<egg::Id> =
         g.results.iter().chain(&g.updates).map(|r| loaded.class[r.value.0 as usize]).collect();
     let prices = Prices { target };
-    let problem = extract::Problem::new(&loaded.eg, &roots, &prices);
+    let mut problem = extract::Problem::new(&loaded.eg, &roots, &prices);
+    if prefer == Prefer::New {
+        problem.avoid(&loaded.originals());
+    }
     let choice = problem.solve(&loaded.eg);
     let graph = convert::unload(g, &loaded, &problem, &choice);
     if let Err(e) = crate::ir::verify::verify(&graph) {

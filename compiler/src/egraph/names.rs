@@ -2,95 +2,111 @@
 
 use super::lang::{ENode, Eg, Sym};
 use crate::ir::{Graph, NodeId};
+use crate::ops::activation::Act;
+use crate::ops::matmul::Fused;
 use crate::ops::{MatMul, Op};
 use egg::{Id, Language};
 use rustc_hash::FxHashMap;
 
-/// A name for `enode` of class `id`, which is not an original node.
-pub fn of_new(
-    eg: &Eg,
-    g: &Graph,
-    original: &FxHashMap<ENode, u32>,
-    enode: &ENode,
-    id: Id,
-) -> String {
-    let op = eg.analysis.op(enode).expect("projections are not operations");
-    if let Op::MatMul(m) = op
-        && m.fused.has_bias()
-    {
-        // The plain product is still in the e-graph; it carries the model's name.
-        let children = enode.children[..2].into();
-        let plain = eg
-            .analysis
-            .find(&Sym::Op(MatMul::plain().into()), children)
-            .and_then(|n| eg.lookup(n))
-            .and_then(|class| named(eg, g, original, class, op, 4));
-        if let Some(base) = plain {
+/// Names of e-nodes that are not original.
+pub struct Names<'a> {
+    pub eg: &'a Eg,
+    pub g: &'a Graph,
+    pub original: &'a FxHashMap<ENode, u32>,
+}
+
+impl Names<'_> {
+    /// A name for `enode` of class `id`.
+    pub fn of(&self, enode: &ENode, id: Id) -> String {
+        let op = self.eg.analysis.op(enode).expect("projections are not operations");
+        if let Op::MatMul(m) = op
+            && m.fused.has_bias()
+            && let Some(base) = self.product(enode)
+        {
             let what = match m.fused.act() {
                 None => "bias",
-                Some(crate::ops::activation::Act::Relu) => "relu",
-                Some(crate::ops::activation::Act::Gelu | crate::ops::activation::Act::GeluTanh) => {
-                    "gelu"
-                }
-                Some(crate::ops::activation::Act::Silu) => "silu",
+                Some(Act::Relu) => "relu",
+                Some(Act::Gelu | Act::GeluTanh) => "gelu",
+                Some(Act::Silu) => "silu",
             };
             return format!("{base}+{what}");
         }
+        let standing = match op {
+            Op::ScaleBy(_) => self.any(enode.children[1], 3).map(|n| format!("{n}.scaled")),
+            op => self.like(id, op, 4).or_else(|| self.any(id, 0)),
+        };
+        standing.unwrap_or_else(|| {
+            let mut children = enode.children.iter();
+            let child = children.find_map(|&c| self.any(c, 3)).unwrap_or_else(|| "new".into());
+            format!("{child}.{}", op.name())
+        })
     }
-    if let Some(name) = named(eg, g, original, id, op, 4) {
-        return name;
-    }
-    let child = enode
-        .children
-        .iter()
-        .find_map(|&c| named(eg, g, original, eg.find(c), op, 2))
-        .unwrap_or_else(|| "new".into());
-    format!("{child}.{}", op.name())
-}
 
-/// The name of the original operation that a class stands for: one of the class itself, or of what
-/// it scales or views.
-fn named(
-    eg: &Eg,
-    g: &Graph,
-    original: &FxHashMap<ENode, u32>,
-    id: Id,
-    op: &Op,
-    depth: usize,
-) -> Option<String> {
-    let id = eg.find(id);
-    let class = &eg[id];
-    let name_of = |i: u32| g.node(NodeId(i)).name.clone();
-    let same_kind = |n: &&ENode| eg.analysis.op(n).is_some_and(|o| o.name() == op.name());
-    let of_same_kind: Option<u32> =
-        class.nodes.iter().filter(same_kind).filter_map(|n| original.get(n).copied()).min();
-    if let Some(i) = of_same_kind {
-        return Some(name_of(i));
+    fn name(&self, i: u32) -> String {
+        self.g.node(NodeId(i)).name.clone()
     }
-    if depth > 0 {
+
+    /// The name of the product that a fused product began as: unfused, or with less behind it.
+    fn product(&self, enode: &ENode) -> Option<String> {
+        for (fused, operands) in [(Fused::None, 2), (Fused::Bias, 3)] {
+            let sym = Sym::Op(MatMul { fused }.into());
+            let n = self.eg.analysis.find(&sym, enode.children[..operands].into());
+            let class = n.and_then(|n| self.eg.lookup(n));
+            let op = MatMul::plain().into();
+            if let Some(name) = class.and_then(|class| self.like(class, &op, 4)) {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// The first original node of a class, or of what it views, at most `depth` views deep.
+    fn any(&self, id: Id, depth: usize) -> Option<String> {
+        let class = &self.eg[self.eg.find(id)];
+        let originals = class.nodes.iter().filter_map(|n| self.original.get(n).copied());
+        if let Some(i) = originals.min() {
+            return Some(self.name(i));
+        }
+        if depth == 0 {
+            return None;
+        }
+        class.nodes.iter().find_map(|n| match self.eg.analysis.op(n) {
+            Some(Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) => {
+                self.any(n.children[0], depth - 1)
+            }
+            _ => None,
+        })
+    }
+
+    /// The original operation of the kind of `op` that a class stands for: of the class itself, or
+    /// of what it scales or reshapes, or of what reshapes it.
+    fn like(&self, id: Id, op: &Op, depth: usize) -> Option<String> {
+        let id = self.eg.find(id);
+        let class = &self.eg[id];
+        let same = |n: &&ENode| self.eg.analysis.op(n).is_some_and(|o| o.name() == op.name());
+        let originals = class.nodes.iter().filter(same);
+        if let Some(i) = originals.filter_map(|n| self.original.get(n).copied()).min() {
+            return Some(self.name(i));
+        }
+        if depth == 0 {
+            return None;
+        }
         // The scaled form of a cotangent is called like the cotangent; a product that was
         // flattened is called like the product.
-        for n in &class.nodes {
-            let inner = match eg.analysis.op(n) {
-                Some(Op::ScaleBy(_)) => n.children[1],
-                Some(Op::Reshape(_)) => n.children[0],
-                _ => continue,
-            };
-            if let Some(name) = named(eg, g, original, inner, op, depth - 1) {
-                return Some(name);
-            }
-        }
-        for parent in class.parents() {
-            let parent = eg.find(parent);
-            let views = eg[parent].nodes.iter().any(|n| {
-                matches!(eg.analysis.op(n), Some(Op::Reshape(_)))
-                    && n.children().iter().any(|&c| eg.find(c) == id)
-            });
-            if views && let Some(name) = named(eg, g, original, parent, op, 0) {
-                return Some(name);
-            }
-        }
+        let within = class.nodes.iter().find_map(|n| match self.eg.analysis.op(n) {
+            Some(Op::ScaleBy(_)) => self.like(n.children[1], op, depth - 1),
+            Some(Op::Reshape(_)) => self.like(n.children[0], op, depth - 1),
+            _ => None,
+        });
+        within.or_else(|| {
+            class.parents().find_map(|p| {
+                let p = self.eg.find(p);
+                let views = self.eg[p].nodes.iter().any(|n| {
+                    matches!(self.eg.analysis.op(n), Some(Op::Reshape(_)))
+                        && n.children().iter().any(|&c| self.eg.find(c) == id)
+                });
+                if views { self.like(p, op, 0) } else { None }
+            })
+        })
     }
-    let any: Option<u32> = class.nodes.iter().filter_map(|n| original.get(n).copied()).min();
-    if depth < 4 { any.map(name_of).filter(|_| depth == 2) } else { any.map(name_of) }
 }

@@ -23,7 +23,6 @@ struct Either {
 
 /// A storage that has a label.
 struct Store {
-    value: ValueId,
     own: Either,
     /// Making a copy in the other format, once.
     cast: Either,
@@ -33,6 +32,8 @@ struct Store {
 struct Kernel {
     node: NodeId,
     own: Either,
+    /// The f32 price where the policy rules f32 out: legal, only not asked for.
+    unasked: Option<Price>,
     /// Storages it reads.
     reads: Vec<usize>,
     /// Storages it writes in the format it reads.
@@ -125,9 +126,11 @@ impl Model {
                 own.full += prices.product(&n.op, &x, &y, DType::F32).map_or(0, ps);
                 own.half += prices.product(&n.op, &x, &y, half).map_or(NEVER, ps);
             }
+            let mut unasked = None;
             if legal.product[i].is_some() {
                 own.half = NEVER;
             } else if legal.wanted[i] || (products && n.op.class() == NumericClass::Product) {
+                unasked = Some(own.full);
                 own.full = NEVER;
             }
             let find = |v: &ValueId| m.store_of[v.0 as usize];
@@ -137,7 +140,7 @@ impl Model {
             } else {
                 vec![]
             };
-            m.kernels.push(Kernel { node: id, own, reads, writes });
+            m.kernels.push(Kernel { node: id, own, unasked, reads, writes });
         }
         m
     }
@@ -183,7 +186,7 @@ impl Model {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
         };
-        Store { value: v, own, cast }
+        Store { own, cast }
     }
 
     /// All in f32.
@@ -278,26 +281,11 @@ impl Model {
         let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
-        let price = self.price(&other);
-        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
-    }
-
-    /// Storages with labels, and kernels, for tests that enumerate them.
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.stores.len(), self.kernels.len())
-    }
-
-    pub fn from_bits(&self, bits: u64) -> Labels {
-        let s = self.stores.len();
-        Labels {
-            stores: (0..s).map(|i| bits >> i & 1 == 1).collect(),
-            kernels: (0..self.kernels.len()).map(|i| bits >> (s + i) & 1 == 1).collect(),
+        let mut price = self.price(&other);
+        if let (false, Some(full)) = (other.kernels[k], self.kernels[k].unasked) {
+            price = price - NEVER + full;
         }
-    }
-
-    /// The value of a labelled storage.
-    pub fn stored(&self) -> impl Iterator<Item = ValueId> {
-        self.stores.iter().map(|s| s.value)
+        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
     }
 }
 
@@ -386,3 +374,7 @@ impl Net {
         reaches
     }
 }
+
+#[cfg(test)]
+#[path = "labels_tests.rs"]
+mod tests;

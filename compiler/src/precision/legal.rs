@@ -28,13 +28,13 @@ pub fn degrees(g: &Graph, o: &PrecisionOptions) -> Vec<(Degree, Degree)> {
     let scaled = g.vars.contains_key(&o.loss_scale);
     let mut out = vec![(Degree::ZERO, Degree::ZERO); g.value_count()];
     for (_, n) in g.nodes() {
+        let zero = matches!(&n.op, Op::Const(c) if c.data.splat() == Some(0.0));
         let d = match &n.op {
             _ if n.name == o.seed => (Degree::Is(1), Degree::ZERO),
             Op::Var(v) if v.name == o.loss_scale => (Degree::ZERO, Degree::Is(1)),
             Op::Var(v) if g.vars[&v.name].role == VarRole::Accumulator => {
                 (Degree::Is(1), Degree::Is(i8::from(scaled)))
             }
-            Op::Const(c) if c.data.splat() == Some(0.0) => (Degree::Any, Degree::Any),
             _ if n.inputs.is_empty() => (Degree::ZERO, Degree::ZERO),
             op => {
                 let x: Vec<_> = n.inputs.iter().map(|v| out[v.0 as usize]).collect();
@@ -45,7 +45,8 @@ pub fn degrees(g: &Graph, o: &PrecisionOptions) -> Vec<(Degree, Degree)> {
             }
         };
         for &v in &n.outputs {
-            out[v.0 as usize] = d;
+            let real = g.ty(v).is_real();
+            out[v.0 as usize] = (d.0.settled(zero, real), d.1.settled(zero, real));
         }
     }
     out

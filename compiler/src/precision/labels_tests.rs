@@ -1,0 +1,81 @@
+//! The cut against every labelling of small random graphs.
+
+use super::super::{Policy, PrecisionOptions, legal};
+use super::*;
+use crate::ir::{Region, Result_};
+use crate::ops::activation::Act;
+use crate::ops::{Activate, Binary, Gather, Input, MatMul, Reshape, Softmax, Transpose};
+use precast_plan::{BinaryOp, Target};
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Products, views, elementwise steps and a gather over square matrices of a side that makes
+/// products and traffic cost about the same.
+fn random(dice: &mut Dice) -> Graph {
+    let side = [16, 64, 256][dice.roll(3)];
+    let mut g = Graph::new("random");
+    let add = |g: &mut Graph, op: Op, x: &[ValueId]| {
+        let name = format!("n{}", g.node_count());
+        g.try_add(op, x, name, Region::Forward).unwrap()[0]
+    };
+    let ty = TensorType::f32([side, side]);
+    let ids = TensorType::new(DType::I32, [side]);
+    let index = add(&mut g, Input::new("ids", &ids).into(), &[]);
+    let mut values = vec![
+        add(&mut g, Input::new("a", &ty).into(), &[]),
+        add(&mut g, Input::new("b", &ty).into(), &[]),
+    ];
+    for _ in 0..6 {
+        let a = values[dice.roll(values.len())];
+        let b = values[dice.roll(values.len())];
+        let v = match dice.roll(8) {
+            0..=2 => add(&mut g, MatMul::plain().into(), &[a, b]),
+            3 => add(&mut g, Transpose { perm: vec![1, 0] }.into(), &[a]),
+            4 => add(&mut g, Binary { f: BinaryOp::Add }.into(), &[a, b]),
+            5 => add(&mut g, Activate { act: Act::Gelu }.into(), &[a]),
+            6 => add(&mut g, Softmax { log: false }.into(), &[a]),
+            _ => add(&mut g, Gather {}.into(), &[a, index]),
+        };
+        values.push(v);
+    }
+    let last = *values.last().unwrap();
+    let flat = add(&mut g, Reshape { shape: vec![side * side] }.into(), &[last]);
+    g.results.push(Result_ { name: "y".into(), value: flat });
+    g
+}
+
+fn labels(m: &Model, bits: u64) -> Labels {
+    let s = m.stores.len();
+    Labels {
+        stores: (0..s).map(|i| bits >> i & 1 == 1).collect(),
+        kernels: (0..m.kernels.len()).map(|i| bits >> (s + i) & 1 == 1).collect(),
+    }
+}
+
+#[test]
+fn the_cut_is_the_cheapest_of_all_labels() {
+    let mut dice = Dice(7);
+    let mut mixed = 0;
+    for round in 0..200 {
+        let g = random(&mut dice);
+        let target = Target::shipped(Target::SHIPPED[round % 4]).unwrap();
+        let options = PrecisionOptions::new(Policy::Auto);
+        let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
+        let model = Model::new(&g, &legal, &Prices { target: &target }, round % 3 == 0);
+        let count = model.stores.len() + model.kernels.len();
+        assert!(count <= 20, "too many to enumerate");
+        let cut = model.cut();
+        let best = (0..1u64 << count).map(|b| model.price(&labels(&model, b))).min().unwrap();
+        assert!(best < NEVER);
+        assert_eq!(model.price(&cut), best, "round {round}");
+        mixed += usize::from(cut.kernels.contains(&true) && cut.stores.contains(&false));
+    }
+    assert!(mixed > 20, "the graphs do not exercise the cut: {mixed}");
+}
