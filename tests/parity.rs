@@ -2,87 +2,22 @@
 //!
 //! `tests/fixtures/README.md` says how the references were made.
 
-use precast_compiler::frontend::recipe::Recipe;
-use precast_compiler::pipeline::{self, Compiled};
-use precast_plan::Plan;
-use precast_runtime::data::{Batch, batch_of};
-use precast_runtime::{ModelWeights, Options, Session, TensorFile};
-use std::path::{Path, PathBuf};
+mod common;
 
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-struct Fixture {
-    folder: PathBuf,
-    batch: TensorFile,
-    reference: TensorFile,
-}
+use common::Fixture;
+use serde_json::Value;
 
 impl Fixture {
-    fn open(name: &str) -> Fixture {
-        let folder = folder(name);
-        let file = |f: &str| TensorFile::open(&folder.join(f)).expect("the fixture is complete");
-        Fixture {
-            batch: file("batch.safetensors"),
-            reference: file("reference.safetensors"),
-            folder,
-        }
-    }
-
-    fn compile(
-        &self,
-        model: &str,
-        policy: &str,
-        optimizer: &str,
-        keep_gradients: bool,
-    ) -> Compiled {
-        let input = if self.batch.tensor("in.x").is_ok() { "x" } else { "input_ids" };
-        let text = format!(
-            "model = \"{model}\"\n\
-             [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
-             inputs = {{ {input} = \"in.{input}\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
-             [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
-             ignore_index = -100\n\
-             [optimizer]\n{optimizer}\n\
-             [precision]\npolicy = \"{policy}\"\n\
-             [train]\nsteps = 20\n"
-        );
-        let recipe =
-            Recipe::parse(self.folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
-        let mut options = pipeline::Options { keep_gradients, ..Default::default() };
-        for (name, key) in [(input, format!("in.{input}")), ("targets", "tgt.targets".into())] {
-            let shape = self.batch.tensor(&key).expect("listed").shape;
-            options.shapes.insert(name.into(), shape.iter().map(|&n| n as usize).collect());
-        }
-        pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{model} {policy}: {e}"))
-    }
-
-    fn session(&self, plan: Plan) -> (Session, Batch) {
-        let weights =
-            ModelWeights::for_plan(&plan, &self.folder, None).unwrap_or_else(|e| panic!("{e}"));
-        let session =
-            Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
-        let wanted = session.wanted();
-        let tensors: Vec<_> = wanted
-            .iter()
-            .map(|w| {
-                let key = if w.name == "targets" {
-                    "tgt.targets".into()
-                } else {
-                    format!("in.{}", w.name)
-                };
-                (w.name.as_str(), self.batch.tensor(&key).expect("listed"))
-            })
-            .collect();
-        let batch = batch_of(&wanted, &tensors).unwrap_or_else(|e| panic!("{e}"));
-        (session, batch)
-    }
-
     /// Largest relative L2 distance of a gradient from PyTorch's in f64, divided by what is allowed.
     fn gradients(&self, model: &str, policy: &str, allowed: impl Fn(&str) -> f64) {
         let optimizer = "kind = \"sgd\"\nlr = 0.1";
         let plan = self.compile(model, policy, optimizer, true).plan;
+        let narrow: f64 =
+            plan.summary.product_flops.iter().filter(|f| f.0.size() == 2).map(|f| f.1).sum();
+        match policy {
+            "f32" => assert_eq!(narrow, 0.0, "{model}"),
+            _ => assert!(narrow > 0.99, "{model} {policy}: {:?}", plan.summary.product_flops),
+        }
         let (mut session, batch) = self.session(plan);
         let report = session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
         assert!(!report.skipped);
@@ -107,16 +42,6 @@ impl Fixture {
         }
         assert!(seen > 0);
         assert!(faults.is_empty(), "{model} {policy}:\n{}", faults.join("\n"));
-    }
-
-    fn f64s(&self, name: &str) -> Vec<f64> {
-        let t = self.reference.tensor(name).unwrap_or_else(|e| panic!("{e}"));
-        match t.bytes.len() / t.shape.iter().product::<u64>().max(1) as usize {
-            8 => {
-                t.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
-            }
-            _ => t.to_f32().into_iter().map(f64::from).collect(),
-        }
     }
 
     /// Twenty losses of a fixed batch.
@@ -191,4 +116,60 @@ fn cnn_twenty_steps() {
     let allowed = |b: f64, x: f64| (5.0 * (b - x).abs()).max(1e-4 * b);
     follows("cifar_cnn", "kind = \"sgd\"\nlr = 0.05\nmomentum = 0.9", "sgd", allowed);
     follows("cifar_cnn", "kind = \"adamw\"\nlr = 2e-3\nweight_decay = 0.01", "adamw", allowed);
+}
+
+/// PyTorch's own distance between bf16 autocast and f64, by parameter.
+fn yardstick(f: &Fixture) -> impl Fn(&str) -> f64 {
+    let text =
+        std::fs::read_to_string(f.folder.join("meta.json")).expect("the fixture is complete");
+    let meta: Value = serde_json::from_str(&text).expect("the fixture is JSON");
+    move |name: &str| {
+        let name = name.strip_prefix("grad.").expect("a gradient's name");
+        let name = name.replace("lm_head.weight", "wte.weight");
+        meta["grad_rel_l2_err_vs_f64"]["bf16"][name].as_f64().expect("listed")
+    }
+}
+
+/// At most twice as far from f64 as PyTorch's autocast in bf16.
+fn narrow_gradients(name: &str, models: &[&str]) {
+    let f = Fixture::open(name);
+    let far = yardstick(&f);
+    for model in models {
+        for policy in ["bf16", "f16"] {
+            f.gradients(model, policy, |p| 2.0 * far(p));
+        }
+    }
+}
+
+#[test]
+fn mlp_gradients_in_16_bits() {
+    narrow_gradients("mlp_mnist", &["model.onnx"]);
+}
+
+#[test]
+fn cnn_gradients_in_16_bits() {
+    narrow_gradients("cifar_cnn", &["model.onnx"]);
+}
+
+#[test]
+fn gpt_gradients_in_16_bits() {
+    narrow_gradients("tiny_gpt", &["model.onnx", "model_dynamo.onnx"]);
+}
+
+#[test]
+fn losses_in_16_bits_end_where_those_in_f64_do() {
+    for name in ["mlp_mnist", "tiny_gpt"] {
+        let f = Fixture::open(name);
+        for (key, optimizer) in [
+            ("sgd", "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9"),
+            ("adamw", "kind = \"adamw\"\nlr = 1e-3\nweight_decay = 0.01"),
+        ] {
+            let want = *f.f64s(&format!("losses20.{key}.f64")).last().expect("twenty");
+            for policy in ["bf16", "f16"] {
+                let have = *f.losses("model.onnx", policy, optimizer).last().expect("twenty");
+                let e = (have - want).abs() / want;
+                assert!(e <= 0.02, "{name} {key} {policy}: {have} against {want}");
+            }
+        }
+    }
 }

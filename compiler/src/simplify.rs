@@ -2,7 +2,7 @@
 //! nodes nothing depends on. Exact: every value that remains is what it was, bit for bit.
 
 use crate::diagnostic::Result;
-use crate::ir::{Graph, Node, Phase, Real, Result_, Shape, TensorType, ValueId};
+use crate::ir::{Graph, Node, Phase, Real, Result_, SEED, Shape, TensorType, ValueId};
 use crate::ops::{Const, Lowering, Op, Reshape, Transpose};
 use crate::reference;
 use indexmap::IndexMap;
@@ -55,6 +55,9 @@ impl Simplifier {
         inputs: &[ValueId],
         types: Vec<TensorType>,
     ) -> Result<SmallVec<[ValueId; 2]>> {
+        if node.name == SEED {
+            return Ok(self.out.push(node.op.clone(), inputs, types, SEED.into(), node.region));
+        }
         let (op, inputs) = self.shortened(&node.op, inputs);
         if let Some(same) = self.identity(&op, &inputs, &types) {
             return Ok(SmallVec::from_slice(&[same]));
@@ -109,7 +112,10 @@ impl Simplifier {
     /// A literal result of literal operands.
     fn folded(&self, op: &Op, inputs: &[ValueId], types: &[TensorType]) -> Result<Option<Op>> {
         let small = |t: &TensorType| t.shape.elements() <= FOLD_LIMIT;
-        let literal = |v: &ValueId| matches!(self.out.def(*v).op, Op::Const(_));
+        let literal = |v: &ValueId| {
+            let node = self.out.def(*v);
+            matches!(node.op, Op::Const(_)) && node.name != SEED
+        };
         // A broadcast stays: it costs nothing to read, and a literal of its size would.
         if inputs.is_empty()
             || op.lowering() == Lowering::Leaf
@@ -147,6 +153,29 @@ mod tests {
         let s = simplify(&g).expect("nothing to fail");
         crate::ir::verify::verify(&s).expect("the result verifies");
         crate::text::print(&s)
+    }
+
+    #[test]
+    fn the_seed_of_the_backward_pass_stays() {
+        let text = check(
+            "graph g
+var w: f32[] param value(2.0)
+forward:
+  %w = var {name=\"w\"} : f32[] @w
+  %one = const {data=f32[](1.0)} : f32[] @one
+  %y = binary %w, %one {f=mul} : f32[] @y
+backward:
+  %seed = const {data=f32[](1.0)} : f32[] @loss.seed
+  %other = const {data=f32[](1.0)} : f32[] @other
+  %a = scale %seed {by=0.5} : f32[] @a
+  %b = scale %other {by=0.5} : f32[] @b
+  %z = binary %a, %b {f=add} : f32[] @z
+result loss = %y
+result grad.w = %z
+",
+        );
+        assert!(text.contains("const {data=f32[](1.0)} : f32[] @loss.seed"), "{text}");
+        assert!(text.contains("scale") && !text.contains("@other"), "{text}");
     }
 
     #[test]

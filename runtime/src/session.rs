@@ -219,7 +219,6 @@ impl Session {
                 format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
             return Err(Error::new("R0504", text));
         }
-        let scale = self.scalar(self.scale)?;
         let mut loss = 0.0;
         for (i, batch) in batches.iter().enumerate() {
             self.upload(batch, i as u64)?;
@@ -231,7 +230,7 @@ impl Session {
         Ok(StepReport {
             step: self.steps,
             loss: (loss / batches.len() as f64) as f32,
-            scale,
+            scale: self.scalar(self.scale)?,
             skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
             grad_norm: self.scalar(self.grad_norm)?,
             seconds: start.elapsed().as_secs_f64(),

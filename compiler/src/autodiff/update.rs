@@ -5,7 +5,7 @@ use super::build::Build;
 use super::machine::{self, names};
 use super::spec::{OptimizerSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId, VarInit, VarRole};
+use crate::ir::{ConstData, Graph, Real, Region, SEED, TensorType, ValueId, VarInit, VarRole};
 use crate::ops::{
     AdamUpdate, Concat, Const, EmaUpdate, GradStats, Op, Reduce, Reshape, ScaleBy, SgdUpdate,
 };
@@ -27,7 +27,7 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let seed = {
         let data = ConstData::scalar(1.0 / spec.accumulate as f32);
-        Build { g: &mut g, region: Region::Backward }.op("loss.seed", Const { data }, &[])
+        Build { g: &mut g, region: Region::Backward }.op(SEED, Const { data }, &[])
     };
     let grads = backward(&mut g, loss, seed, &wrt)?;
     if grads.iter().all(Option::is_none) {

@@ -7,6 +7,10 @@ use precast_plan::DType;
 use smallvec::SmallVec;
 use std::fmt;
 
+/// Name of the literal that seeds the backward pass: the cotangent of the loss. What depends on it
+/// is a cotangent, so no pass folds it or merges it with an equal literal.
+pub const SEED: &str = "loss.seed";
+
 /// Index of a node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);

@@ -14,6 +14,6 @@ pub mod view;
 pub use attr::{Attr, AttrMap, AttrValue, Real};
 pub use consts::ConstData;
 pub use graph::{
-    Graph, Node, NodeId, Phase, Region, Result_, Value, ValueId, Var, VarInit, VarRole,
+    Graph, Node, NodeId, Phase, Region, Result_, SEED, Value, ValueId, Var, VarInit, VarRole,
 };
 pub use types::{Shape, TensorType};

@@ -154,6 +154,9 @@ fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static 
     if g.shape(v).elements() <= 1 {
         return Some("a scalar");
     }
+    if node.region == Region::Forward && (node.name == "loss" || node.name.starts_with("loss.")) {
+        return Some("the loss is f32");
+    }
     match &node.op {
         Op::Input(_) | Op::Var(_) | Op::Const(_) => return Some("stored in f32 as it arrives"),
         Op::Attention(_) if i == 1 => return Some("a statistic is f32"),

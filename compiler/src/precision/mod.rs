@@ -33,7 +33,7 @@ impl PrecisionOptions {
         PrecisionOptions {
             policy,
             pins: Vec::new(),
-            seed: "loss.seed".into(),
+            seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
         }
     }

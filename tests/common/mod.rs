@@ -1,0 +1,109 @@
+//! The fixtures of `tests/fixtures`: recipes over them, sessions, and their references.
+
+#![allow(dead_code, reason = "every test binary uses a part")]
+
+use precast_compiler::frontend::recipe::Recipe;
+use precast_compiler::pipeline::{self, Compiled};
+use precast_plan::Plan;
+use precast_runtime::data::{Batch, batch_of};
+use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile};
+use std::path::{Path, PathBuf};
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub struct Fixture {
+    pub folder: PathBuf,
+    pub batch: TensorFile,
+    pub reference: TensorFile,
+}
+
+impl Fixture {
+    pub fn open(name: &str) -> Fixture {
+        let folder = folder(name);
+        let file = |f: &str| TensorFile::open(&folder.join(f)).expect("the fixture is complete");
+        Fixture {
+            batch: file("batch.safetensors"),
+            reference: file("reference.safetensors"),
+            folder,
+        }
+    }
+
+    pub fn compile(
+        &self,
+        model: &str,
+        policy: &str,
+        optimizer: &str,
+        keep_gradients: bool,
+    ) -> Compiled {
+        self.compile_with(model, policy, optimizer, "", keep_gradients)
+    }
+
+    /// `train` holds further lines of the section `[train]`.
+    pub fn compile_with(
+        &self,
+        model: &str,
+        policy: &str,
+        optimizer: &str,
+        train: &str,
+        keep_gradients: bool,
+    ) -> Compiled {
+        let input = if self.batch.tensor("in.x").is_ok() { "x" } else { "input_ids" };
+        let text = format!(
+            "model = \"{model}\"\n\
+             [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
+             inputs = {{ {input} = \"in.{input}\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
+             [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
+             ignore_index = -100\n\
+             [optimizer]\n{optimizer}\n\
+             [precision]\npolicy = \"{policy}\"\n\
+             [train]\nsteps = 20\n{train}\n"
+        );
+        let recipe =
+            Recipe::parse(self.folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+        let mut options = pipeline::Options { keep_gradients, ..Default::default() };
+        for (name, key) in [(input, format!("in.{input}")), ("targets", "tgt.targets".into())] {
+            let shape = self.batch.tensor(&key).expect("listed").shape;
+            options.shapes.insert(name.into(), shape.iter().map(|&n| n as usize).collect());
+        }
+        pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{model} {policy}: {e}"))
+    }
+
+    pub fn session(&self, plan: Plan) -> (Session, Batch) {
+        self.session_on(plan, 0)
+    }
+
+    /// With so many threads; 0: every core.
+    pub fn session_on(&self, plan: Plan, threads: usize) -> (Session, Batch) {
+        let weights =
+            ModelWeights::for_plan(&plan, &self.folder, None).unwrap_or_else(|e| panic!("{e}"));
+        let options = Options { threads, ..Options::default() };
+        let session = Session::new(plan, &weights, &options).unwrap_or_else(|e| panic!("{e}"));
+        let wanted = session.wanted();
+        let tensors: Vec<_> = wanted
+            .iter()
+            .map(|w| {
+                let key = if w.name == "targets" {
+                    "tgt.targets".into()
+                } else {
+                    format!("in.{}", w.name)
+                };
+                (w.name.as_str(), self.batch.tensor(&key).expect("listed"))
+            })
+            .collect();
+        let tensors: Vec<(&str, HostTensor)> = tensors;
+        let batch = batch_of(&wanted, &tensors).unwrap_or_else(|e| panic!("{e}"));
+        (session, batch)
+    }
+
+    pub fn f64s(&self, name: &str) -> Vec<f64> {
+        let t = self.reference.tensor(name).unwrap_or_else(|e| panic!("{e}"));
+        match t.bytes.len() / t.shape.iter().product::<u64>().max(1) as usize {
+            8 => {
+                t.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            _ => t.to_f32().into_iter().map(f64::from).collect(),
+        }
+    }
+}
