@@ -64,7 +64,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     let test = metrics::test(&recipe, &mut session, &data)?;
     save(&session, &out, &mut saved)?;
-    report(json, &session, last, test, &saved);
+    report(json, &session, last, test, &saved)?;
     match last {
         Some(r) if !r.loss.is_finite() => Err(Failure::Diverged { step: r.step, loss: r.loss }),
         _ => Ok(()),
@@ -144,7 +144,7 @@ fn report(
     last: Option<StepReport>,
     test: Option<Metrics>,
     saved: &[PathBuf],
-) {
+) -> Outcome {
     if json {
         let result = json!({
             "ok": last.is_none_or(|r| r.loss.is_finite()),
@@ -157,7 +157,7 @@ fn report(
             "saved": saved,
         });
         say!("{result}");
-        return;
+        return Ok(());
     }
     say!("device      {}", session.describe());
     match last {
@@ -173,4 +173,5 @@ fn report(
     for path in saved {
         say!("saved       {}", path.display());
     }
+    Ok(())
 }

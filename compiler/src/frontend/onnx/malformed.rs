@@ -101,12 +101,13 @@ fn refused(m: ModelProto) -> String {
 #[test]
 fn faults_are_named_with_their_node() {
     let relu = || node("Relu", &["x"], &["y"], vec![]);
-    let mut list = Vec::new();
-    list.push(refused(model(vec![node("Reluu", &["x"], &["y"], vec![])], vec![])));
-    list.push(refused(model(vec![node("NonMaxSuppression", &["x"], &["y"], vec![])], vec![])));
-    list.push(refused(model(vec![node("Relu", &["z"], &["y"], vec![])], vec![])));
-    list.push(refused(model(vec![relu(), relu()], vec![])));
-    list.push(refused(model(vec![node("Relu", &["x"], &["z"], vec![])], vec![])));
+    let mut list = vec![
+        refused(model(vec![node("Reluu", &["x"], &["y"], vec![])], vec![])),
+        refused(model(vec![node("NonMaxSuppression", &["x"], &["y"], vec![])], vec![])),
+        refused(model(vec![node("Relu", &["z"], &["y"], vec![])], vec![])),
+        refused(model(vec![relu(), relu()], vec![])),
+        refused(model(vec![node("Relu", &["x"], &["z"], vec![])], vec![])),
+    ];
     let cycle =
         vec![node("Add", &["x", "b"], &["a"], vec![]), node("Relu", &["a"], &["b"], vec![])];
     list.push(refused(model(cycle, vec![])));

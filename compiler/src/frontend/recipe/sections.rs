@@ -375,13 +375,12 @@ fn schedule(t: Table) -> Option<Schedule> {
             or(t.get("final_ratio"), 0.0, |i| i.real(0.0..=1.0)),
         )
     };
-    if let (Some(warmup), Some(Some(steps))) = (warmup, steps) {
-        if warmup >= steps {
-            if let Some(item) = t.get("warmup") {
-                let message = "the warm-up is as long as the schedule";
-                item.invalid::<()>(message, &format!("`steps` is {steps}"), "");
-            }
-        }
+    if let (Some(warmup), Some(Some(steps))) = (warmup, steps)
+        && warmup >= steps
+        && let Some(item) = t.get("warmup")
+    {
+        let message = "the warm-up is as long as the schedule";
+        item.invalid::<()>(message, &format!("`steps` is {steps}"), "");
     }
     t.finish();
     Some(Schedule { kind: kind?, warmup: warmup?, steps: steps?, final_ratio: final_ratio? })

@@ -84,7 +84,7 @@ pub fn attention(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]
     let four = |s: &[usize]| if rank == 4 { s.to_vec() } else { vec![s[0], 1, s[1], s[2]] };
     let mut inputs = vec![];
     for x in [q, k, v] {
-        let s = four(&rw.out.shape(x).to_vec());
+        let s = four(rw.out.shape(x));
         inputs.push(rw.reshape(node, x, &s));
     }
     let full = four(m.graph.shape(scores));
