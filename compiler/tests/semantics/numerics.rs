@@ -217,7 +217,7 @@ fn sgd_steps_as_pytorch_and_the_first_momentum_is_the_gradient() {
     for (momentum, nesterov) in [(0.0, false), (0.9, false), (0.9, true)] {
         let (lr, decay) = (0.1, 0.2);
         let (mut w, mut v) = (1.5, None);
-        let mut have = vec![Tensor::scalar(w), Tensor::scalar(0.0)];
+        let mut have = [Tensor::scalar(w), Tensor::scalar(0.0)];
         for g in [2.0, -1.0, 0.5] {
             let mut d: f64 = g + decay * w;
             if momentum != 0.0 {
