@@ -1,8 +1,8 @@
 //! What may be stored and multiplied in a 16-bit format, and the reason where it may not.
 
+use super::degree::Degree;
 use super::{PrecisionOptions, keeps_format, storages, uniform_operands};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::egraph::lang::Degree;
 use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
 use crate::ops::{Lowering, NumericClass, Op};
 use globset::{Glob, GlobMatcher};

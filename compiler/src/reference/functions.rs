@@ -86,7 +86,7 @@ mod tests {
             (3.5, 0.999_999_256_901_627_7),
             (7.0, 1.0),
         ] {
-            assert!((erf(x) - y).abs() <= 1e-15 * y.abs(), "erf({x}) = {:e}, not {y:e}", erf(x));
+            assert!((erf(x) - y).abs() <= 2e-15 * y.abs(), "erf({x}) = {:e}, not {y:e}", erf(x));
             assert_eq!(erf(-x), -erf(x));
         }
         assert!(erf(f64::NAN).is_nan());
