@@ -6,7 +6,7 @@
 use crate::ir::{Phase, TensorType};
 pub use crate::precision::degree::{Degree, linear};
 
-use crate::ops::{Linear, Op};
+use crate::ops::Op;
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use indexmap::IndexSet;
 use precast_plan::BinaryOp;
