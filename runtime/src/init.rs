@@ -28,21 +28,29 @@ pub fn initialise(
         backend.write(id as u32, &bytes)?;
     }
     for (id, from) in copies {
-        let (to, source) = (&plan.tensors[id as usize], &plan.tensors[from as usize]);
-        let n: usize = source.shape.iter().product::<u64>() as usize;
-        let mut raw = vec![0; n * source.dtype.size()];
-        backend.read(from, &mut raw)?;
-        let host = crate::tensors::HostTensor {
-            element: crate::tensors::Element::Plan(source.dtype),
-            shape: source.shape.clone(),
-            bytes: raw.into(),
-        };
-        bytes.clear();
-        host.convert(0..n, to.dtype, (1.0, 0.0), &mut bytes)
-            .map_err(|e| e.at(format!("tensor `{}`", to.name)))?;
-        backend.write(id, &bytes)?;
+        copy(plan, backend, from, id)?;
     }
     Ok(())
+}
+
+/// Writes the value of tensor `from`, rounded to the format of tensor `to`, to the latter.
+///
+/// # Errors
+/// If the device failed.
+pub(crate) fn copy(plan: &Plan, backend: &mut dyn Backend, from: u32, to: u32) -> Result<()> {
+    let (target, source) = (&plan.tensors[to as usize], &plan.tensors[from as usize]);
+    let n: usize = source.shape.iter().product::<u64>() as usize;
+    let mut raw = vec![0; n * source.dtype.size()];
+    backend.read(from, &mut raw)?;
+    let host = crate::tensors::HostTensor {
+        element: crate::tensors::Element::Plan(source.dtype),
+        shape: source.shape.clone(),
+        bytes: raw.into(),
+    };
+    let mut bytes = vec![];
+    host.convert(0..n, target.dtype, (1.0, 0.0), &mut bytes)
+        .map_err(|e| e.at(format!("tensor `{}`", target.name)))?;
+    backend.write(to, &bytes)
 }
 
 fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>) -> Result<()> {

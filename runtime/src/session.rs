@@ -4,9 +4,9 @@ use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
 use crate::data::{Batch, Position, Wanted};
 use crate::error::{Error, Result};
-use crate::init::initialise;
+use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
-use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
+use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -294,7 +294,7 @@ impl Session {
         self.named(&self.plan.eval_results, name)
     }
 
-    /// Replaces a persistent tensor.
+    /// Replaces a persistent tensor; of a parameter the 16-bit copies follow.
     ///
     /// # Errors
     /// If there is none of this name, or the shape differs.
@@ -307,7 +307,16 @@ impl Session {
         }
         let mut bytes = vec![];
         value.convert(0..value.elements(), t.dtype, (1.0, 0.0), &mut bytes)?;
-        self.backend.write(id, &bytes)
+        self.backend.write(id, &bytes)?;
+        for (k, t) in self.plan.tensors.iter().enumerate() {
+            if let Storage::Persistent { role: Role::WeightCopy, init: Init::CopyOf(from), .. } =
+                t.storage
+                && from == id
+            {
+                init::copy(&self.plan, self.backend.as_mut(), id, k as TensorId)?;
+            }
+        }
+        Ok(())
     }
 
     fn collect(

@@ -3,8 +3,12 @@
 #![allow(dead_code, reason = "every test binary uses a part")]
 
 use precast_compiler::frontend::recipe::Recipe;
+use precast_compiler::ir::Graph;
 use precast_compiler::pipeline::{self, Compiled};
-use precast_plan::Plan;
+use precast_compiler::precision::{Policy, PrecisionOptions};
+use precast_compiler::schedule::Capabilities;
+use precast_compiler::{egraph, emit, simplify};
+use precast_plan::{Math, Plan, Target};
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile};
 use std::path::{Path, PathBuf};
@@ -106,4 +110,26 @@ impl Fixture {
             _ => t.to_f32().into_iter().map(f64::from).collect(),
         }
     }
+}
+
+/// Lowers a training graph for a generic CPU, formats by `policy`.
+pub fn lower(train: &Graph, policy: Policy) -> Plan {
+    let target = Target::shipped("cpu-generic").expect("shipped");
+    let train = simplify::simplify(train).unwrap_or_else(|e| panic!("{e}"));
+    let modes = egraph::Modes { plain: Some(&train), scaled: None };
+    let outcome = egraph::run(modes, &PrecisionOptions::new(policy), &target)
+        .unwrap_or_else(|e| panic!("{e}"));
+    let options = emit::Options {
+        capabilities: Capabilities { any_epilogue: true },
+        accumulate: 1,
+        seed: 0,
+        target: target.summary(),
+        math: Math::Exact,
+        price: None,
+    };
+    let plan = emit::lower(&outcome.graph, None, &options).unwrap_or_else(|e| panic!("{e}"));
+    if let Err(e) = plan.validate() {
+        panic!("{e:?}\n{}", precast_compiler::text::print(&outcome.graph));
+    }
+    plan
 }

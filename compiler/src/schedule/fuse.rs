@@ -125,6 +125,8 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
         },
         next,
         group_of: (0..items.items.len()).collect(),
+        order: (0..items.items.len()).map(Some).collect(),
+        position: (0..items.items.len()).collect(),
         groups: (0..items.items.len()).map(|i| Some(Group::of(items, i))).collect(),
     };
     if caps.any_epilogue {
@@ -151,6 +153,10 @@ struct Fuser<'a> {
     next: Vec<Vec<usize>>,
     group_of: Vec<usize>,
     groups: Vec<Option<Group>>,
+    /// The groups in a topological order, with gaps where merged ones were.
+    order: Vec<Option<usize>>,
+    /// Where in `order` each group is.
+    position: Vec<usize>,
 }
 
 impl Fuser<'_> {
@@ -247,30 +253,34 @@ impl Fuser<'_> {
 
     /// Whether a path leads from `from` to `to` through a third group, or, with `direct`, at all.
     fn path(&self, from: usize, to: usize, direct: bool) -> bool {
-        let last = *self.group(to).items.last().expect("not empty");
         let mut seen = vec![false; self.groups.len()];
+        self.reached(from, to, direct, &mut seen)
+    }
+
+    /// [`Fuser::path`]; marks what it found to come after `from` and before `to`.
+    fn reached(&self, from: usize, to: usize, direct: bool, seen: &mut [bool]) -> bool {
+        // Whatever is after `to` in a topological order leads away from it.
+        let end = self.position[to];
+        let before = |j: usize| self.position[j] < end;
         let mut stack = vec![];
         for j in self.consumers(from) {
             if j == to {
                 if direct {
                     return true;
                 }
-            } else {
+            } else if before(j) {
                 seen[j] = true;
                 stack.push(j);
             }
         }
         while let Some(g) = stack.pop() {
             for &i in &self.group(g).items {
-                if i > last {
-                    continue;
-                }
                 for &j in &self.next[i] {
                     let j = self.group_of[j];
                     if j == to {
                         return true;
                     }
-                    if !seen[j] && self.group(j).items[0] <= last {
+                    if !seen[j] && before(j) {
                         seen[j] = true;
                         stack.push(j);
                     }
@@ -282,11 +292,35 @@ impl Fuser<'_> {
 
     fn merge(&mut self, a: usize, b: usize) {
         let g = self.try_merge(a, b).expect("the merge was found legal");
+        self.reorder(a, b);
         for &i in &g.items {
             self.group_of[i] = a;
         }
         self.groups[b] = None;
         self.groups[a] = Some(g);
+    }
+
+    /// Makes the order topological for `a` and `b` as one: of what is between them, what does not
+    /// come after the earlier one stays before both, the rest moves behind both.
+    fn reorder(&mut self, a: usize, b: usize) {
+        let (pa, pb) = (self.position[a], self.position[b]);
+        let (first, second) = if pa < pb { (a, b) } else { (b, a) };
+        let mut after = vec![false; self.groups.len()];
+        let through = self.reached(first, second, false, &mut after);
+        debug_assert!(!through, "a third group is on a path between the two");
+        let range = pa.min(pb)..pa.max(pb) + 1;
+        let between: Vec<usize> = self.order[range.clone()]
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|&g| g != a && g != b)
+            .collect();
+        let (behind, stays): (Vec<usize>, Vec<usize>) = between.iter().partition(|&&g| after[g]);
+        self.order[range.clone()].fill(None);
+        for (at, g) in range.zip(stays.into_iter().chain([a]).chain(behind)) {
+            self.order[at] = Some(g);
+            self.position[g] = at;
+        }
     }
 
     /// The union of two groups, where it is legal. No path leads from `b` to `a`.
