@@ -143,7 +143,15 @@ impl Builder<'_> {
 
     fn operand(&mut self, read: &Read, axes: &[Vec<i64>]) -> Result<Reg, &'static str> {
         Ok(match read {
-            Read::Literal(i) => self.b.push(*i),
+            Read::Literal(i) if self.rows => self.b.push(*i),
+            Read::Literal(i) => {
+                // A literal that differs, in form, from element to element of the row.
+                let axis = self.b.index(self.group.dims.len() - 1);
+                let zero = self.b.int(0);
+                let cond = self.b.bin(BinaryOp::Le, zero, axis);
+                let value = self.b.push(*i);
+                self.b.push(Instr::Select { cond, then: value, otherwise: value })
+            }
             Read::At(a) => {
                 let a = self.map(a, axes);
                 match self.regs.get(&a.value) {
