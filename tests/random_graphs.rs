@@ -83,9 +83,9 @@ fn plans_compute_what_graphs_mean() {
         let g = case.differentiated();
         let plan = common::lower(&g, Policy::F32);
         let one = run(&plan, &case, 1);
-        assert_eq!(one, run(&plan, &case, 2), "seed {seed}: two threads differ from one");
+        assert!(one == run(&plan, &case, 2), "seed {seed}: two threads differ from one");
         let (e, name) = distance(&one, &g, &case);
-        assert!(e <= 2e-4, "seed {seed}, {name}: off by {e:e}\n{}", describe(&case));
+        assert!(e <= 2e-5, "seed {seed}, {name}: off by {e:e}\n{}", describe(&case));
     }
 }
 
@@ -98,10 +98,13 @@ fn plans_in_16_bits_stay_near() {
         let plan = common::lower(&g, Policy::Bf16);
         narrow += u32::from(plan.tensors.iter().any(|t| t.dtype == DType::Bf16));
         let (e, name) = distance(&run(&plan, &case, 2), &g, &case);
+        assert!(e.is_finite(), "seed {seed}, {name}");
         if e > 0.1 {
             far.push((seed, name, e));
         }
     }
-    assert!(far.is_empty(), "{far:?}");
+    // A rounded value may fall on the other side of a comparison or a maximum, and then one element
+    // of a gradient is another.
+    assert!(far.len() <= 8, "{far:?}");
     assert!(narrow > 30, "{narrow} plans with bf16 in them");
 }

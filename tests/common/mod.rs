@@ -53,6 +53,21 @@ impl Fixture {
         train: &str,
         keep_gradients: bool,
     ) -> Compiled {
+        let (text, options) = self.recipe(model, policy, optimizer, train);
+        let recipe =
+            Recipe::parse(self.folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+        let options = pipeline::Options { keep_gradients, ..options };
+        pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{model} {policy}: {e}"))
+    }
+
+    /// A recipe's text, and the extents of its inputs.
+    pub fn recipe(
+        &self,
+        model: &str,
+        policy: &str,
+        optimizer: &str,
+        train: &str,
+    ) -> (String, pipeline::Options) {
         let input = if self.batch.tensor("in.x").is_ok() { "x" } else { "input_ids" };
         let text = format!(
             "model = \"{model}\"\n\
@@ -64,14 +79,12 @@ impl Fixture {
              [precision]\npolicy = \"{policy}\"\n\
              [train]\nsteps = 20\n{train}\n"
         );
-        let recipe =
-            Recipe::parse(self.folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
-        let mut options = pipeline::Options { keep_gradients, ..Default::default() };
+        let mut options = pipeline::Options::default();
         for (name, key) in [(input, format!("in.{input}")), ("targets", "tgt.targets".into())] {
             let shape = self.batch.tensor(&key).expect("listed").shape;
             options.shapes.insert(name.into(), shape.iter().map(|&n| n as usize).collect());
         }
-        pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{model} {policy}: {e}"))
+        (text, options)
     }
 
     pub fn session(&self, plan: Plan) -> (Session, Batch) {

@@ -37,9 +37,12 @@ pub fn readers(items: &Items) -> Vec<Vec<usize>> {
     out
 }
 
-/// Whether the item fills a whole value with a literal that parts are then written over.
-fn is_fill(item: &Item) -> bool {
-    matches!(item.body, Body::Copy) && matches!(item.reads[..], [Read::Literal(_)])
+/// Whether the item fills a whole value with a literal that parts are then written over; a part
+/// may be a literal too.
+fn is_fill(items: &Items, item: &Item) -> bool {
+    matches!(item.body, Body::Copy)
+        && matches!(item.reads[..], [Read::Literal(_)])
+        && item.dims == items.values[item.writes[0].value].shape
 }
 
 /// Items that must run after each item: readers of what it writes, writers over its zeros, and
@@ -52,7 +55,7 @@ pub fn successors(items: &Items) -> Vec<Vec<usize>> {
             for &r in &readers[v] {
                 out[w].push(r);
             }
-            if is_fill(&items.items[w]) && list.len() > 1 {
+            if is_fill(items, &items.items[w]) && list.len() > 1 {
                 out[w].extend(list.iter().filter(|&&x| x != w));
             }
         }

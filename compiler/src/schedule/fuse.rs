@@ -376,6 +376,11 @@ impl Fuser<'_> {
 
     fn checked(&self, g: Group) -> Option<Group> {
         let built = self.build(&g).ok()?;
+        // A part of a value is written into its memory: the whole is read in a later step.
+        let storage = |a: &Access| self.items.storage(a.value);
+        if built.inputs.iter().any(|r| built.outputs.iter().any(|w| storage(r) == storage(w))) {
+            return None;
+        }
         (g.product.is_none() || product_fits(self.items, &g, &built)).then_some(g)
     }
 }

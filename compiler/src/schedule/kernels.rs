@@ -11,10 +11,14 @@ use crate::ops::Op;
 pub fn takes(op: &Op, index: usize, view: &View, first: &View) -> bool {
     match op {
         Op::MatMul(_) if index < 2 => batch_axes(view).len() <= 2,
-        Op::Gather(_) if index == 0 => table(view).is_some(),
+        Op::Gather(_) if index == 0 => view.is_contiguous() && table(view).is_some(),
         Op::Gather(_) => flat(view).is_some(),
         Op::ScatterAdd(_) if index == 0 => flat(view).is_some(),
-        Op::ScatterAdd(_) => rows(view, first).is_some(),
+        Op::ScatterAdd(_) => view.is_contiguous() && rows(view, first).is_some(),
+        Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) if index < 2 => {
+            view.is_contiguous()
+        }
+        Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => view.is_contiguous(),
         _ => true,
     }
 }

@@ -48,9 +48,15 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
     let writers = deps::writers(items);
     let &[writer] = writers[from.value].as_slice() else { return None };
     let writer: &Item = &items.items[writer];
-    // Kernels that see their result as rows of a table keep it dense.
-    let table = matches!(&writer.body, Body::Kernel { op: Op::Gather(_) | Op::ScatterAdd(_), .. });
-    if writer.phase != item.phase || table {
+    // These kernels write dense results only.
+    let dense = matches!(
+        &writer.body,
+        Body::Kernel {
+            op: Op::Gather(_) | Op::ScatterAdd(_) | Op::MaxPool2d(_) | Op::MaxPool2dGrad(_),
+            ..
+        }
+    );
+    if writer.phase != item.phase || dense {
         return None;
     }
     for w in writer.writes.iter().filter(|w| w.value == from.value) {

@@ -27,6 +27,8 @@ struct Builder<'a> {
     ports: Vec<(InPort, Option<Access>)>,
     regs: FxHashMap<usize, (Reg, Access)>,
     outputs: Vec<(OutPort, Access)>,
+    /// Loads that do not vary along the reduced axes are of the row.
+    rows: bool,
 }
 
 /// Builds the program of a group, or says why the group cannot be one.
@@ -35,7 +37,22 @@ pub fn build(
     group: &Group,
     stored: impl Fn(usize) -> bool,
 ) -> Result<Built, &'static str> {
+    // An operand repeated along the reduced axes looks like one of the row, and what is computed
+    // from it like a value of the row. Where that does not fit, it is loaded for every element.
+    build_with(items, group, &stored, true).or_else(|why| match group.reduced {
+        0 => Err(why),
+        _ => build_with(items, group, &stored, false).map_err(|_| why),
+    })
+}
+
+fn build_with(
+    items: &Items,
+    group: &Group,
+    stored: &impl Fn(usize) -> bool,
+    rows: bool,
+) -> Result<Built, &'static str> {
     let mut x = Builder {
+        rows,
         items,
         group,
         b: ProgramBuilder::default(),
@@ -47,7 +64,7 @@ pub fn build(
         x.ports.push((InPort { dtype: DType::F32, row: false }, None));
     }
     for (k, &i) in group.items.iter().enumerate() {
-        x.item(&items.items[i], &group.maps[k], &stored)?;
+        x.item(&items.items[i], &group.maps[k], stored)?;
     }
     x.check_variables()?;
     let built = x.finish();
@@ -110,7 +127,7 @@ impl Builder<'_> {
             // Every point is a row of its own; only a scalar is said to be one, for random keys.
             return self.items.values[a.value].shape.is_empty();
         }
-        a.strides[kept..].iter().all(|&s| s == 0)
+        self.rows && a.strides[kept..].iter().all(|&s| s == 0)
     }
 
     fn load(&mut self, a: Access) -> Reg {
@@ -126,7 +143,15 @@ impl Builder<'_> {
 
     fn operand(&mut self, read: &Read, axes: &[Vec<i64>]) -> Result<Reg, &'static str> {
         Ok(match read {
-            Read::Literal(i) => self.b.push(*i),
+            Read::Literal(i) if self.rows => self.b.push(*i),
+            Read::Literal(i) => {
+                // A literal that differs, in form, from element to element of the row.
+                let axis = self.b.index(self.group.dims.len() - 1);
+                let zero = self.b.int(0);
+                let cond = self.b.bin(BinaryOp::Le, zero, axis);
+                let value = self.b.push(*i);
+                self.b.push(Instr::Select { cond, then: value, otherwise: value })
+            }
             Read::At(a) => {
                 let a = self.map(a, axes);
                 match self.regs.get(&a.value) {
@@ -176,6 +201,8 @@ impl Builder<'_> {
             let reg = match *instr {
                 Instr::Load { port } => sources[port as usize],
                 Instr::Index { axis } => self.index(&axes[axis as usize])?,
+                // The item's rows have one element, the group's may have more.
+                Instr::Reduce(_, a) if item.reduced == 0 => moved[a as usize],
                 other => self.b.push(other.map_operands(|r| moved[r as usize])),
             };
             moved.push(reg);
