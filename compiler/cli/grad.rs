@@ -1,6 +1,7 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
 use crate::failure::Outcome;
+use crate::metrics::check_targets;
 use crate::recipe_args::{RecipeArgs, compile, open};
 use precast_plan::Storage;
 use precast_runtime::tensors::{Element, HostTensor, write_tensors};
@@ -27,7 +28,9 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let (mut session, mut data) = open(&recipe, plan, args.threads)?;
     let mut batches = vec![];
     for _ in 0..session.plan().accumulate {
-        batches.push(data.next_batch()?);
+        let batch = data.next_batch()?;
+        check_targets(&recipe, &session, &batch)?;
+        batches.push(batch);
     }
     let report = session.step(&batches)?;
     let mut tensors = BTreeMap::new();

@@ -21,7 +21,7 @@ pub struct Args {
     recipe: RecipeArgs,
     /// Take this many optimizer steps instead of what the recipe says; a learning-rate schedule
     /// that ends with the run ends with it.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Write one JSON line a step to this file.
     #[arg(long)]
@@ -46,7 +46,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let plan = compile(&recipe, false)?.plan;
     let compiled_in = begin.elapsed().as_secs_f64();
     if !json {
-        print!("{}", listing::summary(&plan));
+        put!("{}", listing::summary(&plan));
         say!("compiled    in {compiled_in:.2} s");
     }
     let (mut session, mut data) = open(&recipe, plan, args.threads)?;
@@ -88,7 +88,9 @@ fn steps(
     while session.steps() < total {
         let mut batches = vec![];
         for _ in 0..session.plan().accumulate {
-            batches.push(data.next_batch()?);
+            let batch = data.next_batch()?;
+            metrics::check_targets(recipe, session, &batch)?;
+            batches.push(batch);
         }
         let r = session.step(&batches)?;
         if let Some(log) = &mut log {
