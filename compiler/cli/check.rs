@@ -2,6 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Kind};
+use crate::recipe_args::{compile, open};
 use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
@@ -40,6 +41,11 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
                 return Err(Diagnostic::error("P0004", "the recipe's model does not exist")
                     .at(Place::File { path: model })
                     .into());
+            }
+            // What a recipe names is right where it compiles and its data and weights fit the plan.
+            let plan = compile(&recipe, false)?.plan;
+            if recipe.data.source.is_some() && plan.target.device == "cpu" {
+                open(&recipe, plan, 1)?;
             }
             format!("model {}, policy {}", recipe.model.display(), recipe.precision.policy.name())
         }
