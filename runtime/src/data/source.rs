@@ -75,14 +75,12 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, wanted: &Wanted) -> Res
             .trim(csv::Trim::All)
             .from_path(path)
             .map_err(|e| bad(format!("cannot read the table: {e}")))?;
-        let names: Option<Vec<String>> = if header {
-            let h = reader.headers().map_err(|e| bad(format!("cannot read the header: {e}")))?;
-            Some(h.iter().map(str::to_string).collect())
-        } else {
-            None
-        };
+        // Without a header this is the first record, which `records` gives again.
+        let first = reader.headers().map_err(|e| bad(format!("cannot read line 1: {e}")))?;
+        let cells = first.len();
+        let names: Option<Vec<String>> = header.then(|| first.iter().map(str::to_string).collect());
         let columns =
-            columns(&field.columns, names.as_deref()).map_err(|e| e.at(path.display()))?;
+            columns(&field.columns, names.as_deref(), cells).map_err(|e| e.at(path.display()))?;
         width = columns.len();
         for (line, record) in reader.records().enumerate() {
             let line = line + 1 + usize::from(header);
@@ -113,15 +111,15 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, wanted: &Wanted) -> Res
 }
 
 /// Indices of the named columns: names of the header, numbers without one, `first..last` inclusive.
-fn columns(columns: &Columns, header: Option<&[String]>) -> Result<Vec<usize>> {
+fn columns(columns: &Columns, header: Option<&[String]>, cells: usize) -> Result<Vec<usize>> {
     let find = |name: &str| -> Result<usize> {
         let at = match header {
             Some(h) => h.iter().position(|x| x == name),
-            None => name.parse().ok(),
+            None => name.parse().ok().filter(|&i| i < cells),
         };
         at.ok_or_else(|| {
             let help = header.map_or_else(
-                || "without a header, columns are numbers from 0".to_string(),
+                || format!("without a header, columns are numbers from 0; there are {cells}"),
                 |h| format!("the columns are {}", h.join(", ")),
             );
             Error::new("R0413", format!("the table has no column `{name}`")).help(help)

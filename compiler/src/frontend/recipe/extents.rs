@@ -241,7 +241,9 @@ fn width(columns: &Columns, header: Option<&Vec<String>>) -> Option<usize> {
         }
         Columns::Name(name) => match name.split_once("..") {
             None => find(name).map(|_| 1),
-            Some((first, last)) => (find(last)? + 1).checked_sub(find(first)?).filter(|n| *n > 0),
+            Some((first, last)) => {
+                find(last)?.checked_add(1)?.checked_sub(find(first)?).filter(|n| *n > 0)
+            }
         },
     }
 }

@@ -107,6 +107,9 @@ enum Format {
     Bytes,
 }
 
+/// What an input or target of byte-level text may be.
+const WINDOWS: &[(&str, &str)] = &[("bytes", "bytes"), ("next", "next")];
+
 fn data(t: Table) -> Option<Data> {
     let formats =
         [("safetensors", Format::Safetensors), ("csv", Format::Csv), ("bytes", Format::Bytes)];
@@ -114,6 +117,10 @@ fn data(t: Table) -> Option<Data> {
     let files = files(&t);
     let batch = or(t.get("batch"), None, |i| i.count(1).map(|x| Some(x as usize)));
     let dims = map(&t, "dims", |i| i.count(1).map(|x| x as usize));
+    let columns = |i: &Item| match format {
+        Some(Some(Format::Bytes)) => i.word(WINDOWS).map(|w| Columns::Name(w.into())),
+        _ => columns(i),
+    };
     let inputs = map(&t, "inputs", columns);
     let targets = map(&t, "targets", columns);
     let scale = map(&t, "scale", |i| i.real(..));
