@@ -36,7 +36,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         let peak = listing::peak_bytes(plan);
         say!("{}", json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak }));
     } else {
-        print!("{}", listing::summary(plan));
+        put!("{}", listing::summary(plan));
         say!("saved       {}", out.display());
     }
     Ok(())

@@ -28,10 +28,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         say!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
     } else if args.node.is_some() {
         for (i, d) in chosen.iter().enumerate() {
-            print!("{}{}", if i > 0 { "\n" } else { "" }, details(d));
+            put!("{}{}", if i > 0 { "\n" } else { "" }, details(d));
         }
     } else {
-        print!("{}\n{}", listing::summary(&plan), table(&chosen));
+        put!("{}\n{}", listing::summary(&plan), table(&chosen));
     }
     Ok(())
 }

@@ -9,6 +9,14 @@ macro_rules! say {
     }};
 }
 
+/// `print!`, likewise.
+macro_rules! put {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        write!(std::io::stdout(), $($text)*)?
+    }};
+}
+
 mod calibrate;
 mod check;
 mod compile;
