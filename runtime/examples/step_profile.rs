@@ -45,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     init::initialise(&plan, &weights, &mut backend)?;
     for (id, t) in plan.tensors.iter().enumerate() {
         let Storage::Input { .. } = t.storage else { continue };
-        let host = ["in.", "tgt."].iter().find_map(|p| batch.tensor(&format!("{p}{}", t.name)).ok());
+        let host =
+            ["in.", "tgt."].iter().find_map(|p| batch.tensor(&format!("{p}{}", t.name)).ok());
         let Some(host) = host else {
             eprintln!("input `{}` stays zero", t.name);
             continue;
@@ -55,8 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         backend.write(id as u32, &bytes)?;
     }
     let phases = [(Phase::Micro, &plan.micro), (Phase::Update, &plan.update)];
-    let mut best: Vec<Vec<f64>> =
-        phases.iter().map(|p| vec![f64::INFINITY; p.1.len()]).collect();
+    let mut best: Vec<Vec<f64>> = phases.iter().map(|p| vec![f64::INFINITY; p.1.len()]).collect();
     let mut whole = f64::INFINITY;
     for _ in 0..8 {
         let start = std::time::Instant::now();
@@ -81,6 +81,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, (n, t)) in &kinds {
         println!("{:9.3} ms {:5.1} %  {n:4} x  {name}", t * 1e3, t / sum * 100.0);
     }
-    println!("sum of best {:.1} ms, best step {:.1} ms, {}", sum * 1e3, whole * 1e3, backend.describe());
+    println!(
+        "sum of best {:.1} ms, best step {:.1} ms, {}",
+        sum * 1e3,
+        whole * 1e3,
+        backend.describe()
+    );
     Ok(())
 }

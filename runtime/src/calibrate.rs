@@ -34,9 +34,8 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
     let n = 1 << 16;
     let copy = rows(threads, n, &[DType::F32; 2], |_| vec![])?;
     let per_element = |t: f64, times: u64| ((t - copy) / (n * times) as f64).max(0.0);
-    let chain = |times: u64, f: &dyn Fn(u32) -> Instr| -> Vec<Instr> {
-        (0..times as u32).map(f).collect()
-    };
+    let chain =
+        |times: u64, f: &dyn Fn(u32) -> Instr| -> Vec<Instr> { (0..times as u32).map(f).collect() };
     let simple = |r: u32| {
         Instr::Binary(if r.is_multiple_of(2) { BinaryOp::Add } else { BinaryOp::Mul }, r, 0)
     };
