@@ -16,5 +16,6 @@ pub mod reference;
 pub mod schedule;
 pub mod simplify;
 pub mod text;
+pub mod turn;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -13,6 +13,7 @@ use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::PrecisionOptions;
 use crate::schedule::Capabilities;
+use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
 use precast_plan::{Math, Plan, Step, Summary, Target};
 use std::collections::BTreeMap;
@@ -93,7 +94,9 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
     let modes = Modes { plain: plain.as_ref(), scaled: scaled.as_ref() };
-    let outcome = egraph::run(modes, &precision, &target)?;
+    let mut outcome = egraph::run(modes, &precision, &target)?;
+    // turn: after the e-graph, which sees no difference between a product and its transpose.
+    outcome.graph = turn_products(&outcome.graph);
     stages.push(("egraph", text::print(&outcome.graph)));
 
     // The evaluated model stays in f32: it runs a few times, on weights that are there in f32.

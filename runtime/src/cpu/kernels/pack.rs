@@ -53,8 +53,23 @@ pub trait Packed: Copy + Send + Sync {
 
 impl Packed for f32 {
     unsafe fn pack(src: Strided, nx: usize, k: usize, w: usize, out: *mut f32) {
+        let whole = nx / w;
         let mut x = 0;
         let mut dst = out;
+        if src.dtype == DType::F32 && src.sx == 1 && whole > 1 && [6, 12, 16, 32].contains(&w) {
+            let p: *const f32 = src.ptr.cast();
+            // SAFETY: `whole` panels of `w` lanes exist, and `out` has room for them.
+            unsafe {
+                match w {
+                    6 => copy_panels::<6>(p, src.sk, k, whole, out),
+                    12 => copy_panels::<12>(p, src.sk, k, whole, out),
+                    32 => copy_panels::<32>(p, src.sk, k, whole, out),
+                    _ => copy_panels::<16>(p, src.sk, k, whole, out),
+                }
+                dst = out.add(whole * w * k);
+            }
+            x = whole * w;
+        }
         while x < nx {
             let lanes = w.min(nx - x);
             // SAFETY: lanes x..x + lanes exist, and each panel takes w * k elements of `out`.
@@ -101,6 +116,29 @@ unsafe fn pack_f32(src: Strided, lanes: usize, k: usize, w: usize, out: *mut f32
 }
 
 multiversion! {
+    /// `k` rows of `W` contiguous values for each of several panels, side by side in memory. Row by
+    /// row, since the rows of a large matrix lie a page apart: a cache line that a panel ends in
+    /// would be gone before the next panel came back to it.
+    unsafe fn copy_panels<L, const W: usize>(
+        p: *const f32,
+        sk: isize,
+        k: usize,
+        panels: usize,
+        out: *mut f32,
+    ) {
+        for i in 0..k {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let row = p.offset(i as isize * sk);
+                let out = out.add(i * W);
+                for x in 0..panels {
+                    let lanes = row.add(x * W).cast::<[f32; W]>().read_unaligned();
+                    out.add(x * W * k).cast::<[f32; W]>().write_unaligned(lanes);
+                }
+            }
+        }
+    }
+
     /// `k` rows of `W` contiguous values.
     unsafe fn copy_lanes<L, const W: usize>(p: *const f32, sk: isize, k: usize, out: *mut f32) {
         for i in 0..k {

@@ -1,6 +1,7 @@
 //! From a program to block code: which values are scalars, rows or elements in an instance, which
 //! pass computes them, and which scratch register holds them.
 
+use super::fuse::shorten;
 use super::ops;
 use precast_plan::{DType, Instr, Program, ReduceOp, Reg, RegInfo};
 
@@ -141,6 +142,8 @@ pub struct Code {
     pub body: Vec<Op>,
     pub stores: Vec<Store>,
     pub row_stores: Vec<Store>,
+    /// Input ports whose next tile is fetched while one runs ([`Style::Whole`]).
+    pub ahead: Vec<u16>,
     pub n_elem: usize,
     pub n_row: usize,
     pub n_scalar: usize,
@@ -148,6 +151,7 @@ pub struct Code {
 
 struct Lowering<'a> {
     program: &'a Program,
+    kernels: &'a [Option<ops::Unary>],
     infos: &'a [RegInfo],
     form: &'a Form,
     class: Vec<Class>,
@@ -174,8 +178,10 @@ struct Section {
 /// Lowers `program`; `infos` is its check's result.
 pub fn lower(program: &Program, infos: &[RegInfo], form: &Form) -> Code {
     let n = program.code.len();
+    let short = shorten(program, infos);
     let mut l = Lowering {
-        program,
+        program: &short.program,
+        kernels: &short.kernels,
         infos,
         form,
         class: Vec::with_capacity(n),
@@ -284,6 +290,7 @@ impl Lowering<'_> {
             body: vec![],
             stores: vec![],
             row_stores: vec![],
+            ahead: vec![],
             n_elem: 0,
             n_row: 0,
             n_scalar: self.n_scalar,
@@ -335,7 +342,15 @@ impl Lowering<'_> {
         }
         code.n_elem = self.n_elem;
         code.n_row = self.n_row;
+        code.ahead = self.ahead(&code.body);
         code
+    }
+
+    /// Input ports worth fetching ahead: where there is arithmetic enough to hide it behind.
+    fn ahead(&self, body: &[Op]) -> Vec<u16> {
+        let ports = (0..self.form.inputs.len())
+            .filter(|&p| self.form.inputs[p] == Class::Elem && self.form.direct_in[p]);
+        if body.len() < 4 { vec![] } else { ports.map(|p| p as u16).collect() }
     }
 
     fn passes(&mut self, code: &mut Code) {
@@ -456,7 +471,9 @@ impl Lowering<'_> {
             Instr::Load { port } => Run::Load(port as u16),
             Instr::Real(_) | Instr::Int(_) | Instr::Bool(_) => return,
             Instr::Index { .. } => Run::Index(self.index_port[i]),
-            Instr::Unary(op, a) => Run::Unary(ops::unary(op, kind(a))),
+            Instr::Unary(op, a) => {
+                Run::Unary(self.kernels[i].unwrap_or_else(|| ops::unary(op, kind(a))))
+            }
             Instr::Round(d, _) => Run::Unary(ops::round(d)),
             Instr::Binary(op, a, _) => Run::Binary(ops::binary(op, kind(a))),
             Instr::Select { .. } => Run::Select,

@@ -5,6 +5,7 @@
 //! order, depends on shapes alone.
 
 mod epilogue;
+mod fuse;
 mod geom;
 mod io;
 mod lower;

@@ -105,6 +105,31 @@ unary_ops! {
     to_bf16: |x, L| round_bf16(x);
 }
 
+/// `x + c x^3` in the tanh form of GELU (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
+pub const GELU_CUBIC: f32 = 0.044_715;
+/// `3 c`, of its slope.
+pub const GELU_CUBIC_SLOPE: f32 = 0.134_145;
+/// `sqrt(2 / pi)`.
+pub const GELU_SCALE: f32 = 0.797_884_6;
+
+unary_ops! {
+    gelu_tanh: |x, L| {
+        let t = vmath::tanh_lane::<L>(x * (x * x * GELU_CUBIC + 1.0) * GELU_SCALE);
+        x * 0.5 * (t + 1.0)
+    };
+    gelu_tanh_slope: |x, L| {
+        let xx = x * x;
+        let t = vmath::tanh_lane::<L>(x * (xx * GELU_CUBIC + 1.0) * GELU_SCALE);
+        let s = (xx * GELU_CUBIC_SLOPE + 1.0) * GELU_SCALE;
+        (t + 1.0 + (1.0 - t * t) * s * x) * 0.5
+    };
+}
+
+/// GELU in its tanh form, rounding as its instructions one by one do.
+pub const GELU_TANH: Unary = gelu_tanh;
+/// Its derivative.
+pub const GELU_TANH_SLOPE: Unary = gelu_tanh_slope;
+
 fn copy(a: &[f32], o: &mut [f32]) {
     o.copy_from_slice(a);
 }

@@ -70,6 +70,19 @@ impl Regs {
     }
 }
 
+/// Asks for a cache line, to arrive in the second-level cache.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Lanes, or one value for all of them.
 #[derive(Clone, Copy)]
 enum Operand<'a> {
@@ -318,7 +331,7 @@ impl Machine<'_> {
             self.scalars();
             for g in from..to {
                 match self.inst.style {
-                    Style::Whole => self.whole(g),
+                    Style::Whole => self.whole(g, g + 1 < to),
                     Style::Passes => self.group(g),
                 }
             }
@@ -337,15 +350,37 @@ impl Machine<'_> {
         }
     }
 
-    unsafe fn whole(&self, g: usize) {
+    fn whole_tile(&self, g: usize) -> Tile {
         let (o, i) = self.inst.tile;
         let space = &self.inst.space;
         let across = space.inner_len.div_ceil(i);
         let (o0, i0) = (g / across * o, g % across * i);
-        let tile = Tile { o0, on: o.min(space.outer_len - o0), i0, n: i.min(space.inner_len - i0) };
+        Tile { o0, on: o.min(space.outer_len - o0), i0, n: i.min(space.inner_len - i0) }
+    }
+
+    /// `more`: the caller runs tile `g + 1` next.
+    unsafe fn whole(&self, g: usize, more: bool) {
+        let tile = self.whole_tile(g);
+        let body = &self.code.body;
         // SAFETY: the caller's contract.
         unsafe {
-            self.exec(&self.code.body, tile);
+            if more && !self.code.ahead.is_empty() {
+                // A few lines of the next tile's inputs with every instruction: memory works while
+                // the lanes compute. Hardware stops fetching ahead at the end of a page.
+                let next = self.whole_tile(g + 1);
+                let lines = (next.lanes() * 4).div_ceil(64);
+                let each = (lines * self.code.ahead.len()).div_ceil(body.len());
+                for (k, op) in body.iter().enumerate() {
+                    for at in k * each..(k + 1) * each {
+                        let Some(&port) = self.code.ahead.get(at / lines) else { break };
+                        let base = self.in_place(&self.inst.inputs[port as usize], next);
+                        prefetch(base.wrapping_add(at % lines * 16));
+                    }
+                    self.exec(std::slice::from_ref(op), tile);
+                }
+            } else {
+                self.exec(body, tile);
+            }
             self.store(tile);
             self.store_rows(tile);
         }
