@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["reference"],
     &["text"],
     &["frontend"],
-    &["simplify"],
+    &["simplify", "turn"],
     &["autodiff"],
     &["precision", "cost"],
     &["egraph"],
