@@ -194,7 +194,7 @@ impl Model {
         Labels { stores: vec![false; self.stores.len()], kernels: vec![false; self.kernels.len()] }
     }
 
-    /// The price of the step under given labels, picoseconds; at least [`NEVER`] where illegal.
+    /// The price of the step under given labels, picoseconds; at least `NEVER` where illegal.
     pub fn price(&self, l: &Labels) -> Price {
         let pick = |e: &Either, half: bool| if half { e.half } else { e.full };
         let mut total = self.fixed;
