@@ -29,6 +29,8 @@ impl RecipeArgs {
         }
         if let Some(device) = &self.device {
             recipe.target.device = device.clone();
+            // The command line wins over the recipe's table, too.
+            recipe.target.table = None;
         }
         Ok(recipe)
     }

@@ -82,7 +82,12 @@ fn steps(
     quiet: bool,
 ) -> Outcome<Option<StepReport>> {
     let total = recipe.total_steps()?;
-    let mut log = log.map(File::create).transpose()?.map(BufWriter::new);
+    // A resumed run goes on with its log; a new run begins one.
+    let resumed = session.steps() > 0;
+    let open = |path: &Path| {
+        File::options().create(true).write(true).append(resumed).truncate(!resumed).open(path)
+    };
+    let mut log = log.map(open).transpose()?.map(BufWriter::new);
     let bar = progress(total, session.steps(), quiet);
     let mut last = None;
     while session.steps() < total {
@@ -98,6 +103,8 @@ fn steps(
             let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
                 "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
             writeln!(log, "{line}")?;
+            // An interrupted run keeps the lines of the steps it took.
+            log.flush()?;
         }
         if let Some(every) = recipe.train.checkpoint
             && (r.step % every == 0 || r.step == total)
@@ -111,9 +118,6 @@ fn steps(
         last = Some(r);
     }
     bar.finish_and_clear();
-    if let Some(log) = &mut log {
-        log.flush()?;
-    }
     Ok(last)
 }
 
