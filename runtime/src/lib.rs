@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod calibrate;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod init;

@@ -1,0 +1,8 @@
+//! NVIDIA GPUs.
+//!
+//! A plan's steps are first *lowered*: pure functions of the plan and of what is known of the
+//! device make a list of [`launch::Task`]s, generated kernel text included. What follows (compiling
+//! the text, allocating, launching, capturing) decides nothing about numerics, so that lowering can
+//! be checked on a machine without a GPU.
+
+pub mod launch;
