@@ -66,9 +66,8 @@ pub fn entries(text: &str) -> Vec<String> {
         let mut head = rest.trim_start();
         // `void`, attributes with or without parentheses, then the name before the parameters.
         let name = loop {
-            let end = head
-                .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-                .unwrap_or(head.len());
+            let end =
+                head.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(head.len());
             let (word, after) = head.split_at(end);
             let after = after.trim_start();
             if word.is_empty() {
@@ -112,7 +111,10 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_string());
     let mut arguments: Vec<String> = FLAGS.iter().map(|f| f.to_string()).collect();
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma") {
+    if is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("fma")
+    {
         arguments.extend(["-mavx2", "-mf16c", "-mfma"].map(String::from));
     }
     arguments.extend(options.iter().map(|o| o.to_string()));
@@ -121,11 +123,13 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
     if path.exists() {
         return Ok(path);
     }
-    std::fs::create_dir_all(cache).map_err(|e| format!("cannot create {}: {e}", cache.display()))?;
+    std::fs::create_dir_all(cache)
+        .map_err(|e| format!("cannot create {}: {e}", cache.display()))?;
     let stem = format!("kernel-{key:016x}-{}", unique());
     let source = cache.join(format!("{stem}.cpp"));
     let made = cache.join(format!("{stem}.tmp"));
-    std::fs::write(&source, &unit).map_err(|e| format!("cannot write {}: {e}", source.display()))?;
+    std::fs::write(&source, &unit)
+        .map_err(|e| format!("cannot write {}: {e}", source.display()))?;
     let output = Command::new(&compiler)
         .args(&arguments)
         .args(["-include", "precast_software_device.h", "-I", INCLUDE])
@@ -166,7 +170,8 @@ fn headers() -> Result<String, String> {
     names.sort();
     let mut all = String::new();
     for name in names {
-        all += &std::fs::read_to_string(&name).map_err(|e| format!("cannot read {}: {e}", name.display()))?;
+        all += &std::fs::read_to_string(&name)
+            .map_err(|e| format!("cannot read {}: {e}", name.display()))?;
     }
     Ok(all)
 }
@@ -251,9 +256,17 @@ impl HostModule {
         // SAFETY: `PRECAST_HOST_ENTRY` defines the three with these signatures.
         unsafe {
             Some(HostKernel {
-                launch: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Launch) -> c_int>(launch),
-                parameters: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut u32, c_int) -> c_int>(parameters),
-                static_shared: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(static_shared),
+                launch: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut Launch) -> c_int,
+                >(launch),
+                parameters: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut u32, c_int) -> c_int,
+                >(parameters),
+                static_shared: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(
+                    static_shared,
+                ),
             })
         }
     }

@@ -109,7 +109,9 @@ fn one_pointer(entry: &str, threads: u32, shared: u32) -> (Result<(), LaunchErro
 #[test]
 fn names_are_found() {
     assert_eq!(
-        entries("extern \"C\" __global__ void\n__launch_bounds__(256, 2) a(int x) {}\n__global__ void b (int y);"),
+        entries(
+            "extern \"C\" __global__ void\n__launch_bounds__(256, 2) a(int x) {}\n__global__ void b (int y);"
+        ),
         ["a", "b"]
     );
 }
@@ -127,7 +129,10 @@ fn a_row_is_centred_whatever_the_order_of_threads() {
         let [a, b] = pointers(&mut values);
         let mut args = [a, b, (&raw mut c).cast()];
         // SAFETY: the arguments are those of `row_mean`.
-        unsafe { module.launch("row_mean", [rows as u32, 1, 1], [256, 1, 1], 1200, seed, &mut args) }.unwrap();
+        unsafe {
+            module.launch("row_mean", [rows as u32, 1, 1], [256, 1, 1], 1200, seed, &mut args)
+        }
+        .unwrap();
         for (x, y) in x.chunks(columns).zip(y.chunks(columns)) {
             let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / columns as f64;
             for (x, y) in x.iter().zip(y) {
@@ -171,7 +176,13 @@ fn every_half_and_bf16_rounds_as_the_half_crate_does() {
         let h = half::f16::from_bits(b).to_f32();
         let g = half::bf16::from_bits(b).to_f32();
         let next_h = half::f16::from_bits(b.wrapping_add(1)).to_f32();
-        x.extend([h, g, (h + next_h) * 0.5, f32::from_bits(g.to_bits() | 0x8000), f32::from_bits(g.to_bits() | 0x8001)]);
+        x.extend([
+            h,
+            g,
+            (h + next_h) * 0.5,
+            f32::from_bits(g.to_bits() | 0x8000),
+            f32::from_bits(g.to_bits() | 0x8001),
+        ]);
     }
     let n = x.len();
     let (mut h, mut b, mut e, mut f) = (vec![0u16; n], vec![0u16; n], vec![0u8; n], vec![0u8; n]);
@@ -188,7 +199,10 @@ fn every_half_and_bf16_rounds_as_the_half_crate_does() {
     let mut args = pointers(&mut values).to_vec();
     args.push((&raw mut count).cast());
     // SAFETY: the arguments are those of `round_all`.
-    unsafe { module().launch("round_all", [n.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, 3, &mut args) }.unwrap();
+    unsafe {
+        module().launch("round_all", [n.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, 3, &mut args)
+    }
+    .unwrap();
     for i in 0..n {
         let v = x[i];
         if v.is_nan() {
@@ -200,7 +214,9 @@ fn every_half_and_bf16_rounds_as_the_half_crate_does() {
         assert_eq!(b[i], half::bf16::from_f32(v).to_bits(), "{v} as bfloat16");
         assert_eq!(back[4 * i], half::f16::from_bits(h[i]).to_f32());
         // FP8 by search over all values: nothing is nearer, and a tie is even.
-        for (code, back, most) in [(e[i], back[4 * i + 2], 448f32), (f[i], back[4 * i + 3], 57344.0)] {
+        for (code, back, most) in
+            [(e[i], back[4 * i + 2], 448f32), (f[i], back[4 * i + 3], 57344.0)]
+        {
             if v.abs() >= most {
                 assert_eq!(back.abs(), most, "{v} saturates");
             } else {
@@ -220,7 +236,8 @@ fn every_half_and_bf16_rounds_as_the_half_crate_does() {
 /// Magnitudes of an FP8 type by its largest value, from the definition.
 fn fp8(code: u8, most: f32) -> f32 {
     let (m_bits, bias) = if most == 448.0 { (3, 7) } else { (2, 15) };
-    let (e, m) = (i32::from(code >> m_bits), f32::from(code & ((1 << m_bits) - 1)) / (1 << m_bits) as f32);
+    let (e, m) =
+        (i32::from(code >> m_bits), f32::from(code & ((1 << m_bits) - 1)) / (1 << m_bits) as f32);
     if e == 0 { m * 2f32.powi(1 - bias) } else { (1.0 + m) * 2f32.powi(e - bias) }
 }
 
@@ -231,7 +248,8 @@ fn a_warp_multiplies_matrices() {
     let a: Vec<_> = (0..16 * k).map(value).collect();
     let b: Vec<_> = (0..8 * k).map(|i| value(i + 5)).collect();
     let mut d = vec![0f32; 128];
-    let mut values = [a.as_ptr().cast_mut().cast(), b.as_ptr().cast_mut().cast(), d.as_mut_ptr().cast()];
+    let mut values =
+        [a.as_ptr().cast_mut().cast(), b.as_ptr().cast_mut().cast(), d.as_mut_ptr().cast()];
     let mut count = k as i32;
     let mut args = pointers(&mut values).to_vec();
     args.push((&raw mut count).cast());
