@@ -6,3 +6,4 @@
 //! be checked on a machine without a GPU.
 
 pub mod launch;
+pub mod text;

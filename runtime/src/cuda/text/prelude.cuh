@@ -17,7 +17,7 @@ struct f8e4m3 { u8 bits; };
 struct f8e5m2 { u8 bits; };
 struct flag { u8 bits; };
 
-#ifdef __CUDACC_RTC__
+#ifndef PRECAST_SOFTWARE_DEVICE
 #pragma nv_diag_suppress 177 // a kernel uses some of the functions
 #define DEVICE static __device__ __forceinline__
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
@@ -40,7 +40,7 @@ DEVICE float float_of(u32 bits) {
 // Widening is exact. Narrowing rounds to nearest, ties to even; what exceeds the largest finite
 // value becomes infinite (NaN in E4M3, which has no infinity).
 
-#ifdef __CUDACC_RTC__
+#ifndef PRECAST_SOFTWARE_DEVICE
 DEVICE u16 half_bits(float x) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
@@ -162,7 +162,7 @@ template <> struct __align__(16) Chunk<16> { u32 raw[4]; };
 // V neighbours of a format as they lie in memory; `PIECES` accesses of at most 16 bytes.
 template <class T, int V> struct __align__(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Pack { T at[V]; };
 
-#ifdef __CUDACC_RTC__
+#ifndef PRECAST_SOFTWARE_DEVICE
 DEVICE void copy_piece(Chunk<1>* to, const Chunk<1>* from) { *to = *from; }
 DEVICE void copy_piece(Chunk<2>* to, const Chunk<2>* from) { *to = *from; }
 DEVICE void copy_piece(Chunk<4>* to, const Chunk<4>* from) { *to = *from; }
@@ -239,7 +239,7 @@ template <class T, class X> DEVICE void store_one(T* to, X x) { narrow(*to, x); 
 
 DEVICE float infinity() { return float_of(0x7f800000u); }
 DEVICE bool finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
-#ifdef __CUDACC_RTC__
+#ifndef PRECAST_SOFTWARE_DEVICE
 // A NaN operand gives NaN.
 DEVICE float largest(float a, float b) {
     float y;
@@ -331,4 +331,20 @@ template <class Op, int THREADS> DEVICE float reduce_block(float x, float* share
     __syncthreads();
     x = lane < THREADS / 32 ? shared[lane] : Op::first();
     return reduce_lanes<Op, 32>(x);
+}
+// Over the TY threads of a block that share a column vector; thread (tx, ty) is number
+// ty * TX + tx. Every thread has the result. `shared` holds TX * TY * V floats.
+template <class Op, int TX, int TY, int V> DEVICE void reduce_columns(float (&x)[V], float* shared) {
+    if (TY == 1) return;
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < V; ++j) shared[(ty * V + j) * TX + tx] = x[j];
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        float y = shared[j * TX + tx];
+        for (int k = 1; k < TY; ++k) y = Op::of(y, shared[(k * V + j) * TX + tx]);
+        x[j] = y;
+    }
 }
