@@ -3,7 +3,7 @@
 //! transposed against the outputs passes through tiles of shared memory.
 
 use super::code::{Class, Code, Section, Source, Target, Text, coordinates, offset, stored};
-use super::source::{Built, address, comment, finish, parameters, words};
+use super::source::{Built, address, comment, finish, number, parameters, words};
 use super::space::{Layout, Space};
 use crate::cuda::launch::{Arg, Facts, Launch, Table};
 use precast_plan::{Kind, Reg};
@@ -106,13 +106,14 @@ pub fn single(space: &Space, layout: &Layout, form: &Form, facts: &Facts) -> Bui
     let mut t = Text::default();
     comment(&mut t, space.program);
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
-    t.line(format!("    {}, {int} points) {{", parameters(space, &code)));
-    t.open(format!("    {int} v = blockIdx.x * ({int}){THREADS} + threadIdx.x;"));
+    t.open(format!("    {}, {int} points) {{", parameters(space, &code)));
+    let block = number(THREADS as u32, layout.wide);
+    t.line(format!("{int} v = blockIdx.x * {block} + threadIdx.x;"));
     t.line("if (v >= points) return;");
     let all = all_outputs(&code);
     code.scalars(&mut t);
     let full = if v == 1 { "points".into() } else { format!("points / {v}") };
-    t.open(format!("for (; v < {full}; v += gridDim.x * ({int}){THREADS}) {{"));
+    t.open(format!("for (; v < {full}; v += gridDim.x * {block}) {{"));
     if v > 1 {
         t.line(format!("const {int} at = v * {v};"));
     }
@@ -159,7 +160,7 @@ pub fn table_ports(t: &mut Text, space: &Space, code: &Code) {
 pub fn table_part(t: &mut Text, space: &Space, int: &str) {
     let ports = space.ports().count();
     t.line(format!("const {int} points = ({int})space[{ports}];"));
-    t.line(format!("const {int} begin = blocks[blockIdx.x].y * ({int})part;"));
+    t.line(format!("const {int} begin = blocks[blockIdx.x].y * part;"));
     t.line(format!("const {int} end = begin + part < points ? begin + part : points;"));
 }
 
