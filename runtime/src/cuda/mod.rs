@@ -6,4 +6,6 @@
 //! be checked on a machine without a GPU.
 
 pub mod launch;
+#[cfg(test)]
+pub mod testing;
 pub mod text;

@@ -126,7 +126,12 @@ impl Kernels {
         let build = |unit: &[&Source]| -> Arc<HostModule> {
             let texts: Vec<&str> = unit.iter().map(|s| s.text.as_str()).collect();
             let text = format!("{prelude}\n{}", texts.join("\n"));
-            Arc::new(HostModule::compile(&text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}")))
+            let numbered = || {
+                let lines = text.lines().enumerate();
+                lines.map(|(i, l)| format!("{:5} {l}\n", i + 1)).collect::<String>()
+            };
+            let built = HostModule::compile(&text, &[]);
+            Arc::new(built.unwrap_or_else(|e| panic!("{}\n{e}", numbered())))
         };
         let halves = [0, 1].map(|h| units.iter().skip(h).step_by(2).copied().collect::<Vec<_>>());
         let built: Vec<Vec<Arc<HostModule>>> = std::thread::scope(|s| {

@@ -27,7 +27,8 @@ pub struct Form {
 }
 
 pub fn form(space: &Space, layout: &Layout) -> Form {
-    let used = |p: usize| layout.ports[p].varies_red();
+    let loaded = Code::new(space, layout, false).loads(Class::Elem);
+    let used = |p: usize| p >= space.inputs.len() || loaded.contains(&p);
     let v = layout.width(space, false, true, &used);
     let mut form = Form { v, turned: None, turned_inputs: BTreeSet::new() };
     let Some(last) = layout.red.len().checked_sub(1) else { return form };
@@ -38,10 +39,10 @@ pub fn form(space: &Space, layout: &Layout) -> Form {
         let s = &layout.ports[p].red;
         s[axis] == 1 && s[last].unsigned_abs() > 1 && layout.red[axis] >= 8
     };
-    let inputs = 0..space.inputs.len();
-    form.turned = inputs.clone().find_map(|p| (0..last).find(|&axis| jumps(p, axis)));
+    let mut inputs = loaded.iter().copied();
+    form.turned = inputs.find_map(|p| (0..last).find(|&axis| jumps(p, axis)));
     if let Some(axis) = form.turned {
-        form.turned_inputs = inputs.filter(|&p| jumps(p, axis)).collect();
+        form.turned_inputs = loaded.iter().copied().filter(|&p| jumps(p, axis)).collect();
         form.v = 1;
     }
     form
@@ -190,7 +191,9 @@ fn table_text(space: &Space, layout: &Layout, form: &Form, tail: bool) -> Text {
     let ports = space.ports().count();
     let mut t = Text::default();
     comment(&mut t, space.program);
-    t.line("// One row of `spaces` for each space: the addresses of its ports, its points. Block b");
+    t.line(
+        "// One row of `spaces` for each space: the addresses of its ports, its points. Block b",
+    );
     t.line("// runs through part `blocks[b].y` of space `blocks[b].x`.");
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
     t.open("    const u64* __restrict__ spaces, const uint2* __restrict__ blocks, int part) {");
@@ -267,7 +270,8 @@ fn turned(space: &Space, code: &Code, form: &Form, facts: &Facts) -> Built {
     t.line(format!("const int tx = threadIdx.x % {TILE}, ty = threadIdx.x / {TILE};"));
     code.scalars(&mut t);
     t.open(format!("for ({int} tile = blockIdx.x; tile < {tiles}; tile += gridDim.x) {{"));
-    let parts = coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
+    let parts =
+        coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
     let outer_at = coordinates(&mut t, &parts[0], &outer_dims, "o", layout.wide);
     t.line(format!("const {int} a0 = {} * {TILE}, l0 = {} * {TILE};", parts[1], parts[2]));
     let at = |a: &str, l: &str| -> Vec<String> {
