@@ -5,4 +5,7 @@
 //! the text, allocating, launching, capturing) decides nothing about numerics, so that lowering can
 //! be checked on a machine without a GPU.
 
+pub mod api;
+pub mod driver;
 pub mod launch;
+pub mod library;
