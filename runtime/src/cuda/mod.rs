@@ -6,6 +6,9 @@
 //! be checked on a machine without a GPU.
 
 pub mod api;
+pub mod cache;
 pub mod driver;
 pub mod launch;
 pub mod library;
+pub mod nvrtc;
+pub mod product;
