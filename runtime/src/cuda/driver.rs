@@ -350,12 +350,20 @@ impl Stream {
     /// # Errors
     /// If the driver refuses.
     pub fn clear(&self, at: u64, bytes: u64) -> Result<()> {
+        self.fill(at, 0, bytes)
+    }
+
+    /// Sets bytes to one value.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn fill(&self, at: u64, value: u8, bytes: u64) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the caller passes a range of its own allocations.
-        let status = unsafe { self.context.api.cuMemsetD8Async(at, 0, bytes as usize, self.raw) };
-        self.context.check(status, "clearing memory")
+        let status = unsafe { self.context.api.cuMemsetD8Async(at, value, bytes as usize, self.raw) };
+        self.context.check(status, "setting memory")
     }
 
     /// Records what `work` puts into the stream instead of running it.

@@ -26,13 +26,13 @@ pub struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    /// For an architecture such as `sm_90a`; `extra` options follow the usual ones.
+    /// For an architecture such as `sm_90a`, with these other options.
     ///
     /// # Errors
     /// `R0705` if NVRTC does not say its version.
     pub fn new(nvrtc: &'a Nvrtc, arch: &str, extra: &[&str], cache: Cache) -> Result<Compiler<'a>> {
         let version = version(nvrtc)?;
-        let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()];
+        let mut options = vec![format!("--gpu-architecture={arch}")];
         options.extend(extra.iter().map(ToString::to_string));
         Ok(Compiler { nvrtc, options, version, cache })
     }
