@@ -564,6 +564,10 @@ inline unsigned static_shared() {
   }                                                                                          \
   extern "C" __attribute__((visibility("default"))) unsigned static_shared_##name() { return softdev::static_shared(); }
 
+// The bound of a kernel's threads, where its text gives one.
+#define PRECAST_HOST_BOUNDS(name, threads) \
+  extern "C" __attribute__((visibility("default"))) unsigned max_threads_##name() { return (threads); }
+
 #define threadIdx (softdev::cur->tid)
 #define blockIdx (softdev::block_id)
 #define blockDim (softdev::block_dim)

@@ -55,15 +55,25 @@ pub struct HostKernel {
     launch: unsafe extern "C" fn(*mut Launch) -> c_int,
     parameters: unsafe extern "C" fn(*mut u32, c_int) -> c_int,
     static_shared: unsafe extern "C" fn() -> u32,
+    max_threads: u32,
 }
 
-/// Names of the `extern "C" __global__` functions of `text`, in order.
-pub fn entries(text: &str) -> Vec<String> {
-    let mut names = Vec::new();
+/// A kernel of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    /// The first argument of its `__launch_bounds__`, as it stands.
+    pub bounds: Option<String>,
+}
+
+/// The `extern "C" __global__` functions of `text`, in order.
+pub fn entries(text: &str) -> Vec<Entry> {
+    let mut found: Vec<Entry> = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("__global__") {
         rest = &rest[at + "__global__".len()..];
         let mut head = rest.trim_start();
+        let mut bounds = None;
         // `void`, attributes with or without parentheses, then the name before the parameters.
         let name = loop {
             let end =
@@ -74,10 +84,12 @@ pub fn entries(text: &str) -> Vec<String> {
                 break None;
             }
             if word == "__launch_bounds__" || word == "__cluster_dims__" {
-                match after.find(')') {
-                    Some(close) => head = after[close + 1..].trim_start(),
-                    None => break None,
+                let Some(close) = after.find(')') else { break None };
+                if word == "__launch_bounds__" {
+                    let first = after[1..close].split(',').next().unwrap_or_default();
+                    bounds = Some(first.trim().to_string());
                 }
+                head = after[close + 1..].trim_start();
             } else if after.starts_with('(') {
                 break Some(word);
             } else {
@@ -85,12 +97,12 @@ pub fn entries(text: &str) -> Vec<String> {
             }
         };
         if let Some(name) = name
-            && !names.iter().any(|n| n == name)
+            && !found.iter().any(|e| e.name == name)
         {
-            names.push(name.to_string());
+            found.push(Entry { name: name.to_string(), bounds });
         }
     }
-    names
+    found
 }
 
 /// Compiles `text` to a shared library in `cache` and returns its path; a library that is there
@@ -100,13 +112,15 @@ pub fn entries(text: &str) -> Vec<String> {
 ///
 /// What the compiler says, or why it could not be run.
 pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, String> {
-    let names = entries(text);
     let mut unit = String::with_capacity(text.len() + 200);
     unit.push_str("#line 1 \"kernel\"\n");
     unit.push_str(text);
     unit.push('\n');
-    for name in &names {
-        unit.push_str(&format!("PRECAST_HOST_ENTRY({name})\n"));
+    for Entry { name, bounds } in entries(text) {
+        let bounds = bounds.as_deref().unwrap_or("1024");
+        unit.push_str(&format!(
+            "PRECAST_HOST_ENTRY({name})\nPRECAST_HOST_BOUNDS({name}, {bounds})\n"
+        ));
     }
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_string());
     let mut arguments: Vec<String> = FLAGS.iter().map(|f| f.to_string()).collect();
@@ -253,6 +267,10 @@ impl HostModule {
         let launch = self.symbol(&format!("launch_{entry}"))?;
         let parameters = self.symbol(&format!("parameters_{entry}"))?;
         let static_shared = self.symbol(&format!("static_shared_{entry}"))?;
+        let max_threads = self.symbol(&format!("max_threads_{entry}")).map_or(1024, |f| {
+            // SAFETY: `PRECAST_HOST_BOUNDS` defines it with this signature.
+            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(f)() }
+        });
         // SAFETY: `PRECAST_HOST_ENTRY` defines the three with these signatures.
         unsafe {
             Some(HostKernel {
@@ -267,6 +285,7 @@ impl HostModule {
                 static_shared: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(
                     static_shared,
                 ),
+                max_threads,
             })
         }
     }
@@ -307,6 +326,11 @@ impl HostKernel {
         // SAFETY: there is room for `count` sizes.
         unsafe { (self.parameters)(sizes.as_mut_ptr(), count) };
         sizes
+    }
+
+    /// The most threads of a block, by its `__launch_bounds__`.
+    pub fn max_threads(&self) -> u32 {
+        self.max_threads
     }
 
     /// Bytes of static shared memory.
