@@ -238,15 +238,13 @@ impl CudaBackend {
 
     /// Puts the steps of phases into the stream.
     fn steps(&self, phases: &[Phase]) -> Result<()> {
-        let offset = |phase: Phase| -> usize {
-            self.phases[..phase as usize].iter().map(Vec::len).sum()
-        };
+        let offset =
+            |phase: Phase| -> usize { self.phases[..phase as usize].iter().map(Vec::len).sum() };
         for &phase in phases {
             for (i, step) in self.phases[phase as usize].iter().enumerate() {
                 for work in step {
-                    self.one(work).map_err(|e| {
-                        e.at(format!("step `{}`", self.names[offset(phase) + i]))
-                    })?;
+                    self.one(work)
+                        .map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
                 }
             }
         }
@@ -418,12 +416,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(
-        plan: &Plan,
-        places: &Places,
-        lowered: &lower::LoweredPlan,
-        graphs: &Graphs,
-    ) -> Needs {
+    fn of(plan: &Plan, places: &Places, lowered: &lower::LoweredPlan, graphs: &Graphs) -> Needs {
         Needs {
             arena: plan.arena_bytes,
             persistent: plan.persistent_bytes,
@@ -582,7 +575,9 @@ impl Binder<'_> {
                 shape: (l.grid, l.block, l.shared),
                 args: l.args.iter().map(|a| self.word(a)).collect(),
             },
-            Task::Clear { place, bytes } => Work::Clear { at: (self.address)(*place), bytes: *bytes },
+            Task::Clear { place, bytes } => {
+                Work::Clear { at: (self.address)(*place), bytes: *bytes }
+            }
             Task::Product(i) => {
                 let call = self.blas.prepare(&self.products[*i], self.address, self.stream)?;
                 Work::Product(Box::new(call))

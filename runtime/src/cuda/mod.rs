@@ -17,8 +17,10 @@ pub mod library;
 pub mod lower;
 pub mod nvrtc;
 pub mod product;
+pub mod report;
 pub mod staging;
 pub mod text;
 
 pub use device::CudaBackend;
-pub use driver::{DeviceInfo, devices};
+pub use driver::{DeviceInfo, device, devices};
+pub use report::{Report, report};
