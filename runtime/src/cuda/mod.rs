@@ -5,4 +5,5 @@
 //! the text, allocating, launching, capturing) decides nothing about numerics, so that lowering can
 //! be checked on a machine without a GPU.
 
+pub mod kernels;
 pub mod launch;
