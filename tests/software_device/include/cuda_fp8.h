@@ -1,0 +1,2 @@
+#pragma once
+#include "precast_software_device.h"
