@@ -5,4 +5,20 @@
 //! the text, allocating, launching, capturing) decides nothing about numerics, so that lowering can
 //! be checked on a machine without a GPU.
 
+pub mod api;
+pub mod blas;
+pub mod cache;
+pub mod device;
+pub mod driver;
+pub mod graphs;
+pub mod kernels;
 pub mod launch;
+pub mod library;
+pub mod lower;
+pub mod nvrtc;
+pub mod product;
+pub mod staging;
+pub mod text;
+
+pub use device::CudaBackend;
+pub use driver::{DeviceInfo, devices};
