@@ -315,7 +315,7 @@ impl Device {
 
     /// By chance, one piece of work of a stream that waits for nothing.
     fn meanwhile(&mut self, running: Option<u64>) {
-        if self.random() % 4 != 0 {
+        if !self.random().is_multiple_of(4) {
             return;
         }
         let able = |s: &Stream| match s.queue.front() {

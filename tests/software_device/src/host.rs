@@ -132,7 +132,8 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
         arguments.extend(["-mavx2", "-mf16c", "-mfma"].map(String::from));
     }
     arguments.extend(options.iter().map(|o| o.to_string()));
-    let key = hash(&[&headers()?, &unit, &compiler, &arguments.join(" ")]);
+    let headers = headers()?;
+    let key = hash(&[&headers, &unit, &compiler, &arguments.join(" ")]);
     let path = cache.join(format!("kernel-{key:016x}.so"));
     if path.exists() {
         return Ok(path);
@@ -144,9 +145,12 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
     let made = cache.join(format!("{stem}.tmp"));
     std::fs::write(&source, &unit)
         .map_err(|e| format!("cannot write {}: {e}", source.display()))?;
+    let header = precompiled(&compiler, &arguments, &headers, cache);
     let output = Command::new(&compiler)
         .args(&arguments)
-        .args(["-include", "precast_software_device.h", "-I", INCLUDE])
+        .arg("-include")
+        .arg(header)
+        .args(["-I", INCLUDE])
         .arg(&source)
         .arg("-o")
         .arg(&made)
@@ -159,6 +163,42 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
     }
     std::fs::rename(&made, &path).map_err(|e| format!("cannot rename {}: {e}", made.display()))?;
     Ok(path)
+}
+
+/// A copy of the header with its precompiled form beside it, made once for these arguments, which
+/// more than halves the time of a compilation. The header itself where that fails.
+fn precompiled(compiler: &str, arguments: &[String], headers: &str, cache: &Path) -> PathBuf {
+    const HEADER: &str = "precast_software_device.h";
+    let plain = PathBuf::from(HEADER);
+    // clang++ takes a precompiled header by another option.
+    if !compiler.contains("g++") || compiler.contains("clang") {
+        return plain;
+    }
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|p| p.into_inner());
+    let key = hash(&[headers, compiler, &arguments.join(" ")]);
+    let folder = cache.join(format!("header-{key:016x}"));
+    let header = folder.join(HEADER);
+    if header.exists() {
+        return header;
+    }
+    let making = cache.join(format!("header-{key:016x}-{}", unique()));
+    let made = std::fs::create_dir_all(&making).is_ok()
+        && std::fs::copy(Path::new(INCLUDE).join(HEADER), making.join(HEADER)).is_ok()
+        && Command::new(compiler)
+            .args(arguments)
+            .args(["-x", "c++-header", "-I", INCLUDE])
+            .arg(making.join(HEADER))
+            .arg("-o")
+            .arg(making.join(format!("{HEADER}.gch")))
+            .output()
+            .is_ok_and(|o| o.status.success());
+    // Another process may have been first.
+    if made && (std::fs::rename(&making, &folder).is_ok() || header.exists()) {
+        return header;
+    }
+    let _ = std::fs::remove_dir_all(&making);
+    plain
 }
 
 /// -O1 compiles in half the time of -O2; alignment and bounds end in a trap that the launcher

@@ -348,13 +348,7 @@ impl Product {
                     if e.save {
                         write_bit(aux_at, aux, v > 0.0);
                     }
-                    v = if v > 0.0 {
-                        v
-                    } else if v.is_nan() {
-                        v
-                    } else {
-                        0.0
-                    };
+                    v = if v > 0.0 || v.is_nan() { v } else { 0.0 };
                 }
                 if e.gelu {
                     if e.save {

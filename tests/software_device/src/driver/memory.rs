@@ -67,7 +67,7 @@ fn set(
     stream: u64,
 ) -> Result<(), Status> {
     d.check_range(to, width * count, "a fill")?;
-    if !d.arena.is_device(to) || to % width as u64 != 0 {
+    if !d.arena.is_device(to) || !to.is_multiple_of(width as u64) {
         return Err(INVALID_VALUE);
     }
     if count == 0 {
