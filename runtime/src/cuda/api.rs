@@ -42,8 +42,6 @@ macro_rules! functions {
     };
 }
 
-pub(super) use functions;
-
 /// `CUresult`, `nvrtcResult` and `cublasStatus_t`: zero is success.
 pub type Status = c_uint;
 type Ptr = *mut c_void;
