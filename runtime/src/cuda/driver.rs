@@ -564,8 +564,8 @@ impl Module {
             );
             return Err(Error::new("R0706", text));
         }
-        // Up to 48 KiB need no permission.
-        if shared > 48 << 10 {
+        // Beyond 48 KiB, the kernel's static memory included, a launch needs permission.
+        if shared > 0 {
             let attribute =
                 cu::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: as above.
