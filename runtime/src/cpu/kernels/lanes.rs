@@ -341,7 +341,7 @@ pub type Pair = u32;
 #[path = "lanes_emulated.rs"]
 mod emulated;
 #[cfg(test)]
-pub use emulated::EmulatedBf16;
+pub use emulated::{EmulatedBf16, EmulatedF32};
 
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Bf16x32, F32x8, F32x16};

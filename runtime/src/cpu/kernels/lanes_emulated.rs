@@ -1,6 +1,6 @@
-//! AVX512-BF16 in plain Rust, so that tests run the bf16 products on any processor.
+//! AVX-512 and AVX512-BF16 in plain Rust, so that tests run their products on any processor.
 //!
-//! Everything but the instruction is shared with [`Bf16x32`]: packing, tile shapes,
+//! Everything but the instructions is shared with [`F32x16`] and [`Bf16x32`]: packing, tile shapes,
 //! cache blocks and inner loops.
 
 use super::*;
@@ -42,47 +42,53 @@ pub fn dot(acc: f32, a: Pair, b: Pair) -> f32 {
     fma_flushing(lo(a), lo(b), fma_flushing(hi(a), hi(b), acc))
 }
 
-// SAFETY: every method touches the N elements it names.
-unsafe impl Lanes for EmulatedBf16 {
-    type El = Pair;
-    type V = [Pair; 16];
-    type Acc = [f32; 16];
-    const N: usize = 16;
-    const KU: usize = 2;
-    const KC: usize = 256;
-    unsafe fn zero() -> [f32; 16] {
-        [0.0; 16]
-    }
-    unsafe fn load(p: *const Pair) -> [Pair; 16] {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[Pair; 16]>().read_unaligned() }
-    }
-    unsafe fn splat(p: *const Pair) -> [Pair; 16] {
-        // SAFETY: the caller gives one element.
-        [unsafe { p.read_unaligned() }; 16]
-    }
-    unsafe fn mac(mut acc: [f32; 16], a: [Pair; 16], b: [Pair; 16]) -> [f32; 16] {
-        for i in 0..16 {
-            acc[i] = dot(acc[i], a[i], b[i]);
+/// [`F32x16`] without its instructions.
+#[derive(Clone, Copy, Debug)]
+pub struct EmulatedF32;
+
+/// What does not depend on how a lane multiplies.
+macro_rules! lanes16 {
+    ($name:ident, $el:ty, ku $ku:literal, $mac:expr) => {
+        // SAFETY: every method touches the N elements it names.
+        unsafe impl Lanes for $name {
+            type El = $el;
+            type V = [$el; 16];
+            type Acc = [f32; 16];
+            const N: usize = 16;
+            const KU: usize = $ku;
+            const KC: usize = 256;
+            unsafe fn zero() -> [f32; 16] {
+                [0.0; 16]
+            }
+            unsafe fn load(p: *const $el) -> [$el; 16] {
+                // SAFETY: the caller gives 16 elements.
+                unsafe { p.cast::<[$el; 16]>().read_unaligned() }
+            }
+            unsafe fn splat(p: *const $el) -> [$el; 16] {
+                // SAFETY: the caller gives one element.
+                [unsafe { p.read_unaligned() }; 16]
+            }
+            unsafe fn mac(acc: [f32; 16], a: [$el; 16], b: [$el; 16]) -> [f32; 16] {
+                std::array::from_fn(|i| $mac(acc[i], a[i], b[i]))
+            }
+            unsafe fn load_acc(p: *const f32) -> [f32; 16] {
+                // SAFETY: the caller gives 16 elements.
+                unsafe { p.cast::<[f32; 16]>().read_unaligned() }
+            }
+            unsafe fn store_acc(p: *mut f32, a: [f32; 16]) {
+                // SAFETY: the caller gives 16 elements.
+                unsafe { p.cast::<[f32; 16]>().write_unaligned(a) }
+            }
+            unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+                std::array::from_fn(|i| a[i] + b[i])
+            }
+            loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
         }
-        acc
-    }
-    unsafe fn load_acc(p: *const f32) -> [f32; 16] {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[f32; 16]>().read_unaligned() }
-    }
-    unsafe fn store_acc(p: *mut f32, a: [f32; 16]) {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[f32; 16]>().write_unaligned(a) }
-    }
-    unsafe fn add(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        for i in 0..16 {
-            a[i] += b[i];
-        }
-        a
-    }
-    loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
+    };
 }
+
+lanes16!(EmulatedF32, f32, ku 1, |acc, a: f32, b| a.mul_add(b, acc));
+lanes16!(EmulatedBf16, Pair, ku 2, dot);
 
 #[cfg(test)]
 mod tests {
