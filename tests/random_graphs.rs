@@ -8,15 +8,16 @@ mod random;
 #[allow(dead_code, reason = "every test binary uses a part")]
 mod rng;
 
-use precast_compiler::ir::Graph;
+use precast_compiler::ir::{Graph, ValueId};
+use precast_compiler::ops::{Lowering, Op};
 use precast_compiler::precision::Policy;
-use precast_compiler::reference::{Data, Tensor, eval};
+use precast_compiler::reference::{self, Data, Evaluated, Tensor, eval, eval_with};
 use precast_plan::{DType, Plan};
 use precast_runtime::data::batch_of;
 use precast_runtime::tensors::Element;
 use precast_runtime::{HostTensor, Options, Session};
 use random::{RandomCase, describe};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn host(t: &Tensor) -> HostTensor<'static> {
     let shape: Vec<u64> = t.shape().iter().map(|&n| n as u64).collect();
@@ -57,9 +58,8 @@ fn run(plan: &Plan, case: &RandomCase, threads: usize) -> Vec<(String, Vec<f32>)
         .collect()
 }
 
-/// Largest distance of a result from the interpreter's in f64, relative to the largest element.
-fn distance(have: &[(String, Vec<f32>)], graph: &Graph, case: &RandomCase) -> (f64, String) {
-    let want = eval(graph, &case.inputs, &case.vars).unwrap_or_else(|e| panic!("{e}"));
+/// Largest distance of a result from what it should be, relative to the largest element.
+fn distance(have: &[(String, Vec<f32>)], want: &Evaluated) -> (f64, String) {
     let mut worst = (0.0, String::new());
     assert_eq!(have.len(), want.results.len());
     for (name, values) in have {
@@ -76,6 +76,37 @@ fn distance(have: &[(String, Vec<f32>)], graph: &Graph, case: &RandomCase) -> (f
     worst
 }
 
+/// The graph that was scheduled, with 16-bit formats on those values alone that the plan stores: a
+/// chain of operations that is one kernel rounds only where it stores.
+fn rounds_where_stored(g: &Graph, plan: &Plan) -> Graph {
+    let narrow = |d: DType| d.is_real() && d.size() < 4;
+    let stored: BTreeSet<&str> =
+        plan.tensors.iter().filter(|t| narrow(t.dtype)).map(|t| t.name.as_str()).collect();
+    // A cast of a parameter, or of a view of one, is the copy that the update writes.
+    let of_parameter = |mut v: ValueId| loop {
+        let def = g.def(v);
+        match def.op {
+            Op::Var(_) => return true,
+            ref op if op.lowering() == Lowering::View => v = def.inputs[0],
+            _ => return false,
+        }
+    };
+    let mut out = g.clone();
+    for (_, node) in g.nodes() {
+        for (i, &v) in node.outputs.iter().enumerate() {
+            let name = match node.outputs.len() {
+                1 => node.name.clone(),
+                _ => format!("{}.{i}", node.name),
+            };
+            let copy = matches!(node.op, Op::Cast(_)) && of_parameter(node.inputs[0]);
+            if narrow(g.ty(v).dtype) && !copy && !stored.contains(name.as_str()) {
+                out.set_dtype(v, DType::F32);
+            }
+        }
+    }
+    out
+}
+
 #[test]
 fn plans_compute_what_graphs_mean() {
     for seed in 0..300 {
@@ -84,27 +115,28 @@ fn plans_compute_what_graphs_mean() {
         let plan = common::lower(&g, Policy::F32);
         let one = run(&plan, &case, 1);
         assert!(one == run(&plan, &case, 2), "seed {seed}: two threads differ from one");
-        let (e, name) = distance(&one, &g, &case);
+        let want = eval(&g, &case.inputs, &case.vars).unwrap_or_else(|e| panic!("{e}"));
+        let (e, name) = distance(&one, &want);
         assert!(e <= 2e-5, "seed {seed}, {name}: off by {e:e}\n{}", describe(&case));
     }
 }
 
 #[test]
-fn plans_in_16_bits_stay_near() {
-    let (mut far, mut narrow) = (vec![], 0);
-    for seed in 0..100 {
+fn plans_in_16_bits_round_where_they_store() {
+    let (mut off, mut narrow) = (vec![], 0);
+    for seed in 0..200 {
         let case = RandomCase::new(seed);
-        let g = case.differentiated();
-        let plan = common::lower(&g, Policy::Bf16);
+        let (g, plan) = common::lowered(&case.differentiated(), Policy::Bf16);
         narrow += u32::from(plan.tensors.iter().any(|t| t.dtype == DType::Bf16));
-        let (e, name) = distance(&run(&plan, &case, 2), &g, &case);
-        assert!(e.is_finite(), "seed {seed}, {name}");
-        if e > 0.1 {
-            far.push((seed, name, e));
+        let g = rounds_where_stored(&g, &plan);
+        let want = eval_with(&g, &case.inputs, &case.vars, &reference::Options::STORED)
+            .unwrap_or_else(|e| panic!("{e}"));
+        let (e, name) = distance(&run(&plan, &case, 2), &want);
+        if e > 2e-5 {
+            println!("seed {seed}, {name}: {e:e}");
+            off.push((seed, name, e));
         }
     }
-    // A rounded value may fall on the other side of a comparison or a maximum, and then one element
-    // of a gradient is another.
-    assert!(far.len() <= 8, "{far:?}");
-    assert!(narrow > 30, "{narrow} plans with bf16 in them");
+    assert!(off.is_empty(), "{off:?}");
+    assert!(narrow > 60, "{narrow} plans with bf16 in them");
 }
