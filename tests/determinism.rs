@@ -7,8 +7,8 @@ mod common;
 mod small;
 
 use common::Fixture;
-use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, TrainSpec, joint};
+use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::precision::Policy;
 use precast_compiler::{pipeline, text};
 use precast_plan::{Kernel, Plan, Role, Storage};
@@ -118,8 +118,7 @@ fn textual(model: &str, policy: &str, optimizer: &str, train: &str) -> Session {
     let plan = pipeline::compile(&recipe, &pipeline::Options::default())
         .unwrap_or_else(|e| panic!("{e}"))
         .plan;
-    let weights =
-        ModelWeights::for_plan(&plan, dir.path(), None).unwrap_or_else(|e| panic!("{e}"));
+    let weights = ModelWeights::for_plan(&plan, dir.path(), None).unwrap_or_else(|e| panic!("{e}"));
     let options = Options { threads: 1, seed: 0 };
     Session::new(plan, &weights, &options).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -61,10 +61,7 @@ pub fn options() -> pipeline::Options {
 
 /// The recipe with what the data says about its extents, and the options with what it says about
 /// shapes and the length of the run.
-fn with_data(
-    recipe: &Recipe,
-    options: &pipeline::Options,
-) -> Outcome<(Recipe, pipeline::Options)> {
+fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, pipeline::Options)> {
     let total_steps = match recipe.train.length {
         TrainLength::Epochs(_) if recipe.data.source.is_none() => None,
         _ => Some(recipe.total_steps()?),
@@ -72,8 +69,7 @@ fn with_data(
     let import = recipe.import_options(true)?;
     let mut recipe = recipe.clone();
     recipe.data.dims = import.dims.into_iter().collect();
-    let options =
-        pipeline::Options { shapes: import.input_shapes, total_steps, ..options.clone() };
+    let options = pipeline::Options { shapes: import.input_shapes, total_steps, ..options.clone() };
     Ok((recipe, options))
 }
 

@@ -125,15 +125,21 @@ impl Log {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             line.get("step")?.as_u64()
         };
-        if done > 0 && let Ok(text) = fs::read_to_string(path) {
+        if done > 0
+            && let Ok(text) = fs::read_to_string(path)
+        {
             let kept = text.lines().take_while(|l| step(l).is_some_and(|s| s <= done));
             let kept: String = kept.map(|l| format!("{l}\n")).collect();
             if kept != text {
                 write_file(path, kept.as_bytes())?;
             }
         }
-        let options =
-            File::options().create(true).append(done > 0).write(true).truncate(done == 0).open(path);
+        let options = File::options()
+            .create(true)
+            .append(done > 0)
+            .write(true)
+            .truncate(done == 0)
+            .open(path);
         let file = options.map_err(|e| Log::fail(path, &e))?;
         Ok(Log { path: path.into(), file })
     }

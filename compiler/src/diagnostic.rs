@@ -84,7 +84,8 @@ impl Diagnostics {
 pub fn nearest<'a>(word: &str, set: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     set.into_iter()
         .map(|w| (strsim::damerau_levenshtein(word, w), w))
-        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4)
+        // Of two single letters, neither is a slip for the other.
+        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4 && *d < w.len().max(word.len()))
         .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())))
         .map(|(_, w)| w)
 }

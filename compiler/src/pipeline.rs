@@ -5,7 +5,8 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
-    Facts, LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
+    Facts, LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind,
+    WeightInit,
 };
 use crate::frontend::recognise;
 use crate::ir::{Graph, ValueId, VarInit, VarRole};
@@ -265,9 +266,10 @@ fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
         Op::CrossEntropy(_) => forward.shape(n.inputs[0]).last().copied(),
         _ => None,
     });
-    let tensor = plan.tensors.iter().position(|t| {
-        t.name == recipe.loss.target && matches!(t.storage, Storage::Input { .. })
-    });
+    let tensor = plan
+        .tensors
+        .iter()
+        .position(|t| t.name == recipe.loss.target && matches!(t.storage, Storage::Input { .. }));
     let found = count.zip(tensor).map(|(count, tensor)| Classes {
         tensor: tensor as u32,
         count: count as u64,

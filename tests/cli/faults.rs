@@ -36,13 +36,13 @@ fn sizes_that_cannot_be_are_refused() {
 
     for args in [
         &["--threads", "100000"][..],
-        &["--threads", "-1"],
+        &["--threads=-1"],
         &["--steps", "0"],
         &["--steps", "99999999999"],
     ] {
         let o = Lab::new().run(&[TRAIN, args].concat());
         assert_eq!(super::code(&o), 2, "{args:?}: {}", stderr(&o));
-        assert!(stderr(&o).contains(args[0]), "{}", stderr(&o));
+        assert!(stderr(&o).contains(&args[0][..7]), "{}", stderr(&o));
     }
 }
 

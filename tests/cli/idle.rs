@@ -56,14 +56,19 @@ fn keys_that_do_nothing_are_warnings_with_a_place() {
     check("momentum = 0.9", decay, &[], &[]);
     let both = "targets = { t = \"label\", u = \"a\" }\n[loss]\ntarget = \"t\"";
     check("targets = { t = \"label\" }\n[loss]", both, &[], &["P0121", "`targets.u` does", ":7:"]);
-    let pin = "[precision]\npins = [{ op = \"fc1\", dtype = \"f32\" }]\n[train]";
+    let pin = "[precision]\npins = [{ op = \"*\", dtype = \"f32\" }]\n[train]";
     check("[train]", pin, &["--policy", "f32"], &["P0121", "pins.0"]);
     check("[train]", pin, &["--policy", "bf16"], &[]);
     let warmup = |n: u64| format!("[schedule]\nwarmup = {n}\n[train]");
     check("[train]", &warmup(4), &[], &["P0122", "4 steps", ":15:"]);
     check("[train]", &warmup(3), &[], &[]);
     // The model's weights are drawn, so `init` is right; there is no data to shuffle.
-    check("model = \"model.pir\"", "model = \"model.pir\"\n[weights]\ninit = \"default\"", &[], &[]);
+    check(
+        "model = \"model.pir\"",
+        "model = \"model.pir\"\n[weights]\ninit = \"default\"",
+        &[],
+        &[],
+    );
     let none = "shuffle = true\nsplit = 0.5\n";
     check(
         "format = \"csv\"\nfile = \"data.csv\"\nbatch = 4\n",

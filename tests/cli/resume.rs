@@ -70,16 +70,19 @@ fn a_checkpoint_of_another_run_is_refused() {
         ("seed = 3", "seed = 4", "seed 3, this run has 4", "R0510"),
         ("batch = 4", "batch = 4\nsplit = 0.25", "split = 0", "R0510"),
         ("batch = 4", "batch = 4\nshuffle = false", "shuffle = true", "R0510"),
-        ("momentum = 0.9", "", "w1.momentum", "R0509"),
+        ("momentum = 0.9", "", "b1.momentum", "R0509"),
     ] {
         lab.write("recipe.toml", &recipe.replace(old, new));
         refused(what, want);
     }
     lab.write("recipe.toml", &recipe.replace("batch = 4", "batch = 8"));
-    lab.write("model.pir", &MODEL.replace("[4,3] @x", "[8,3] @x").replace(
-        "f32[4,3]\n  %w1",
-        "f32[8,3]\n  %w1",
-    ).replace("shape=[4,4]", "shape=[8,4]"));
+    lab.write(
+        "model.pir",
+        &MODEL
+            .replace("[4,3] @x", "[8,3] @x")
+            .replace("f32[4,3]\n  %w1", "f32[8,3]\n  %w1")
+            .replace("shape=[4,4]", "shape=[8,4]"),
+    );
     refused("batch = 4", "R0510");
     lab.write("model.pir", MODEL);
     lab.write("recipe.toml", &recipe);

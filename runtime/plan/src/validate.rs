@@ -265,7 +265,9 @@ fn classes(cx: &mut Context) {
     for c in &cx.plan.classes {
         let fault = match cx.plan.tensors.get(c.tensor as usize) {
             None => format!("there is no tensor {}", c.tensor),
-            Some(t) if !matches!(t.storage, Storage::Input { .. }) || t.dtype.kind() != Kind::Int => {
+            Some(t)
+                if !matches!(t.storage, Storage::Input { .. }) || t.dtype.kind() != Kind::Int =>
+            {
                 format!("`{}` is not an integer input", t.name)
             }
             Some(_) if c.count == 0 || i64::try_from(c.count).is_err() => {

@@ -325,7 +325,8 @@ impl Dataset {
         }
         let epoch = self.state.position.epoch;
         if self.current.as_ref().is_none_or(|c| c.0 != epoch) {
-            let rows = self.order.epoch(self.train, self.test > 0, self.state.shuffle.then_some(epoch));
+            let rows =
+                self.order.epoch(self.train, self.test > 0, self.state.shuffle.then_some(epoch));
             self.current = Some((epoch, rows));
         }
         let from = (self.state.position.batch * self.batch) as usize;

@@ -108,7 +108,10 @@ fn tables_find_columns_by_name_and_range() {
     s.fields[1].columns = Columns::Name("p0".into());
     let mut data = Dataset::open(&s, &want).unwrap();
     let e = data.next_batch().unwrap_err();
-    assert_eq!((e.code, e.place.as_deref()), ("R0201", Some(&*format!("{}: row 0, for input `y`", dir.path().join("t.csv").display()))));
+    assert_eq!(
+        (e.code, e.place.as_deref()),
+        ("R0201", Some(&*format!("{}: row 0, for input `y`", dir.path().join("t.csv").display())))
+    );
 }
 
 #[test]

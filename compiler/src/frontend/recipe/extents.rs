@@ -230,8 +230,11 @@ impl Recipe {
         if let Some(info) = &info {
             self.check_names(info)?;
         }
-        if let (Some(info), Some(data)) = (&info, self.data_extents()?) {
-            self.check_rows(&data)?;
+        let data = self.data_extents()?;
+        if let Some(data) = &data {
+            self.check_rows(data)?;
+        }
+        if let (Some(info), Some(data)) = (&info, data) {
             for (input, row) in data.inputs {
                 let declared = info.inputs.iter().find(|i| i.name == input);
                 let dims = declared.and_then(|i| i.dims.as_deref());

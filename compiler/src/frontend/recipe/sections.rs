@@ -23,7 +23,18 @@ const KEYS: &[(&str, &[&str])] = &[
     ("[loss_scale]", &["mode", "growth", "backoff", "interval", "hysteresis", "min", "max"]),
     (
         "[train]",
-        &["steps", "epochs", "accumulate", "clip_norm", "ema", "seed", "freeze", "log", "checkpoint", "out"],
+        &[
+            "steps",
+            "epochs",
+            "accumulate",
+            "clip_norm",
+            "ema",
+            "seed",
+            "freeze",
+            "log",
+            "checkpoint",
+            "out",
+        ],
     ),
     ("[target]", &["device", "table"]),
 ];
