@@ -92,20 +92,35 @@ fn steps(
     let bar = progress(total, session.steps(), quiet);
     let mut last = None;
     while session.steps() < total {
-        let r = session.step_from(|| data.next_batch())?;
-        if let Some(log) = &mut log {
-            log.line(&r)?;
+        let submitted = session.submit(|| data.next_batch());
+        let step = session.steps();
+        let saves =
+            recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
+        // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
+        let waits = saves || step == total || submitted.is_err();
+        let (failed, mut reports) = match submitted {
+            Ok(reports) => (None, reports),
+            Err(e) => (Some(e), vec![]),
+        };
+        if waits {
+            reports.extend(session.finish()?);
         }
-        if let Some(every) = recipe.train.checkpoint
-            && (r.step % every == 0 || r.step == total)
-        {
-            let path = out.join(format!("checkpoint-{}.safetensors", r.step));
+        for r in reports {
+            if let Some(log) = &mut log {
+                log.line(&r)?;
+            }
+            bar.set_position(r.step);
+            bar.set_message(format!("loss {:.4}", r.loss));
+            last = Some(r);
+        }
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        if saves {
+            let path = out.join(format!("checkpoint-{step}.safetensors"));
             session.save_checkpoint(&path, &data.state())?;
             saved.push(path);
         }
-        bar.set_position(r.step);
-        bar.set_message(format!("loss {:.4}", r.loss));
-        last = Some(r);
     }
     bar.finish_and_clear();
     Ok(last)

@@ -2,20 +2,26 @@
 
 use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
+use crate::cuda::CudaBackend;
 use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
 use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::time::Instant;
+
+mod steps;
+
+use steps::Pending;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// 0: every core.
     pub threads: usize,
+    /// Which of this machine's GPUs runs a plan that is for one.
+    pub gpu: usize,
     /// Fed to the plan's input `seed`, if it has one.
     pub seed: u64,
 }
@@ -32,6 +38,8 @@ pub struct StepReport {
     /// The update was skipped because a gradient was not finite.
     pub skipped: bool,
     pub grad_norm: Option<f32>,
+    /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
+    /// for the host not counted.
     pub seconds: f64,
 }
 
@@ -54,16 +62,24 @@ pub struct Session {
     scale: Option<TensorId>,
     skipped: Option<TensorId>,
     grad_norm: Option<TensorId>,
+    /// Steps on their way, oldest first, and reports nobody has taken yet.
+    pending: VecDeque<Pending>,
+    /// Requests in flight.
+    asked: usize,
+    ready: Vec<StepReport>,
 }
 
 impl Session {
-    /// Loads `plan` on the CPU and sets every persistent tensor to its first value.
+    /// Loads `plan` on the device it is for and sets every persistent tensor to its first value.
     ///
     /// # Errors
     /// If the plan is not valid or cannot run here, or the weights do not fit it.
     pub fn new(plan: Plan, weights: &dyn WeightSource, options: &Options) -> Result<Session> {
-        let backend = CpuBackend::new(&plan, options.threads)?;
-        Session::on(plan, Box::new(backend), weights, options)
+        let backend: Box<dyn Backend> = match plan.target.device.as_str() {
+            "cuda" => Box::new(CudaBackend::new(&plan, options.gpu)?),
+            _ => Box::new(CpuBackend::new(&plan, options.threads)?),
+        };
+        Session::on(plan, backend, weights, options)
     }
 
     /// As [`Session::new`], on a backend that has loaded the same plan.
@@ -100,6 +116,9 @@ impl Session {
             scalars: vec![],
             seed: options.seed,
             steps: 0,
+            pending: VecDeque::new(),
+            asked: 0,
+            ready: vec![],
             backend,
             plan,
         })
@@ -214,59 +233,6 @@ impl Session {
     pub fn micro(&mut self, batch: &Batch) -> Result<()> {
         self.upload(batch, 0)?;
         self.backend.run(Phase::Micro)
-    }
-
-    /// One optimizer step over `batches`, as many as the plan accumulates.
-    ///
-    /// # Errors
-    /// If there are more or fewer batches, one does not fit the plan, or the device failed.
-    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
-        let start = Instant::now();
-        if batches.len() as u64 != u64::from(self.plan.accumulate) {
-            let text =
-                format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
-            return Err(Error::new("R0504", text));
-        }
-        let mut loss = 0.0;
-        for (i, batch) in batches.iter().enumerate() {
-            loss += self.accumulate(batch, i as u64)?;
-        }
-        self.update(loss, start)
-    }
-
-    /// As [`Session::step`], with one batch in memory at a time: `next` is asked for each.
-    ///
-    /// # Errors
-    /// As [`Session::step`]; the first error of `next`, after which the gradients of the batches
-    /// before it are part of the next step.
-    pub fn step_from(&mut self, mut next: impl FnMut() -> Result<Batch>) -> Result<StepReport> {
-        let start = Instant::now();
-        let mut loss = 0.0;
-        for i in 0..self.plan.accumulate {
-            loss += self.accumulate(&next()?, u64::from(i))?;
-        }
-        self.update(loss, start)
-    }
-
-    /// Forward and backward over batch `i` of a step; its loss.
-    fn accumulate(&mut self, batch: &Batch, i: u64) -> Result<f64> {
-        self.upload(batch, i)?;
-        self.backend.run(Phase::Micro)?;
-        Ok(self.scalar(self.loss)?.map_or(f64::NAN, f64::from))
-    }
-
-    /// The update of a step whose batches have losses of this sum.
-    fn update(&mut self, loss: f64, start: Instant) -> Result<StepReport> {
-        self.backend.run(Phase::Update)?;
-        self.steps += 1;
-        Ok(StepReport {
-            step: self.steps,
-            loss: (loss / f64::from(self.plan.accumulate)) as f32,
-            scale: self.scalar(self.scale)?,
-            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
-            grad_norm: self.scalar(self.grad_norm)?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
     }
 
     /// Runs the forward-only phase over one batch; its results are then read with
