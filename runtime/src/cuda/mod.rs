@@ -6,6 +6,7 @@
 //! be checked on a machine without a GPU.
 
 pub mod api;
+pub mod dnn;
 pub mod driver;
 pub mod launch;
 pub mod library;
