@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
-use crate::data::{Batch, Position, Wanted};
+use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
@@ -128,8 +128,14 @@ impl Session {
             .iter()
             .enumerate()
             .filter(|(i, t)| matches!(t.storage, Storage::Input { .. }) && !fed(*i as TensorId))
-            .map(|(_, t)| Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+            .map(|(i, _)| self.input(i as TensorId))
             .collect()
+    }
+
+    fn input(&self, id: TensorId) -> Wanted {
+        let t = &self.plan.tensors[id as usize];
+        let classes = self.plan.classes.iter().find(|c| c.tensor == id).copied();
+        Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), classes }
     }
 
     /// Feeds the one-element input `name` with `f(step)` before every step, e.g. `lr`.
@@ -140,7 +146,8 @@ impl Session {
         let id = self.id(name)?;
         let t = &self.plan.tensors[id as usize];
         if !matches!(t.storage, Storage::Input { .. }) || t.shape.iter().product::<u64>() != 1 {
-            return Err(Error::new("R0501", format!("`{name}` is not an input of one element")));
+            let text = format!("`{name}` is not an input of one element");
+            return Err(Error::new("R0501", text).at(format!("tensor `{name}`")));
         }
         self.scalars.push((id, t.dtype, f));
         Ok(())
@@ -175,6 +182,7 @@ impl Session {
             if !matches!(self.plan.tensors[id as usize].storage, Storage::Input { .. }) {
                 return Err(Error::new("R0503", format!("`{name}` is not an input of the plan")));
             }
+            self.input(id).check(bytes)?;
             self.backend.write(id, bytes).map_err(|e| e.at(format!("input `{name}`")))?;
         }
         for k in 0..self.own.len() {
@@ -221,15 +229,39 @@ impl Session {
         }
         let mut loss = 0.0;
         for (i, batch) in batches.iter().enumerate() {
-            self.upload(batch, i as u64)?;
-            self.backend.run(Phase::Micro)?;
-            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
+            loss += self.accumulate(batch, i as u64)?;
         }
+        self.update(loss, start)
+    }
+
+    /// As [`Session::step`], with one batch in memory at a time: `next` is asked for each.
+    ///
+    /// # Errors
+    /// As [`Session::step`]; the first error of `next`, after which the gradients of the batches
+    /// before it are part of the next step.
+    pub fn step_from(&mut self, mut next: impl FnMut() -> Result<Batch>) -> Result<StepReport> {
+        let start = Instant::now();
+        let mut loss = 0.0;
+        for i in 0..self.plan.accumulate {
+            loss += self.accumulate(&next()?, u64::from(i))?;
+        }
+        self.update(loss, start)
+    }
+
+    /// Forward and backward over batch `i` of a step; its loss.
+    fn accumulate(&mut self, batch: &Batch, i: u64) -> Result<f64> {
+        self.upload(batch, i)?;
+        self.backend.run(Phase::Micro)?;
+        Ok(self.scalar(self.loss)?.map_or(f64::NAN, f64::from))
+    }
+
+    /// The update of a step whose batches have losses of this sum.
+    fn update(&mut self, loss: f64, start: Instant) -> Result<StepReport> {
         self.backend.run(Phase::Update)?;
         self.steps += 1;
         Ok(StepReport {
             step: self.steps,
-            loss: (loss / batches.len() as f64) as f32,
+            loss: (loss / f64::from(self.plan.accumulate)) as f32,
             scale: self.scalar(self.scale)?,
             skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
             grad_norm: self.scalar(self.grad_norm)?,
@@ -361,12 +393,12 @@ impl Session {
     }
 
     /// Writes everything a bit-exact continuation needs: all persistent tensors, the step count,
-    /// the seed and where the data stands.
+    /// the seed, and where in which data the run stands.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn save_checkpoint(&self, path: &Path, position: Position) -> Result<()> {
-        let data = serde_json::to_string(&position).expect("two numbers");
+    pub fn save_checkpoint(&self, path: &Path, data: &DataState) -> Result<()> {
+        let data = serde_json::to_string(data).expect("a few numbers");
         let metadata = BTreeMap::from([
             ("precast.data".to_string(), data),
             ("precast.model".to_string(), self.plan.model.clone()),
@@ -376,11 +408,12 @@ impl Session {
         write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
     }
 
-    /// Continues from a checkpoint; returns where its data stood. Nothing changes on an error.
+    /// Continues from a checkpoint; returns where its data stood, for
+    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
     ///
     /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Position> {
+    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
         let file = TensorFile::open(path)?;
         let bad = |code, text: String| {
             Error::new(code, text)
@@ -394,10 +427,15 @@ impl Session {
             value.map(String::as_str)
         };
         let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
-        let position: Position =
+        let state: DataState =
             serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
         let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
         let seed: u64 = meta("precast.seed")?.parse().map_err(|_| damaged("precast.seed"))?;
+        if seed != self.seed {
+            let text =
+                format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
+            return Err(bad("R0510", text));
+        }
         let mut values = vec![];
         let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
@@ -426,7 +464,7 @@ impl Session {
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
         }
-        (self.steps, self.seed) = (steps, seed);
-        Ok(position)
+        self.steps = steps;
+        Ok(state)
     }
 }
