@@ -41,6 +41,7 @@ macro_rules! functions {
         }
     };
 }
+pub(super) use functions;
 
 /// `CUresult`, `nvrtcResult` and `cublasStatus_t`: zero is success.
 pub type Status = c_uint;
