@@ -86,7 +86,7 @@ fn plain_cut(which: Which, d: u64, facts: &Facts) -> Result<Cut> {
         })
         .find(|cut| cut.shared <= u64::from(facts.shared_per_block))
         .ok_or_else(|| {
-            Error::new("R0792", format!("attention over {d} channels a head"))
+            Error::new("R0132", format!("attention over {d} channels a head"))
                 .help("a block of this device has not enough shared memory; use narrower heads")
         })
 }
@@ -104,13 +104,8 @@ fn pairs(plan: &Plan, a: &Access, format: DType, d: u64) -> bool {
 /// Writes o and lse.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31, `R0792` for heads that no block's shared memory holds.
-pub fn lower_attention(
-    plan: &Plan,
-    a: &Attention,
-    facts: &Facts,
-    out: &mut Lowered,
-) -> Result<()> {
+/// `R0131` for sizes beyond 2^31, `R0132` for heads that no block's shared memory holds.
+pub fn lower_attention(plan: &Plan, a: &Attention, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let one = kernel(plan, a, None, Which::Forward, [0; 2], facts)?;
     out.tasks.push(Task::Launch(one));
     Ok(())
@@ -240,13 +235,9 @@ fn kernel(
     let rows = if which == Which::Keys { a.tk } else { a.tq };
     let blocks = rows.div_ceil(cut.own);
     let heads_all = a.batch * a.heads;
-    for (name, v) in [
-        ("heads", a.heads),
-        ("pairs", heads_all),
-        ("tq", a.tq),
-        ("tk", a.tk),
-        ("blocks", blocks),
-    ] {
+    for (name, v) in
+        [("heads", a.heads), ("pairs", heads_all), ("tq", a.tq), ("tk", a.tk), ("blocks", blocks)]
+    {
         p.add("int", name, Arg::I32(small("sizes of attention", v)?.cast_signed()));
     }
     p.f32("scale", a.scale);

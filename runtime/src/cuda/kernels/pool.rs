@@ -8,7 +8,7 @@ use precast_plan::{MaxPool, Plan};
 /// Writes y and the window index of each maximum.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     lower(plan, m, true, facts, out)
 }
@@ -17,7 +17,7 @@ pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered
 /// no atomics, so sums do not depend on the run.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool_grad(
     plan: &Plan,
     m: &MaxPool,
@@ -27,13 +27,7 @@ pub fn lower_max_pool_grad(
     lower(plan, m, false, facts, out)
 }
 
-fn lower(
-    plan: &Plan,
-    m: &MaxPool,
-    forward: bool,
-    facts: &Facts,
-    out: &mut Lowered,
-) -> Result<()> {
+fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let g = &m.geometry;
     let written = if forward { &m.y } else { &m.x };
     let mut head = Head::default();
@@ -54,9 +48,7 @@ fn lower(
         p.pointer("YT", "y", y);
         p.pointer("u8", "index", index);
     }
-    for (name, v) in
-        [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)]
-    {
+    for (name, v) in [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)] {
         p.u32(name, small("sizes of a pool", v)?);
     }
     for (name, v) in [

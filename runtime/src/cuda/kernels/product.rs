@@ -267,8 +267,7 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     };
     let tiles = 2 * (side(c.bm, a.lanes_outer) + side(c.bn, b.lanes_outer)) * format.size() as u64;
     let tiles = tiles.max(32 * (c.bn + 4) * 4).next_multiple_of(16);
-    let entry = if far { 16 } else { 16 };
-    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * entry;
+    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * 16;
 
     let mut head = Head::default();
     head.flag("TENSOR", tensor)
@@ -349,9 +348,8 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     }
     let count = m_tiles.saturating_mul(n_tiles).saturating_mul(batches).saturating_mul(parts);
     let grid = [small("blocks of a product", count)?, 1, 1];
-    let text = include_str!("product.cuh")
-        .replace("SETUP", &setup)
-        .replace("EPI_NAMES", &epilogue.names);
+    let text =
+        include_str!("product.cuh").replace("SETUP", &setup).replace("EPI_NAMES", &epilogue.names);
     let threads = c.threads as u32;
     let one = launch(p.family, &[MMA], &head, &text, params, grid, threads, shared as u32);
     out.tasks.push(Task::Launch(one));

@@ -189,7 +189,9 @@ fn table_text(space: &Space, layout: &Layout, form: &Form, tail: bool) -> Text {
     let ports = space.ports().count();
     let mut t = Text::default();
     comment(&mut t, space.program);
-    t.line("// One row of `spaces` for each space: the addresses of its ports, its points. Block b");
+    t.line(
+        "// One row of `spaces` for each space: the addresses of its ports, its points. Block b",
+    );
     t.line("// runs through part `blocks[b].y` of space `blocks[b].x`.");
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
     t.open("    const u64* __restrict__ spaces, const uint2* __restrict__ blocks, int part) {");
@@ -266,7 +268,8 @@ fn turned(space: &Space, code: &Code, form: &Form, facts: &Facts) -> Built {
     t.line(format!("const int tx = threadIdx.x % {TILE}, ty = threadIdx.x / {TILE};"));
     code.scalars(&mut t);
     t.open(format!("for ({int} tile = blockIdx.x; tile < {tiles}; tile += gridDim.x) {{"));
-    let parts = coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
+    let parts =
+        coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
     let outer_at = coordinates(&mut t, &parts[0], &outer_dims, "o", layout.wide);
     t.line(format!("const {int} a0 = {} * {TILE}, l0 = {} * {TILE};", parts[1], parts[2]));
     let at = |a: &str, l: &str| -> Vec<String> {

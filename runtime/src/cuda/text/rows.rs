@@ -1,7 +1,9 @@
 //! Programs with rows: reductions over the trailing axes, in one kernel or, where few rows are
 //! long, in one kernel for each pass with partial results in scratch memory.
 
-use super::code::{Class, Code, Section, Source, Target, Text, coordinates, offset, reduction, stored};
+use super::code::{
+    Class, Code, Section, Source, Target, Text, coordinates, offset, reduction, stored,
+};
 use super::shape::{Shape, Style, Work, cache_bytes};
 use super::source::{Built, address, addresses, comment, finish, parameters};
 use super::space::{Layout, Space};
@@ -94,12 +96,14 @@ impl Kernel<'_> {
             [chunks, rows as u32, 1]
         } else {
             let blocks = rows.div_ceil(u64::from(shape.turns()));
-            let resident = facts.multiprocessors * (facts.threads_per_multiprocessor / shape.threads);
+            let resident =
+                facts.multiprocessors * (facts.threads_per_multiprocessor / shape.threads);
             [blocks.min(u64::from(resident.max(1)) * 4) as u32, 1, 1]
         };
         let shared = match &shape.style {
             Style::Shared(ports) => {
-                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>() as u32
+                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>()
+                    as u32
             }
             _ => 0,
         };
@@ -125,7 +129,11 @@ impl Kernel<'_> {
         self.t.line(format!("extern \"C\" __global__ __launch_bounds__({threads}) void KERNEL("));
         let extent = if shape.columns { "points" } else { "rows" };
         let extra = if self.split() {
-            let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) { "" } else { " __restrict__" };
+            let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) {
+                ""
+            } else {
+                " __restrict__"
+            };
             format!(", float*{restrict} partial, int chunks, {int} chunk")
         } else {
             String::new()
@@ -170,7 +178,8 @@ impl Kernel<'_> {
         let step = format!("gridDim.x * ({int}){per_block}");
         let first = format!("blockIdx.x * ({int}){per_block}");
         if lanes >= 32 {
-            let own = if per_block > 1 { format!(" + threadIdx.x / {lanes}") } else { String::new() };
+            let own =
+                if per_block > 1 { format!(" + threadIdx.x / {lanes}") } else { String::new() };
             self.t.open(format!("for ({int} row = {first}{own}; row < rows; row += {step}) {{"));
         } else {
             // All lanes of a warp take part in its shuffles, so none leaves early.
@@ -373,7 +382,10 @@ impl Kernel<'_> {
         let before = cached.clone();
         let sources = |port: usize| -> Source {
             if before.contains(&port) {
-                return Source::Memory { address: address(&format!("cache{port}"), index), step: 1 };
+                return Source::Memory {
+                    address: address(&format!("cache{port}"), index),
+                    step: 1,
+                };
             }
             let at = offset(&code.layout.ports[port].red, red_at);
             Source::Memory { address: address(&format!("row_in{port}"), &at), step: lane(port) }
@@ -430,7 +442,10 @@ impl Kernel<'_> {
             let (lanes, v) = (shape.lanes, shape.v);
             if shape.columns {
                 if shape.turns() > 1 {
-                    self.t.line(format!("reduce_columns<{op}, {lanes}, {}, {v}>(t{r}, shared);", shape.turns()));
+                    self.t.line(format!(
+                        "reduce_columns<{op}, {lanes}, {}, {v}>(t{r}, shared);",
+                        shape.turns()
+                    ));
                 }
             } else if lanes > 32 {
                 self.t.line(format!("t{r} = reduce_block<{op}, {lanes}>(t{r}, shared);"));
@@ -468,7 +483,9 @@ impl Kernel<'_> {
                 self.t.line(format!("float part[{v}];"));
                 self.t.line(format!("load<{v}>(part, partial + {base} * {m} + row);"));
                 self.t.line("#pragma unroll");
-                self.t.line(format!("for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::of(t{r}[j], part[j]);"));
+                self.t.line(format!(
+                    "for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::of(t{r}[j], part[j]);"
+                ));
                 self.t.close();
             } else {
                 self.t.line(format!("float t{r} = {op}::first();"));
@@ -500,7 +517,11 @@ impl Kernel<'_> {
     fn row_stores(&mut self, kept_at: &[String]) {
         let (shape, code) = (self.shape, self.code);
         let inputs = self.space.inputs.len();
-        self.t.line(if shape.columns || shape.lanes > 32 { "__syncthreads();" } else { "__syncwarp();" });
+        self.t.line(if shape.columns || shape.lanes > 32 {
+            "__syncthreads();"
+        } else {
+            "__syncwarp();"
+        });
         let first_block = match self.part {
             Part::Pass(_) if shape.columns => " && blockIdx.y == 0",
             Part::Pass(_) => " && blockIdx.x == 0",

@@ -214,11 +214,8 @@ impl Layout {
         };
         let (kept, kept_steps) = group(0..cut);
         let (red, red_steps) = group(cut..rank);
-        let mut steps: Vec<Steps> = kept_steps
-            .into_iter()
-            .zip(red_steps)
-            .map(|(kept, red)| Steps { kept, red })
-            .collect();
+        let mut steps: Vec<Steps> =
+            kept_steps.into_iter().zip(red_steps).map(|(kept, red)| Steps { kept, red }).collect();
         let linear = steps.pop().expect("pushed above");
         let index = index.into_iter().zip(steps.split_off(ports)).collect();
         let points: u64 = space.dims.iter().product();
@@ -306,7 +303,8 @@ impl Layout {
                 && contiguous.iter().all(|(b, s)| {
                     let size = b.dtype.size() as u64;
                     let bytes = (v * size).min(16);
-                    let (lanes, others) = if columns { (&s.kept, &s.red) } else { (&s.red, &s.kept) };
+                    let (lanes, others) =
+                        if columns { (&s.kept, &s.red) } else { (&s.red, &s.kept) };
                     let mut steps = lanes[..lanes.len() - 1].iter().chain(others);
                     b.alignment() >= bytes
                         && steps.all(|s| (s.unsigned_abs() * size).is_multiple_of(bytes))
