@@ -259,7 +259,7 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
     let mut out = Lowered::default();
     let mut s = Sample::new();
     let fine = "samples lower";
-    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+    for dtype in [DType::F32, DType::Bf16] {
         let g = gather(&mut s, [64, 96, 100], [dtype, DType::I64, dtype], 0);
         lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
         let g = gather(&mut s, [64, 96, 100], [DType::F32, DType::I32, dtype], 0);
@@ -271,22 +271,28 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
             lower_max_pool(&s.plan, &p, facts, &mut out).expect(fine);
             lower_max_pool_grad(&s.plan, &p, facts, &mut out).expect(fine);
         }
-        for (d, causal, mask) in [
-            (64, true, false),
-            (64, false, true),
-            (128, true, false),
-            (128, false, false),
-            (96, true, false),
-            (256, true, false),
-            (20, false, false),
-        ] {
-            let mut a = AttentionSample::new(dtype, 256, 256, d);
-            a.causal = causal;
-            a.mask = mask.then_some(DType::F32);
-            let g = a.build(&mut s);
-            lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
-            lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
-        }
+    }
+    use DType::{Bf16, F16, F32};
+    for (dtype, d, causal, mask) in [
+        (Bf16, 64, true, false),
+        (Bf16, 64, false, true),
+        (Bf16, 128, true, false),
+        (Bf16, 128, false, false),
+        (Bf16, 96, true, false),
+        (Bf16, 256, true, false),
+        (Bf16, 20, false, false),
+        (F16, 64, true, false),
+        (F16, 128, false, true),
+        (F32, 64, true, false),
+        (F32, 128, false, true),
+        (F32, 256, true, false),
+    ] {
+        let mut a = AttentionSample::new(dtype, 256, 256, d);
+        a.causal = causal;
+        a.mask = mask.then_some(F32);
+        let g = a.build(&mut s);
+        lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
+        lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
     }
     products(&mut s, facts, &mut out);
     let mut list: Vec<Arc<Source>> = out
@@ -332,35 +338,43 @@ pub(super) fn geometry(
 fn products(s: &mut Sample, facts: &Facts, out: &mut Lowered) {
     let fine = "samples lower";
     let (rows, columns) = ([0, 1, 2, 3], [0, 1, 3, 2]);
-    for dtype in [DType::F32, DType::Bf16, DType::F16] {
-        for axes in [[rows; 3], [columns, rows, rows], [rows, columns, columns]] {
-            for mnk in [[4096, 4096, 512], [96, 64, 100], [64, 64, 65536]] {
-                let g = gemm(s, [1, 2], mnk, [dtype, dtype, dtype], axes, 0);
-                lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
-            }
-        }
-        for kind in [ConvKind::Forward, ConvKind::DataGrad, ConvKind::FilterGrad] {
-            for channels_last in [false, true] {
-                let shapes = [
-                    geometry([32, 64, 56, 56], 64, [3, 3], 1, 1, 1),
-                    geometry([32, 128, 56, 56], 256, [3, 3], 2, 1, 1),
-                    geometry([32, 256, 56, 56], 64, [1, 1], 1, 0, 1),
-                    geometry([32, 3, 224, 224], 64, [7, 7], 2, 3, 1),
-                ];
-                for g in shapes {
-                    let dtypes = if kind == ConvKind::FilterGrad {
-                        [dtype, dtype, DType::F32]
-                    } else {
-                        [dtype; 3]
-                    };
-                    let c = conv(s, kind, &g, dtypes, channels_last);
-                    lower_conv(&s.plan, &c, facts, out).expect(fine);
-                }
-                let mut g = geometry([32, 64, 28, 28], 64, [3, 3], 1, 1, 1);
-                g.groups = 64;
-                let c = conv(s, kind, &g, [dtype; 3], channels_last);
-                lower_conv(&s.plan, &c, facts, out).expect(fine);
-            }
+    use DType::{Bf16, F16, F32};
+    let large = [4096, 4096, 512];
+    for (dtype, axes, mnk) in [
+        (Bf16, [rows; 3], large),
+        (Bf16, [columns, rows, rows], large),
+        (Bf16, [rows, columns, columns], large),
+        (Bf16, [rows; 3], [96, 64, 100]),
+        (Bf16, [columns, rows, rows], [64, 64, 65536]),
+        (F16, [rows, columns, rows], large),
+        (F32, [rows; 3], large),
+        (F32, [columns, rows, columns], large),
+        (F32, [columns, rows, rows], [64, 64, 65536]),
+    ] {
+        let g = gemm(s, [1, 2], mnk, [dtype; 3], axes, 0);
+        lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+    }
+    let three = geometry([32, 64, 56, 56], 64, [3, 3], 1, 1, 1);
+    let strided = geometry([32, 128, 56, 56], 256, [3, 3], 2, 1, 1);
+    let mut depthwise = geometry([32, 64, 28, 28], 64, [3, 3], 1, 1, 1);
+    depthwise.groups = 64;
+    for kind in [ConvKind::Forward, ConvKind::DataGrad, ConvKind::FilterGrad] {
+        for (dtype, channels_last, g) in [
+            (Bf16, false, &three),
+            (Bf16, true, &three),
+            (Bf16, true, &strided),
+            (Bf16, false, &geometry([32, 256, 56, 56], 64, [1, 1], 1, 0, 1)),
+            (Bf16, true, &geometry([32, 256, 56, 56], 512, [1, 1], 1, 0, 1)),
+            (Bf16, false, &geometry([32, 3, 224, 224], 64, [7, 7], 2, 3, 1)),
+            (F16, false, &strided),
+            (F32, false, &three),
+            (F32, true, &strided),
+            (Bf16, false, &depthwise),
+            (F32, true, &depthwise),
+        ] {
+            let out_dtype = if kind == ConvKind::FilterGrad { F32 } else { dtype };
+            let c = conv(s, kind, g, [dtype, dtype, out_dtype], channels_last);
+            lower_conv(&s.plan, &c, facts, out).expect(fine);
         }
     }
     let f8 = [DType::F8e4m3, DType::F8e5m2, DType::Bf16];
