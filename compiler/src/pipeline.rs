@@ -29,6 +29,8 @@ pub struct Options {
     pub policy: Option<Policy>,
     /// Whether this machine's processor multiplies bf16 natively, for `device = "cpu"`.
     pub bf16_products: bool,
+    /// Compute capability of the GPU that `device = "cuda"` means, where the caller found one.
+    pub capability: Option<(u32, u32)>,
     /// Keep every parameter's gradient as a result `grad.<parameter>`.
     pub keep_gradients: bool,
 }
@@ -109,7 +111,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let price = |step: &Step, plan: &Plan| cost::step_ns(&target, step, plan);
     let lowering = emit::Options {
         target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.device == "cpu" },
+        capabilities: Capabilities { any_epilogue: target.any_epilogue() },
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,
         math: Math::Exact,
@@ -200,6 +202,27 @@ fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
         target.check().map_err(bad)?;
         return Ok(target);
     }
+    if is_gpu(&t.device) {
+        let unknown = |e: String, help: &str| {
+            Diagnostic::error("P0603", e)
+                .at(Place::File { path: recipe.path.clone() })
+                .help(help.to_string())
+        };
+        let Some((major, minor)) = options.capability else {
+            return Err(unknown(
+                format!("`{}` is this machine's GPU, and none was found", t.device),
+                "to plan for a GPU that is not here, name its architecture: `device = \"sm_90\"`",
+            )
+            .into());
+        };
+        return Target::for_capability(major, minor).ok_or_else(|| {
+            unknown(
+                format!("nothing is known of a GPU of compute capability {major}.{minor}"),
+                "7.0 is the oldest that plans are made for; `table` names a description of another",
+            )
+            .into()
+        });
+    }
     let name = match t.device.as_str() {
         "cpu" if options.bf16_products => "cpu-avx512bf16",
         "cpu" => "cpu-generic",
@@ -209,11 +232,17 @@ fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
         Diagnostic::error("P0602", format!("there is no target `{name}`"))
             .at(Place::File { path: recipe.path.clone() })
             .help(format!(
-                "`[target] device` is `cpu` or one of {}; `table` names a description of another",
+                "`[target] device` is `cpu`, `cuda`, `cuda:1` or one of {}; `table` names a description of another",
                 Target::SHIPPED.join(", ")
             ))
             .into()
     })
+}
+
+/// Whether a device names a GPU of this machine: `cuda`, or `cuda:` and its number.
+pub fn is_gpu(device: &str) -> bool {
+    let number = |n: &str| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit());
+    device == "cuda" || device.strip_prefix("cuda:").is_some_and(number)
 }
 
 fn model_name(recipe: &Recipe) -> String {

@@ -15,7 +15,7 @@ mod step;
 pub use step::step_ns;
 
 use crate::ir::TensorType;
-use crate::ops::{Lowering, Op};
+use crate::ops::{Lowering, Op, matmul::Fused};
 use crate::reference;
 use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Target};
 
@@ -125,11 +125,24 @@ impl Prices<'_> {
             Lowering::Leaf | Lowering::View => 0.0,
             _ => {
                 let bytes: usize = x.iter().chain(y).map(|t| t.bytes()).sum();
-                self.target.launch_ns
+                self.beside(op, y)
+                    + self.target.launch_ns
                     + bytes as f64 / self.target.bandwidth_gbs
                     + self.work(op, x, y)
                     + self.product(op, x, y, DType::F32).unwrap_or(0.0)
             }
+        }
+    }
+
+    /// What an epilogue costs that the target's product cannot run itself: vendor libraries know
+    /// the tanh form of GELU alone, so that the error-function form is a kernel of its own over
+    /// sums that are stored in between.
+    fn beside(&self, op: &Op, y: &[&TensorType]) -> f64 {
+        match op {
+            Op::MatMul(m) if !self.target.any_epilogue() && m.fused == Fused::BiasGelu => {
+                self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
+            }
+            _ => 0.0,
         }
     }
 }

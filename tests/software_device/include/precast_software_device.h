@@ -1,5 +1,6 @@
 // CUDA C++ text, compiled for the host: a test tool. See README.md of this crate.
-#pragma once
+#ifndef PRECAST_PRECAST_SOFTWARE_DEVICE_H
+#define PRECAST_PRECAST_SOFTWARE_DEVICE_H
 #define PRECAST_SOFTWARE_DEVICE 1
 #include <math.h>
 #include <stdint.h>
@@ -31,3 +32,4 @@
 #include "softdev_half.h"
 #include "softdev_fp8.h"
 #include "softdev_tensor.h"
+#endif

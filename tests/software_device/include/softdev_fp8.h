@@ -1,5 +1,6 @@
 // FP8 by the OCP definitions: E4M3 has no infinity, E5M2 has.
-#pragma once
+#ifndef PRECAST_SOFTDEV_FP8_H
+#define PRECAST_SOFTDEV_FP8_H
 enum __nv_saturation_t { __NV_NOSAT, __NV_SATFINITE };
 enum __nv_fp8_interpretation_t { __NV_E4M3, __NV_E5M2 };
 typedef unsigned char __nv_fp8_storage_t;
@@ -52,3 +53,4 @@ inline __nv_fp8x2_storage_t __nv_cvt_float2_to_fp8x2(float2 v, __nv_saturation_t
 inline __half_raw __nv_cvt_fp8_to_halfraw(__nv_fp8_storage_t b, __nv_fp8_interpretation_t i) {
   return __half(softdev_fp8_value(b, softdev_fp8_mantissa(i)));
 }
+#endif

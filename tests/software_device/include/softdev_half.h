@@ -1,5 +1,6 @@
 // __half and __nv_bfloat16 with the conversions of the hardware: to nearest, ties to even.
-#pragma once
+#ifndef PRECAST_SOFTDEV_HALF_H
+#define PRECAST_SOFTDEV_HALF_H
 // Sums and products of two 11-bit (or 8-bit) numbers in f32 and then rounded are rounded once;
 // a fused multiply-add is computed in f64 and brought to f32 by rounding to odd first.
 inline float softdev_round_odd(double d) {
@@ -178,3 +179,4 @@ inline __nv_bfloat16 __short_as_bfloat16(short u) { return __nv_bfloat16_raw{(un
   inline T2 atomicAdd(T2 *p, T2 v) { T2 o = *p; *p = __hadd2(o, v); return o; }
 SOFTDEV_HALF(__half, __half2)
 SOFTDEV_HALF(__nv_bfloat16, __nv_bfloat162)
+#endif

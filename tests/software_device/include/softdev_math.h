@@ -1,5 +1,6 @@
 // Arithmetic, bit and memory intrinsics. Fast versions are the exact ones of the host.
-#pragma once
+#ifndef PRECAST_SOFTDEV_MATH_H
+#define PRECAST_SOFTDEV_MATH_H
 template <class T, class F> inline T softdev_bits(F f) {
   static_assert(sizeof(T) == sizeof(F), "");
   T t;
@@ -116,3 +117,4 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline float min(float a, float b) { return fminf(a, b); }
 inline unsigned umin(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned umax(unsigned a, unsigned b) { return a > b ? a : b; }
+#endif

@@ -1,7 +1,8 @@
 // Blocks run one after another in a shuffled order; the threads of a block are fibers that give
 // way at barriers and warp operations, picked at random from a seed. One thread of the host runs
 // them all, so that an atomic is a plain read and write.
-#pragma once
+#ifndef PRECAST_SOFTDEV_RUN_H
+#define PRECAST_SOFTDEV_RUN_H
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
@@ -564,6 +565,10 @@ inline unsigned static_shared() {
   }                                                                                          \
   extern "C" __attribute__((visibility("default"))) unsigned static_shared_##name() { return softdev::static_shared(); }
 
+// The bound of a kernel's threads, where its text gives one.
+#define PRECAST_HOST_BOUNDS(name, threads) \
+  extern "C" __attribute__((visibility("default"))) unsigned max_threads_##name() { return (threads); }
+
 #define threadIdx (softdev::cur->tid)
 #define blockIdx (softdev::block_id)
 #define blockDim (softdev::block_dim)
@@ -572,3 +577,4 @@ inline unsigned static_shared() {
   softdev::report(softdev::kTrap, "__trap");
   softdev::leave();
 }
+#endif

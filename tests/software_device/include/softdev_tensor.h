@@ -1,6 +1,7 @@
 // Warp-wide tensor-core operations and asynchronous copies. On the device functions of the same
 // names hold inline PTX (README.md lists it).
-#pragma once
+#ifndef PRECAST_SOFTDEV_TENSOR_H
+#define PRECAST_SOFTDEV_TENSOR_H
 namespace softdev {
 struct MmaOperands { unsigned a[4], b[2]; };
 // D[16,8] += A[16,16] B[16,8]; fragments as PTX lays out mma.m16n8k16 for 16-bit types.
@@ -100,3 +101,4 @@ inline void cp_async_4(void *shared, const void *global, int line = __builtin_LI
 inline void cp_async_commit() { softdev::cur->group++; }
 template <int N> inline void cp_async_wait() { softdev::finish_copies(N); }
 inline void cp_async_wait_all() { softdev::cur->group++; softdev::finish_copies(0); }
+#endif

@@ -1,5 +1,6 @@
 // Vector types with the alignments of CUDA.
-#pragma once
+#ifndef PRECAST_SOFTDEV_VECTOR_H
+#define PRECAST_SOFTDEV_VECTOR_H
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
@@ -25,3 +26,4 @@ SOFTDEV_VECTOR(long long, longlong)
 SOFTDEV_VECTOR(unsigned long long, ulonglong)
 SOFTDEV_VECTOR(float, float)
 SOFTDEV_VECTOR(double, double)
+#endif

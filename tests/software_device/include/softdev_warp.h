@@ -1,5 +1,6 @@
 // Barriers, warp operations and atomics.
-#pragma once
+#ifndef PRECAST_SOFTDEV_WARP_H
+#define PRECAST_SOFTDEV_WARP_H
 inline void __syncthreads(int line = __builtin_LINE()) { softdev::sync_block(0, 0, 0, "__syncthreads", line); }
 inline int __syncthreads_or(int p, int line = __builtin_LINE()) { return softdev::sync_block(0, 0, p != 0, "__syncthreads_or", line) > 0; }
 inline int __syncthreads_and(int p, int line = __builtin_LINE()) { return softdev::sync_block(0, 0, p == 0, "__syncthreads_and", line) == 0; }
@@ -100,3 +101,4 @@ inline float2 atomicAdd(float2 *p, float2 v) { float2 o = *p; *p = {o.x + v.x, o
 inline float4 atomicAdd(float4 *p, float4 v) { float4 o = *p; *p = {o.x + v.x, o.y + v.y, o.z + v.z, o.w + v.w}; return o; }
 template <class T> T atomicAdd_block(T *p, softdev_same_t<T> v) { return atomicAdd(p, v); }
 template <class T> T atomicAdd_system(T *p, softdev_same_t<T> v) { return atomicAdd(p, v); }
+#endif

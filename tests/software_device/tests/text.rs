@@ -1,6 +1,6 @@
 //! Kernel text on the host: what it computes, and that misuse is found.
 
-use precast_software_device::host::{HostModule, LaunchError, entries};
+use precast_software_device::host::{Entry, HostModule, LaunchError, entries};
 use std::ffi::c_void;
 
 const TEXT: &str = r#"
@@ -112,7 +112,10 @@ fn names_are_found() {
         entries(
             "extern \"C\" __global__ void\n__launch_bounds__(256, 2) a(int x) {}\n__global__ void b (int y);"
         ),
-        ["a", "b"]
+        [
+            Entry { name: "a".into(), bounds: Some("256".into()) },
+            Entry { name: "b".into(), bounds: None }
+        ]
     );
 }
 

@@ -175,7 +175,7 @@ impl<'a> Code<'a> {
             class.push(match instr {
                 Instr::Load { port } => of(&layout.ports[*port as usize]),
                 Instr::Real(_) | Instr::Int(_) | Instr::Bool(_) => Class::Scalar,
-                Instr::Index { .. } => of(&layout.index[&(i as Reg)]),
+                Instr::Index { .. } => layout.index.get(&(i as Reg)).map_or(Class::Scalar, of),
                 Instr::Uniform { .. } => Class::Elem,
                 Instr::Reduce(..) => Class::Row,
                 _ => instr.operands().map(|r| class[r as usize]).max().expect("an operand"),

@@ -1,6 +1,6 @@
 //! One reduction over each of many tensors: one pass over all of them, then one small launch.
 
-use super::code::{Code, Text, reduction};
+use super::code::{Class, Code, Text, reduction};
 use super::flat::{parts, points, table_part, table_ports};
 use super::shape::Work;
 use super::source::{comment, finish, row, words};
@@ -31,7 +31,13 @@ fn op(code: &Code, r: Reg) -> &'static str {
 }
 
 fn width(space: &Space, layout: &Layout) -> u32 {
-    let used = |p: usize| layout.ports[p].varies_red();
+    let code = Code::new(space, layout, false);
+    let loaded = code.loads(Class::Elem);
+    let inputs = space.inputs.len();
+    let used = |p: usize| match p.checked_sub(inputs) {
+        None => loaded.contains(&p),
+        Some(o) => !code.stored_per_row(o),
+    };
     layout.width(space, false, true, &used)
 }
 

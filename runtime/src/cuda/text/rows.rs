@@ -5,7 +5,7 @@ use super::code::{
     Class, Code, Section, Source, Target, Text, coordinates, offset, reduction, stored,
 };
 use super::shape::{Shape, Style, Work, cache_bytes};
-use super::source::{Built, address, addresses, comment, finish, parameters};
+use super::source::{Built, address, addresses, comment, finish, number, parameters};
 use super::space::{Layout, Space};
 use crate::cuda::launch::{Arg, Facts, Lowered, Task};
 use precast_plan::{Instr, Reg};
@@ -126,7 +126,11 @@ impl Kernel<'_> {
             Part::Finish => self.t.line("// The end of rows that several blocks shared."),
         }
         let threads = shape.threads;
-        self.t.line(format!("extern \"C\" __global__ __launch_bounds__({threads}) void KERNEL("));
+        // Without a number of blocks ptxas may spill to fit more of them than there is use for.
+        let blocks = 512 / threads.min(512);
+        self.t.line(format!(
+            "extern \"C\" __global__ __launch_bounds__({threads}, {blocks}) void KERNEL("
+        ));
         let extent = if shape.columns { "points" } else { "rows" };
         let extra = if self.split() {
             let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) {
@@ -175,8 +179,9 @@ impl Kernel<'_> {
             self.row();
             return;
         }
-        let step = format!("gridDim.x * ({int}){per_block}");
-        let first = format!("blockIdx.x * ({int}){per_block}");
+        let per_block_text = number(per_block, layout.wide);
+        let step = format!("gridDim.x * {per_block_text}");
+        let first = format!("blockIdx.x * {per_block_text}");
         if lanes >= 32 {
             let own =
                 if per_block > 1 { format!(" + threadIdx.x / {lanes}") } else { String::new() };
@@ -202,7 +207,10 @@ impl Kernel<'_> {
         self.t.line(format!("const int tx = threadIdx.x % {tx}, ty = threadIdx.x / {tx};"));
         self.code.scalars(&mut self.t);
         let m = layout.kept_len();
-        self.t.line(format!("const {int} wanted = (blockIdx.x * ({int}){tx} + tx) * {v};"));
+        self.t.line(format!(
+            "const {int} wanted = (blockIdx.x * {} + tx) * {v};",
+            number(tx, layout.wide)
+        ));
         self.t.line(format!("const bool mine = wanted < {m};"));
         self.t.line(format!("const {int} row = mine ? wanted : {};", m - u64::from(v)));
         self.row();
@@ -217,7 +225,7 @@ impl Kernel<'_> {
         if let Style::Registers(c) = shape.style {
             for &r in &work.kept {
                 let ty = self.code.type_of(r);
-                self.t.line(format!("{ty} k{r}[{c}][{}];", shape.v));
+                self.t.line(format!("{ty} h{r}[{c}][{}];", shape.v));
             }
         }
         let mut number = 0;
@@ -392,7 +400,7 @@ impl Kernel<'_> {
         };
         let loaded = |t: &mut Text, port: usize, lanes: &str| {
             if here.contains(&port) && !before.contains(&port) {
-                t.line(format!("store<{}>(cache{port} + ({index}), {lanes});", shape.v));
+                t.line(format!("store<{}>(cache{port} + {index}, {lanes});", shape.v));
             }
         };
         let stores: Vec<(usize, Target)> = work.stores[p]
@@ -410,7 +418,7 @@ impl Kernel<'_> {
             v: shape.v,
             sources: &sources,
             kept,
-            kept_name: &|r| format!("k{r}[c]"),
+            kept_name: &|r| format!("h{r}[c]"),
             ready,
             kept_at,
             red_at,
