@@ -86,7 +86,7 @@ fn plain_cut(which: Which, d: u64, facts: &Facts) -> Result<Cut> {
         })
         .find(|cut| cut.shared <= u64::from(facts.shared_per_block))
         .ok_or_else(|| {
-            Error::new("R0792", format!("attention over {d} channels a head"))
+            Error::new("R0132", format!("attention over {d} channels a head"))
                 .help("a block of this device has not enough shared memory; use narrower heads")
         })
 }
@@ -104,7 +104,7 @@ fn pairs(plan: &Plan, a: &Access, format: DType, d: u64) -> bool {
 /// Writes o and lse.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31, `R0792` for heads that no block's shared memory holds.
+/// `R0131` for sizes beyond 2^31, `R0132` for heads that no block's shared memory holds.
 pub fn lower_attention(plan: &Plan, a: &Attention, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let one = kernel(plan, a, None, Which::Forward, [0; 2], facts)?;
     out.tasks.push(Task::Launch(one));

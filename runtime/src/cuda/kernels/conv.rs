@@ -15,7 +15,7 @@ use precast_plan::{Conv, ConvGeometry, ConvKind, Math, Plan};
 /// parts, which a second launch adds in order.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_conv(plan: &Plan, c: &Conv, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let g = &c.geometry;
     let narrow = (g.c / g.groups).min(g.o / g.groups) <= 8;

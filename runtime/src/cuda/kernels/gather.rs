@@ -61,7 +61,7 @@ pub fn lower_gather(
 /// [`Fault::IdOutOfRange`] of `step`.
 ///
 /// # Errors
-/// `R0791` for more than 2^31 ids or table rows.
+/// `R0131` for more than 2^31 ids or table rows.
 pub fn lower_scatter_add(
     plan: &Plan,
     g: &Gather,

@@ -8,7 +8,7 @@ use precast_plan::{MaxPool, Plan};
 /// Writes y and the window index of each maximum.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     lower(plan, m, true, facts, out)
 }
@@ -17,7 +17,7 @@ pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered
 /// no atomics, so sums do not depend on the run.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool_grad(
     plan: &Plan,
     m: &MaxPool,

@@ -16,7 +16,7 @@ __device__ __forceinline__ Entry entry(const Map &m, u32 i, u32 end) {
   Entry e = {0, -(1 << 30), 0};
   if (i >= end) return e;
   if (PLAIN) {
-    e.off = m.at + (Off)i * m.s0;
+    e.off = m.at + (Off)i * m.s2;
     e.y = 0;
   } else {
     u32 rest = i / m.d2, i2 = i - rest * m.d2, i0 = rest / m.d1, i1 = rest - i0 * m.d1;

@@ -267,8 +267,7 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     };
     let tiles = 2 * (side(c.bm, a.lanes_outer) + side(c.bn, b.lanes_outer)) * format.size() as u64;
     let tiles = tiles.max(32 * (c.bn + 4) * 4).next_multiple_of(16);
-    let entry = if far { 16 } else { 16 };
-    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * entry;
+    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * 16;
 
     let mut head = Head::default();
     head.flag("TENSOR", tensor)

@@ -161,6 +161,6 @@ pub(super) fn blocks(work: u64, per_block: u64, most: u32) -> u32 {
 /// A size that kernels hold in 32 bits.
 pub(super) fn small(what: &str, v: u64) -> Result<u32> {
     u32::try_from(v).ok().filter(|&v| v < 1 << 31).ok_or_else(|| {
-        Error::new("R0791", format!("{what} of {v} are more than a CUDA kernel counts"))
+        Error::new("R0131", format!("{what} of {v} are more than a CUDA kernel counts"))
     })
 }
