@@ -174,7 +174,7 @@ result out.d = %3
         common::lower(&joint(g, loss, &spec, true).unwrap_or_else(|e| panic!("{e}")), Policy::F32);
     let run = |threads: usize, seed: u64| {
         let none: BTreeMap<String, HostTensor> = BTreeMap::new();
-        let options = Options { threads, seed };
+        let options = Options { threads, seed, ..Options::default() };
         let mut s = Session::new(plan.clone(), &none, &options).unwrap_or_else(|e| panic!("{e}"));
         let batch = batch_of(&s.wanted(), &[]).unwrap_or_else(|e| panic!("{e}"));
         let mut masks = vec![];

@@ -47,6 +47,8 @@ impl Failure {
     /// `docs/CLI.md` lists the codes.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            // The recipe may be in order; this machine lacks a device or a library of its.
+            Failure::Run(e) if matches!(e.code, "R0701" | "R0702" | "R0704") => ExitCode::from(4),
             Failure::Input(_) | Failure::Run(_) | Failure::Io(_) => ExitCode::from(1),
             Failure::Diverged { .. } => ExitCode::from(3),
         }

@@ -4,6 +4,7 @@ use crate::failure::Outcome;
 use precast_compiler::frontend::recipe::{Columns, DataSource, Policy, Recipe, TrainLength};
 use precast_compiler::pipeline::{self, Compiled};
 use precast_compiler::{Diagnostic, Place};
+use precast_runtime::cuda::{self, DeviceInfo};
 use precast_runtime::data;
 use precast_runtime::{ModelWeights, Session};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ pub struct RecipeArgs {
     /// Use this precision policy instead of the recipe's: auto, f32, bf16 or f16.
     #[arg(long)]
     pub policy: Option<Policy>,
-    /// Plan for this device instead of the recipe's.
+    /// Plan for this device instead of the recipe's: cpu, cuda (or cuda:1, …) for a GPU of this
+    /// machine, or a described target such as sm_90.
     #[arg(long)]
     pub device: Option<String>,
 }
@@ -52,6 +54,7 @@ pub fn compile(recipe: &Recipe, keep_gradients: bool) -> Outcome<Compiled> {
         keep_gradients,
         bf16_products: precast_runtime::cpu::simd::isa()
             == precast_runtime::cpu::simd::Isa::Avx512Bf16,
+        capability: gpu(&recipe)?.map(|gpu| gpu.facts.capability),
         ..Default::default()
     };
     let compiled = pipeline::compile(&recipe, &options)?;
@@ -59,6 +62,23 @@ pub fn compile(recipe: &Recipe, keep_gradients: bool) -> Outcome<Compiled> {
         eprintln!("{warning}\n");
     }
     Ok(compiled)
+}
+
+/// Number of the GPU that a recipe's device names; `None` where it names none.
+fn gpu_number(recipe: &Recipe) -> Option<usize> {
+    let device = &recipe.target.device;
+    pipeline::is_gpu(device).then(|| {
+        let number = device.strip_prefix("cuda:").unwrap_or("0");
+        // A number too large for the type is that of no device.
+        number.parse().unwrap_or(usize::MAX)
+    })
+}
+
+/// The GPU that a recipe is planned for: this machine's own, where its device is `cuda` and no
+/// table describes another.
+fn gpu(recipe: &Recipe) -> Outcome<Option<DeviceInfo>> {
+    let number = gpu_number(recipe).filter(|_| recipe.target.table.is_none());
+    Ok(number.map(cuda::device).transpose()?)
 }
 
 /// The runtime's view of the recipe's data.
@@ -100,7 +120,7 @@ fn data_spec(recipe: &Recipe) -> Outcome<data::DataSpec> {
     })
 }
 
-/// Loads a plan with its weights on the CPU, and opens its data.
+/// Loads a plan with its weights on the device it is for, and opens its data.
 pub fn open(
     recipe: &Recipe,
     plan: precast_plan::Plan,
@@ -110,7 +130,8 @@ pub fn open(
     let folder = model.parent().unwrap_or(Path::new("."));
     let file = recipe.weights.file.as_ref().map(|f| recipe.resolve(f));
     let weights = ModelWeights::for_plan(&plan, folder, file.as_deref())?;
-    let options = precast_runtime::Options { threads, seed: recipe.train.seed };
+    let gpu = gpu_number(recipe).unwrap_or(0);
+    let options = precast_runtime::Options { threads, gpu, seed: recipe.train.seed };
     let session = Session::new(plan, &weights, &options)?;
     let data = data::Dataset::open(&data_spec(recipe)?, &session.wanted())?;
     Ok((session, data))

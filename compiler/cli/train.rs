@@ -97,25 +97,39 @@ fn steps(
             metrics::check_targets(recipe, session, &batch)?;
             batches.push(batch);
         }
-        let r = session.step(&batches)?;
-        if let Some(log) = &mut log {
-            // JSON has no infinities and no NaN; those are null.
-            let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
-                "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
-            writeln!(log, "{line}")?;
-            // An interrupted run keeps the lines of the steps it took.
-            log.flush()?;
+        let submitted = session.submit(&batches);
+        let step = session.steps();
+        let saves = recipe.train.checkpoint.is_some_and(|n| step % n == 0 || step == total);
+        // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
+        let waits = saves || step == total || submitted.is_err();
+        let (failed, mut reports) = match submitted {
+            Ok(reports) => (None, reports),
+            Err(e) => (Some(e), vec![]),
+        };
+        if waits {
+            reports.extend(session.finish()?);
         }
-        if let Some(every) = recipe.train.checkpoint
-            && (r.step % every == 0 || r.step == total)
-        {
-            let path = out.join(format!("checkpoint-{}.safetensors", r.step));
+        for r in reports {
+            if let Some(log) = &mut log {
+                // JSON has no infinities and no NaN; those are null.
+                let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
+                    "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+                writeln!(log, "{line}")?;
+                // An interrupted run keeps the lines of the steps it took.
+                log.flush()?;
+            }
+            bar.set_position(r.step);
+            bar.set_message(format!("loss {:.4}", r.loss));
+            last = Some(r);
+        }
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        if saves {
+            let path = out.join(format!("checkpoint-{step}.safetensors"));
             session.save_checkpoint(&path, data.position())?;
             saved.push(path);
         }
-        bar.set_position(r.step);
-        bar.set_message(format!("loss {:.4}", r.loss));
-        last = Some(r);
     }
     bar.finish_and_clear();
     Ok(last)

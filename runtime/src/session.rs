@@ -1,13 +1,14 @@
 //! The training loop over a loaded plan.
 
-use crate::backend::{Backend, Phase};
+use crate::backend::{Backend, Phase, Queue};
 use crate::cpu::CpuBackend;
+use crate::cuda::CudaBackend;
 use crate::data::{Batch, Position, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
 use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
 
@@ -16,6 +17,8 @@ use std::time::Instant;
 pub struct Options {
     /// 0: every core.
     pub threads: usize,
+    /// Which of this machine's GPUs runs a plan that is for one.
+    pub gpu: usize,
     /// Fed to the plan's input `seed`, if it has one.
     pub seed: u64,
 }
@@ -32,7 +35,19 @@ pub struct StepReport {
     /// The update was skipped because a gradient was not finite.
     pub skipped: bool,
     pub grad_norm: Option<f32>,
+    /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
+    /// for the host not counted.
     pub seconds: f64,
+}
+
+/// A step that was submitted and whose values have not all come back.
+struct Pending {
+    step: u64,
+    /// Sum over the micro batches whose losses have come.
+    loss: f64,
+    /// Requests that have not come back, those not yet made included.
+    requests: usize,
+    seconds: f64,
 }
 
 /// Inputs the session feeds by itself, one element each.
@@ -54,16 +69,24 @@ pub struct Session {
     scale: Option<TensorId>,
     skipped: Option<TensorId>,
     grad_norm: Option<TensorId>,
+    /// Steps on their way, oldest first, and reports nobody has taken yet.
+    pending: VecDeque<Pending>,
+    /// Requests in flight.
+    asked: usize,
+    ready: Vec<StepReport>,
 }
 
 impl Session {
-    /// Loads `plan` on the CPU and sets every persistent tensor to its first value.
+    /// Loads `plan` on the device it is for and sets every persistent tensor to its first value.
     ///
     /// # Errors
     /// If the plan is not valid or cannot run here, or the weights do not fit it.
     pub fn new(plan: Plan, weights: &dyn WeightSource, options: &Options) -> Result<Session> {
-        let backend = CpuBackend::new(&plan, options.threads)?;
-        Session::on(plan, Box::new(backend), weights, options)
+        let backend: Box<dyn Backend> = match plan.target.device.as_str() {
+            "cuda" => Box::new(CudaBackend::new(&plan, options.gpu)?),
+            _ => Box::new(CpuBackend::new(&plan, options.threads)?),
+        };
+        Session::on(plan, backend, weights, options)
     }
 
     /// As [`Session::new`], on a backend that has loaded the same plan.
@@ -100,6 +123,9 @@ impl Session {
             scalars: vec![],
             seed: options.seed,
             steps: 0,
+            pending: VecDeque::new(),
+            asked: 0,
+            ready: vec![],
             backend,
             plan,
         })
@@ -214,10 +240,11 @@ impl Session {
     /// If there are more or fewer batches, one does not fit the plan, or the device failed.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let start = Instant::now();
-        if batches.len() as u64 != u64::from(self.plan.accumulate) {
-            let text =
-                format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
-            return Err(Error::new("R0504", text));
+        self.check_count(batches)?;
+        if self.backend.queue().is_some() {
+            self.enqueue(batches)?;
+            self.receive_all()?;
+            return Ok(self.ready.pop().expect("the step just submitted is the last to report"));
         }
         let mut loss = 0.0;
         for (i, batch) in batches.iter().enumerate() {
@@ -235,6 +262,127 @@ impl Session {
             grad_norm: self.scalar(self.grad_norm)?,
             seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    fn check_count(&self, batches: &[Batch]) -> Result<()> {
+        if batches.len() as u64 == u64::from(self.plan.accumulate) {
+            return Ok(());
+        }
+        let text =
+            format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
+        Err(Error::new("R0504", text))
+    }
+
+    /// As [`Session::step`], without waiting for a device that works behind the host: reports come
+    /// in order, some steps later, with the numbers that `step` would give. An error of the data is
+    /// that of an earlier step, then.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn submit(&mut self, batches: &[Batch]) -> Result<Vec<StepReport>> {
+        if self.backend.queue().is_none() {
+            return Ok(vec![self.step(batches)?]);
+        }
+        self.check_count(batches)?;
+        self.enqueue(batches)?;
+        while self.receive(false)? {}
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Waits for every step that was submitted, and gives the reports that are left.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn finish(&mut self) -> Result<Vec<StepReport>> {
+        self.receive_all()?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Tensors of a report that stand in the plan, the loss first.
+    fn reported(&self) -> Vec<TensorId> {
+        [self.loss, self.scale, self.skipped, self.grad_norm].into_iter().flatten().collect()
+    }
+
+    fn enqueue(&mut self, batches: &[Batch]) -> Result<()> {
+        let queued = self.enqueue_all(batches);
+        if queued.is_err() {
+            self.abandon();
+        }
+        queued
+    }
+
+    /// After an error: what is still on its way belongs to no step.
+    fn abandon(&mut self) {
+        while self.asked > 0 && matches!(self.queue().receive(true), Ok(Some(_))) {}
+        self.pending.clear();
+        self.asked = 0;
+    }
+
+    fn enqueue_all(&mut self, batches: &[Batch]) -> Result<()> {
+        let room = self.queue().room();
+        let values = self.reported();
+        let (step, requests) = (self.steps + 1, batches.len());
+        self.pending.push_back(Pending { step, loss: 0.0, requests, seconds: 0.0 });
+        for (i, batch) in batches.iter().enumerate() {
+            self.upload(batch, i as u64)?;
+            while self.asked >= room {
+                self.receive(true)?;
+            }
+            let last = i + 1 == batches.len();
+            let queue = self.queue();
+            queue.submit(last)?;
+            // Every micro batch overwrites the loss of the one before.
+            queue.request(if last { &values } else { &values[..1.min(values.len())] })?;
+            self.asked += 1;
+        }
+        self.steps = step;
+        Ok(())
+    }
+
+    fn queue(&mut self) -> &mut dyn Queue {
+        self.backend.queue().expect("the caller has asked")
+    }
+
+    fn receive_all(&mut self) -> Result<()> {
+        while self.receive(true)? {}
+        Ok(())
+    }
+
+    /// Takes in the oldest values on their way; whether there were any.
+    fn receive(&mut self, wait: bool) -> Result<bool> {
+        if self.asked == 0 {
+            return Ok(false);
+        }
+        let received = self.queue().receive(wait).inspect_err(|_| self.abandon())?;
+        let Some(late) = received else { return Ok(false) };
+        self.asked -= 1;
+        let ids = self.reported();
+        let value = |id: Option<TensorId>| -> Option<f32> {
+            let at = ids.iter().position(|i| Some(*i) == id)?;
+            let dtype = self.plan.tensors[id? as usize].dtype;
+            let bytes = late.values.get(at)?.clone().into();
+            let host = HostTensor { element: Element::Plan(dtype), shape: vec![], bytes };
+            Some(host.to_f32()[0])
+        };
+        let (loss, scale) = (value(self.loss), value(self.scale));
+        let (skipped, grad_norm) = (value(self.skipped), value(self.grad_norm));
+        let accumulate = f64::from(self.plan.accumulate);
+        let pending = self.pending.front_mut().expect("asked above");
+        pending.loss += loss.map_or(f64::NAN, f64::from);
+        pending.seconds += late.seconds;
+        pending.requests -= 1;
+        if pending.requests == 0 {
+            let pending = self.pending.pop_front().expect("asked above");
+            self.ready.push(StepReport {
+                step: pending.step,
+                loss: (pending.loss / accumulate) as f32,
+                scale,
+                skipped: skipped.is_some_and(|x| x != 0.0),
+                grad_norm,
+                seconds: pending.seconds,
+            });
+        }
+        Ok(true)
     }
 
     /// Runs the forward-only phase over one batch; its results are then read with

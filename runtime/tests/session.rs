@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 type Weights = BTreeMap<String, HostTensor<'static>>;
 
 fn session(plan: Plan, threads: usize) -> Session {
-    Session::new(plan, &Weights::new(), &Options { threads, seed: 1 }).unwrap()
+    Session::new(plan, &Weights::new(), &Options { threads, seed: 1, ..Options::default() })
+        .unwrap()
 }
 
 fn values(n: u64, seed: f64) -> Vec<f32> {
