@@ -156,7 +156,7 @@ impl CudaBackend {
         let stream = Stream::new(&context)?;
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
         let places = Places::new(plan);
-        let mut graphs = Graphs::new(&context);
+        let mut graphs = Graphs::new(&context, &cache);
         let lowered = {
             let mut offers = Asked { blas: &blas, places: &places, graphs: &mut graphs };
             lower::lower(plan, &facts, &mut offers)?

@@ -2,13 +2,29 @@
 //! operations and reductions in the shape that cuDNN's fused engines know (cudnn-frontend's
 //! composite graphs; the single operation for the backward pass is newer than many releases).
 
-use super::conv::{dtype, place};
+use super::conv::dtype;
 use super::desc::Refusal;
 use super::graph::{Builder, Format, Graph, Home, Tensor, Wanted, dense};
 use super::{CANDIDATES, Dnn};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use cudarc::cudnn::sys::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::{Access, Attention, AttentionGrad, Plan};
+
+/// Slots are q, k, v, o, then these, then do, dq, dk, dv; without a mask its slot is not read.
+const LSE: usize = 4;
+const MASK: usize = 5;
+
+/// The accesses of attention in the order of its slots.
+pub(super) fn slots(a: &Attention) -> Vec<&Access> {
+    vec![&a.q, &a.k, &a.v, &a.o, &a.lse, a.mask.as_ref().unwrap_or(&a.lse)]
+}
+
+/// The accesses of its gradient in the order of its slots.
+pub(super) fn gradient_slots(g: &AttentionGrad) -> Vec<&Access> {
+    let mut all = slots(&g.forward);
+    all.extend([&g.d_o, &g.d_q, &g.d_k, &g.d_v]);
+    all
+}
 
 /// A graph under construction and what its parts share.
 struct Scores<'p> {
@@ -35,19 +51,19 @@ impl<'p> Scores<'p> {
     }
 
     /// A tensor of the plan over batch, head, position, channel.
-    fn stored(&mut self, a: &Access, positions: u64) -> Result<Tensor, Refusal> {
+    fn stored(&mut self, a: &Access, positions: u64, slot: usize) -> Result<Tensor, Refusal> {
         let dims = self.extents(positions, self.a.d);
         self.same_format(a)?;
-        self.b.tensor(&dims, &a.strides, self.io, Home::At(place(self.plan, a)))
+        self.b.tensor(&dims, &a.strides, self.io, Home::Slot(slot))
     }
 
     /// The same with the last two axes exchanged.
-    fn transposed(&mut self, a: &Access, positions: u64) -> Result<Tensor, Refusal> {
+    fn transposed(&mut self, a: &Access, positions: u64, slot: usize) -> Result<Tensor, Refusal> {
         let [b, h, t, d] = self.extents(positions, self.a.d);
         let s = &a.strides;
         self.same_format(a)?;
         let strides = [s[0], s[1], s[3], s[2]];
-        self.b.tensor(&[b, h, d, t], &strides, self.io, Home::At(place(self.plan, a)))
+        self.b.tensor(&[b, h, d, t], &strides, self.io, Home::Slot(slot))
     }
 
     fn same_format(&self, a: &Access) -> Result<(), Refusal> {
@@ -60,7 +76,7 @@ impl<'p> Scores<'p> {
         let lse = &self.a.lse;
         let dims = self.extents(self.a.tq, 1);
         let strides = [lse.strides[0], lse.strides[1], lse.strides[2], 1];
-        self.b.tensor(&dims, &strides, Format::F32, Home::At(place(self.plan, lse)))
+        self.b.tensor(&dims, &strides, Format::F32, Home::Slot(LSE))
     }
 
     fn rows(&mut self, home: Home) -> Result<Tensor, Refusal> {
@@ -130,7 +146,7 @@ impl<'p> Scores<'p> {
                 *out = s;
             }
         }
-        self.b.tensor(&dims, &strides, format, Home::At(place(self.plan, a)))
+        self.b.tensor(&dims, &strides, format, Home::Slot(MASK))
     }
 
     /// A probability-like tensor with queries and keys exchanged, in the operands' format.
@@ -147,10 +163,10 @@ impl Dnn {
     /// Attention that also stores the logarithms of its denominators.
     pub(super) fn build_attention(&self, a: &Attention, plan: &Plan) -> Result<Graph, Refusal> {
         let mut s = Scores::new(self, plan, a)?;
-        let q = s.stored(&a.q, a.tq)?;
-        let kt = s.transposed(&a.k, a.tk)?;
-        let v = s.stored(&a.v, a.tk)?;
-        let o = s.stored(&a.o, a.tq)?;
+        let q = s.stored(&a.q, a.tq, 0)?;
+        let kt = s.transposed(&a.k, a.tk, 1)?;
+        let v = s.stored(&a.v, a.tk, 2)?;
+        let o = s.stored(&a.o, a.tq, 3)?;
         let stats = s.statistics()?;
         let scores = s.scores(&q, &kt)?;
         let most = s.rows(Home::Nowhere)?;
@@ -179,15 +195,15 @@ impl Dnn {
     ) -> Result<Graph, Refusal> {
         let a = &g.forward;
         let mut s = Scores::new(self, plan, a)?;
-        let q = s.stored(&a.q, a.tq)?;
-        let kt = s.transposed(&a.k, a.tk)?;
-        let vt = s.transposed(&a.v, a.tk)?;
-        let o = s.stored(&a.o, a.tq)?;
+        let q = s.stored(&a.q, a.tq, 0)?;
+        let kt = s.transposed(&a.k, a.tk, 1)?;
+        let vt = s.transposed(&a.v, a.tk, 2)?;
+        let o = s.stored(&a.o, a.tq, 3)?;
         let stats = s.statistics()?;
-        let d_o = s.stored(&g.d_o, a.tq)?;
-        let d_q = s.stored(&g.d_q, a.tq)?;
-        let d_k = s.stored(&g.d_k, a.tk)?;
-        let d_v = s.stored(&g.d_v, a.tk)?;
+        let d_o = s.stored(&g.d_o, a.tq, 6)?;
+        let d_q = s.stored(&g.d_q, a.tq, 7)?;
+        let d_k = s.stored(&g.d_k, a.tk, 8)?;
+        let d_v = s.stored(&g.d_v, a.tk, 9)?;
         let mul = Pointwise::CUDNN_POINTWISE_MUL;
         let sub = Pointwise::CUDNN_POINTWISE_SUB;
 

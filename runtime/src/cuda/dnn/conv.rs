@@ -1,22 +1,20 @@
 //! Convolutions: forward with bias and ReLU, data gradient, filter gradient.
 
 use super::desc::{Kind, Name, Refusal};
-use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted};
+use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted, dense};
 use super::{CANDIDATES, Dnn};
-use crate::cuda::launch::Place;
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, EpilogueKind, Math, Plan, TensorId,
 };
 
-/// Where a convolution's result goes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Result_ {
-    /// Through the epilogue, which must be one that cuDNN knows: `Store`, `Bias` or `BiasRelu`.
+/// What a convolution stores. Its slots are a, b, the result, and the epilogue's inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stores {
+    /// What the epilogue makes, which must be one that cuDNN knows: `Store`, `Bias` or `BiasRelu`.
     Epilogue,
-    /// The f32 sums, dense in the order of the result's strides in the plan, for a kernel that runs
-    /// the epilogue's program afterwards.
-    Sums(Place),
+    /// The f32 sums, dense, for a kernel that runs the epilogue's program afterwards.
+    Sums,
 }
 
 /// Extents of x, w and y.
@@ -27,11 +25,6 @@ fn extents(g: &ConvGeometry) -> [[i64; 4]; 3] {
         [n(g.o), n(g.c / g.groups), n(g.kh), n(g.kw)],
         [n(g.n), n(g.o), n(g.oh), n(g.ow)],
     ]
-}
-
-pub(super) fn place(plan: &Plan, a: &Access) -> Place {
-    let size = plan.tensors[a.tensor as usize].dtype.size() as u64;
-    Place::Tensor { tensor: a.tensor, offset: a.offset * size }
 }
 
 pub(super) fn dtype(plan: &Plan, tensor: TensorId) -> DType {
@@ -63,7 +56,7 @@ impl Dnn {
         &self,
         c: &Conv,
         plan: &Plan,
-        result: &Result_,
+        stores: Stores,
     ) -> Result<Graph, Refusal> {
         let mut b = Builder::new(self.api);
         let [x, w, y] = extents(&c.geometry);
@@ -76,26 +69,22 @@ impl Dnn {
             let d = dtype(plan, t);
             Format::of(d).ok_or_else(|| format!("cuDNN does not convolve {d}"))
         };
-        let operand = |b: &mut Builder, a: &Access, dims: &[i64; 4]| -> Result<Tensor, Refusal> {
-            let home = Home::At(place(plan, a));
-            b.tensor(dims, &strides(dims, &a.strides), format(a.tensor)?, home)
+        let operand = |b: &mut Builder, a: &Access, dims: &[i64; 4], slot: usize| {
+            b.tensor(dims, &strides(dims, &a.strides), format(a.tensor)?, Home::Slot(slot))
         };
-        let left = operand(&mut b, &c.a, &a_dims)?;
-        let right = operand(&mut b, &c.b, &b_dims)?;
+        let left = operand(&mut b, &c.a, &a_dims, 0)?;
+        let right = operand(&mut b, &c.b, &b_dims, 1)?;
         let e = &c.epilogue;
-        let [out] = &e.outputs[..] else {
-            return Err("the epilogue stores two results".into());
-        };
-        let out_strides = strides(&out_dims, &out.strides);
-        let last = |b: &mut Builder| match result {
-            Result_::Epilogue => {
-                b.tensor(&out_dims, &out_strides, format(out.tensor)?, Home::At(place(plan, out)))
-            }
-            Result_::Sums(at) => {
-                b.tensor(&out_dims, &out_strides, Format::F32, Home::At(at.clone()))
+        let (out_strides, out_format, kind) = match stores {
+            Stores::Sums => (dense(&out_dims), Format::F32, EpilogueKind::Store),
+            Stores::Epilogue => {
+                let [out] = &e.outputs[..] else {
+                    return Err("the epilogue stores two results".into());
+                };
+                (strides(&out_dims, &out.strides), format(out.tensor)?, e.kind)
             }
         };
-        let kind = if *result == Result_::Epilogue { e.kind } else { EpilogueKind::Store };
+        let last = |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
         match kind {
             EpilogueKind::Store => {
                 let y = last(&mut b)?;
@@ -106,12 +95,8 @@ impl Dnn {
                 convolve(&mut b, c, &left, &right, &sums)?;
                 let vector = &e.inputs[0];
                 let n = out_dims[1];
-                let bias = b.tensor(
-                    &[1, n, 1, 1],
-                    &[n, 1, n, n],
-                    format(vector.tensor)?,
-                    Home::At(place(plan, vector)),
-                )?;
+                let bias =
+                    b.tensor(&[1, n, 1, 1], &[n, 1, n, n], format(vector.tensor)?, Home::Slot(3))?;
                 if vector.strides[1] != 1 && n > 1 {
                     return Err("the bias is not dense".into());
                 }

@@ -2,7 +2,6 @@
 
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
-use crate::cuda::launch::Place;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
 use cudarc::driver::sys as cu;
@@ -58,11 +57,10 @@ impl Format {
 pub enum Home {
     /// In registers, between operations.
     Nowhere,
-    At(Place),
+    /// One of the tensors that a run is given, by its number.
+    Slot(usize),
     /// In the graph's own part of the workspace.
-    Own {
-        bytes: u64,
-    },
+    Own { bytes: u64 },
     /// A number that the graph is given with its pointers, as its bits.
     Value(u32),
 }
@@ -116,7 +114,7 @@ impl Builder {
         match home {
             Home::Nowhere => d = d.set(Name::CUDNN_ATTR_TENSOR_IS_VIRTUAL, Values::Bool(true))?,
             Home::Value(_) => d = d.set(Name::CUDNN_ATTR_TENSOR_IS_BY_VALUE, Values::Bool(true))?,
-            Home::At(_) | Home::Own { .. } => {}
+            Home::Slot(_) | Home::Own { .. } => {}
         }
         let desc = Arc::new(d.finalize()?);
         self.tensors.push(desc.clone());
@@ -292,6 +290,7 @@ impl Builder {
             .finalize()?;
         let mut candidates: Vec<Candidate> = vec![];
         let mut refused = vec![];
+        let mut compiled = 0;
         for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
             if candidates.len() >= most {
                 break;
@@ -303,8 +302,13 @@ impl Builder {
                         if candidates.len() >= most {
                             break;
                         }
+                        // Engines that compile their kernel take a second each.
+                        if compiled >= COMPILED && compiles(&config) {
+                            continue;
+                        }
                         match candidate(self.api, &config, device, wanted) {
                             Ok(c) if candidates.iter().all(|o| o.tag != c.tag) => {
+                                compiled += usize::from(compiles(&config));
                                 candidates.push(c);
                             }
                             Ok(_) => {}
@@ -330,6 +334,21 @@ impl Builder {
         let own = own.sum();
         Ok(Graph { api: self.api, candidates, bound: self.bound, own })
     }
+}
+
+/// Candidates of a graph that may compile their kernel.
+const COMPILED: usize = 2;
+
+/// Whether the engine of a configuration compiles its kernel at run time.
+fn compiles(config: &Desc) -> bool {
+    let note = dnn::cudnnBackendBehaviorNote_t::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as c_int;
+    let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
+    config.list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1).is_ok_and(|engines| {
+        engines.iter().any(|e| {
+            e.numbers(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)
+                .is_ok_and(|notes| notes.contains(&note))
+        })
+    })
 }
 
 const fn alignment(home: Home) -> i64 {
@@ -412,15 +431,13 @@ fn candidate(
         .finalize()?;
     let workspace = plan.int(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
     let tag = format!("engine {number}, workspace {workspace}");
-    Ok(Candidate { plan, workspace: workspace.max(0) as u64, engine: number, tag })
+    Ok(Candidate { plan, workspace: workspace.max(0) as u64, tag })
 }
 
 /// A way of running a graph.
 pub struct Candidate {
     plan: Desc,
     workspace: u64,
-    /// cuDNN's number for the engine: stable within a release.
-    pub engine: i64,
     tag: String,
 }
 
@@ -448,28 +465,20 @@ impl Graph {
         self.own + self.candidates[candidate].workspace
     }
 
-    /// Every place the graph reads or writes.
-    pub fn places(&self) -> impl Iterator<Item = Place> + '_ {
-        self.bound.iter().filter_map(|b| match b.1 {
-            Home::At(p) => Some(p),
-            _ => None,
-        })
-    }
-
     /// Enqueues a candidate on the handle's stream. May be captured into a CUDA graph.
     ///
     /// # Errors
     /// `R0720` with cuDNN's words.
     ///
     /// # Safety
-    /// `address` gives device addresses whose memory is as large as the plan says, and
-    /// `workspace` is the address of [`Graph::workspace`] bytes; both stay valid until the stream
-    /// has run what was enqueued.
+    /// `slots` are device addresses of the tensors that the graph was built for, 16-byte aligned,
+    /// and `workspace` is the address of [`Graph::workspace`] bytes; all stay valid until the
+    /// stream has run what was enqueued.
     pub unsafe fn run(
         &self,
         candidate: usize,
         handle: &Handle,
-        address: &dyn Fn(Place) -> u64,
+        slots: &[u64],
         workspace: u64,
     ) -> Result<()> {
         let chosen = &self.candidates[candidate];
@@ -480,7 +489,7 @@ impl Graph {
         for &(uid, home) in &self.bound {
             uids.push(uid);
             pointers.push(match home {
-                Home::At(place) => address(place) as *mut c_void,
+                Home::Slot(i) => slots[i] as *mut c_void,
                 Home::Own { bytes } => {
                     let at = own;
                     own += aligned(bytes);

@@ -1,6 +1,7 @@
 //! Convolutions and attention by cuDNN's graph interface.
 //!
-//! A graph is built for described device properties, so that everything up to a finished execution
+//! A graph knows extents, strides and formats; the addresses of its tensors come with a run, so that
+//! equal layers share one. It is built for described device properties, so that everything up to a finished execution
 //! plan can be checked without a GPU. What cuDNN refuses is not an error: kernels of ours take over,
 //! and [`Offer::No`] says why.
 
@@ -9,12 +10,14 @@ mod attention;
 mod conv;
 mod desc;
 mod graph;
+mod steps;
 #[cfg(test)]
 mod tests;
 
 pub use api::{Cudnn, cudnn, spelled};
-pub use conv::Result_ as ConvResult;
+pub use conv::Stores;
 pub use graph::{Graph, Handle};
+pub use steps::{CUDNN_VARIABLE, DETERMINISTIC_VARIABLE, Steps};
 
 use crate::error::{Error, Result};
 use desc::{Desc, Kind, Name, Refusal, Values};
@@ -87,9 +90,9 @@ impl Dnn {
         self.api
     }
 
-    /// A convolution. With [`ConvResult::Epilogue`] an epilogue that cuDNN lacks is refused.
-    pub fn conv(&self, c: &Conv, plan: &Plan, result: &ConvResult) -> Offer {
-        Offer::of(self.build_conv(c, plan, result))
+    /// A convolution. With [`Stores::Epilogue`] an epilogue that cuDNN lacks is refused.
+    pub fn conv(&self, c: &Conv, plan: &Plan, stores: Stores) -> Offer {
+        Offer::of(self.build_conv(c, plan, stores))
     }
 
     /// Attention forward.

@@ -1,7 +1,6 @@
 //! Graphs for a described H200, finished up to their execution plans. They need cuDNN and no GPU.
 
 use super::*;
-use crate::cuda::launch::Place;
 use precast_plan::{
     Access, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Storage, Summary,
     TargetSummary, Tensor, VERSION,
@@ -87,7 +86,7 @@ fn conv(dnn: &Dnn, c: &Case) -> Offer {
     if let Some(bias) = conv.epilogue.inputs.first_mut() {
         bias.tensor = tensor(&mut plan, DType::F32, &[g.o]);
     }
-    dnn.conv(&conv, &plan, &ConvResult::Epilogue)
+    dnn.conv(&conv, &plan, Stores::Epilogue)
 }
 
 fn geometry(n: u64, c: u64, hw: u64, o: u64, k: u64, stride: u64, pad: u64) -> ConvGeometry {
@@ -295,6 +294,4 @@ fn what_cudnn_lacks_is_said() {
     a.tk = 128;
     assert!(matches!(dnn.attention(&a, &plan), Offer::No(_)));
     assert!(Dnn::new(For::Described("no json")).is_err());
-    let place = Place::Scratch { offset: 0 };
-    assert_ne!(ConvResult::Sums(place), ConvResult::Epilogue);
 }
