@@ -30,7 +30,8 @@ const PROPOSALS: usize = 8;
 /// Measured runs of each, after one that is not.
 const RUNS: usize = 5;
 /// Partial sums of a split product are kept in f32; nothing is added in a narrower format.
-const REDUCTIONS: u32 = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+const REDUCTIONS: u32 =
+    lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
 
 /// A handle of the library, its workspace, and what was measured before.
 pub struct Blas {
@@ -129,8 +130,7 @@ impl Blas {
         call.run(stream)?;
         if proposals.len() > 1 {
             call.algorithm = self.fastest(&mut call, &proposals, stream)?;
-            let bytes: Vec<u8> =
-                call.algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let bytes: Vec<u8> = call.algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
             self.cache.put("product", key.as_bytes(), &bytes);
         }
         Ok(call)
@@ -331,12 +331,7 @@ impl Call {
             b: layout(api, &p.b, p.batch)?,
             d: layout(api, &p.d, p.batch)?,
             desc,
-            addresses: [
-                address(p.a.place),
-                address(p.b.place),
-                p.c.map_or(d_at, address),
-                d_at,
-            ],
+            addresses: [address(p.a.place), address(p.b.place), p.c.map_or(d_at, address), d_at],
             device_factors,
             beta,
             algorithm: lt::cublasLtMatmulAlgo_t { data: [0; 8] },

@@ -156,7 +156,7 @@ impl CudaBackend {
         let stream = Stream::new(&context)?;
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
         let places = Places::new(plan);
-        let mut graphs = Graphs::new(&context);
+        let mut graphs = Graphs::new(&context, &cache);
         let lowered = {
             let mut offers = Asked { blas: &blas, places: &places, graphs: &mut graphs };
             lower::lower(plan, &facts, &mut offers)?
@@ -238,15 +238,13 @@ impl CudaBackend {
 
     /// Puts the steps of phases into the stream.
     fn steps(&self, phases: &[Phase]) -> Result<()> {
-        let offset = |phase: Phase| -> usize {
-            self.phases[..phase as usize].iter().map(Vec::len).sum()
-        };
+        let offset =
+            |phase: Phase| -> usize { self.phases[..phase as usize].iter().map(Vec::len).sum() };
         for &phase in phases {
             for (i, step) in self.phases[phase as usize].iter().enumerate() {
                 for work in step {
-                    self.one(work).map_err(|e| {
-                        e.at(format!("step `{}`", self.names[offset(phase) + i]))
-                    })?;
+                    self.one(work)
+                        .map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
                 }
             }
         }
@@ -271,7 +269,9 @@ impl CudaBackend {
             [&[Phase::Micro], &[Phase::Update], &[Phase::Eval], &[Phase::Micro, Phase::Update]];
         self.context.bind()?;
         self.inbound.send(self.regions.inputs.address, &self.stream)?;
-        self.outbound.begin(&self.stream)?;
+        if which != Phase::Eval as usize {
+            self.outbound.begin(&self.stream)?;
+        }
         if !self.capture {
             return self.steps(LISTS[which]);
         }
@@ -418,12 +418,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(
-        plan: &Plan,
-        places: &Places,
-        lowered: &lower::LoweredPlan,
-        graphs: &Graphs,
-    ) -> Needs {
+    fn of(plan: &Plan, places: &Places, lowered: &lower::LoweredPlan, graphs: &Graphs) -> Needs {
         Needs {
             arena: plan.arena_bytes,
             persistent: plan.persistent_bytes,
@@ -582,7 +577,9 @@ impl Binder<'_> {
                 shape: (l.grid, l.block, l.shared),
                 args: l.args.iter().map(|a| self.word(a)).collect(),
             },
-            Task::Clear { place, bytes } => Work::Clear { at: (self.address)(*place), bytes: *bytes },
+            Task::Clear { place, bytes } => {
+                Work::Clear { at: (self.address)(*place), bytes: *bytes }
+            }
             Task::Product(i) => {
                 let call = self.blas.prepare(&self.products[*i], self.address, self.stream)?;
                 Work::Product(Box::new(call))

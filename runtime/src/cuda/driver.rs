@@ -45,6 +45,21 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     (0..count as usize).map(|ordinal| info(api, ordinal)).collect()
 }
 
+/// GPU `ordinal`.
+///
+/// # Errors
+/// As [`devices`]; `R0704` where there are fewer.
+pub fn device(ordinal: usize) -> Result<DeviceInfo> {
+    let all = devices()?;
+    all.get(ordinal).cloned().ok_or_else(|| {
+        let text = match all.len() {
+            1 => format!("there is no GPU {ordinal}: the driver finds one"),
+            n => format!("there is no GPU {ordinal}: the driver finds {n}"),
+        };
+        Error::new("R0704", text).help("they are numbered from 0: `cuda:0`")
+    })
+}
+
 fn no_device() -> Error {
     Error::new("R0704", "the CUDA driver finds no GPU").help(
         "`CUDA_VISIBLE_DEVICES` may hide it; `precast doctor` says what is there; `--device cpu` needs none",
@@ -130,11 +145,7 @@ impl Context {
     /// As [`devices`]; `R0704` where there are fewer.
     pub fn new(ordinal: usize) -> Result<Arc<Context>> {
         let api = api::driver()?;
-        let all = devices()?;
-        let Some(info) = all.get(ordinal).cloned() else {
-            let text = format!("there is no GPU {ordinal}: the driver finds {}", all.len());
-            return Err(Error::new("R0704", text).help("they are numbered from 0: `cuda:0`"));
-        };
+        let info = device(ordinal)?;
         let device = handle(api, ordinal)?;
         let mut context = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
@@ -362,7 +373,8 @@ impl Stream {
             return Ok(());
         }
         // SAFETY: the caller passes a range of its own allocations.
-        let status = unsafe { self.context.api.cuMemsetD8Async(at, value, bytes as usize, self.raw) };
+        let status =
+            unsafe { self.context.api.cuMemsetD8Async(at, value, bytes as usize, self.raw) };
         self.context.check(status, "setting memory")
     }
 
@@ -552,8 +564,8 @@ impl Module {
             );
             return Err(Error::new("R0706", text));
         }
-        // Up to 48 KiB need no permission.
-        if shared > 48 << 10 {
+        // Beyond 48 KiB, the kernel's static memory included, a launch needs permission.
+        if shared > 0 {
             let attribute =
                 cu::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: as above.

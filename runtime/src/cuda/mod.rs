@@ -9,6 +9,7 @@ pub mod api;
 pub mod blas;
 pub mod cache;
 pub mod device;
+pub mod dnn;
 pub mod driver;
 pub mod graphs;
 pub mod kernels;
@@ -17,8 +18,12 @@ pub mod library;
 pub mod lower;
 pub mod nvrtc;
 pub mod product;
+pub mod report;
 pub mod staging;
+#[cfg(test)]
+pub mod testing;
 pub mod text;
 
 pub use device::CudaBackend;
-pub use driver::{DeviceInfo, devices};
+pub use driver::{DeviceInfo, device, devices};
+pub use report::{Report, report};

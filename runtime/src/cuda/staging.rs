@@ -180,7 +180,10 @@ impl Outbound {
     /// # Errors
     /// If the driver refuses.
     pub fn request(&mut self, values: &[(u64, usize)], fault: u64, stream: &Stream) -> Result<()> {
-        assert!(self.sent.len() < self.slots.len(), "requests are received before the ring is full");
+        assert!(
+            self.sent.len() < self.slots.len(),
+            "requests are received before the ring is full"
+        );
         assert!(values.len() <= VALUES && values.iter().all(|v| v.1 <= VALUE), "small values");
         self.begin(stream)?;
         let base = self.memory.pointer.wrapping_add(self.next * VALUE * (VALUES + 1));

@@ -124,8 +124,7 @@ pub fn coordinates(t: &mut Text, of: &str, dims: &[u64], prefix: &str, wide: boo
     let mut below = 1;
     let mut parts = vec![];
     for (d, &n) in dims.iter().enumerate().rev() {
-        let down =
-            if below == 1 { String::new() } else { format!(" / {below}{suffix}") };
+        let down = if below == 1 { String::new() } else { format!(" / {below}{suffix}") };
         let modulo = if d == 0 { String::new() } else { format!(" % {n}{suffix}") };
         parts.push(format!("{prefix}{d} = ({int})(({unsigned}){of}{down}{modulo})"));
         below *= n;
@@ -176,7 +175,7 @@ impl<'a> Code<'a> {
             class.push(match instr {
                 Instr::Load { port } => of(&layout.ports[*port as usize]),
                 Instr::Real(_) | Instr::Int(_) | Instr::Bool(_) => Class::Scalar,
-                Instr::Index { .. } => of(&layout.index[&(i as Reg)]),
+                Instr::Index { .. } => layout.index.get(&(i as Reg)).map_or(Class::Scalar, of),
                 Instr::Uniform { .. } => Class::Elem,
                 Instr::Reduce(..) => Class::Row,
                 _ => instr.operands().map(|r| class[r as usize]).max().expect("an operand"),
@@ -197,16 +196,12 @@ impl<'a> Code<'a> {
 
     /// Live registers of a class, in order, without literals.
     pub fn of_class(&self, class: Class) -> impl Iterator<Item = Reg> + '_ {
-        (0..self.program.code.len() as Reg).filter(move |&r| {
-            self.live[r as usize] && self.is(r, class) && !self.is_literal(r)
-        })
+        (0..self.program.code.len() as Reg)
+            .filter(move |&r| self.live[r as usize] && self.is(r, class) && !self.is_literal(r))
     }
 
     fn is_literal(&self, r: Reg) -> bool {
-        matches!(
-            self.program.code[r as usize],
-            Instr::Real(_) | Instr::Int(_) | Instr::Bool(_)
-        )
+        matches!(self.program.code[r as usize], Instr::Real(_) | Instr::Int(_) | Instr::Bool(_))
     }
 
     pub fn type_of(&self, r: Reg) -> &'static str {
@@ -301,7 +296,13 @@ impl<'a> Code<'a> {
                     let steps = &self.layout.index[&r].kept;
                     let at = offset(steps, coordinates);
                     let lane = steps.last().copied().unwrap_or(0);
-                    self.row(t, r, &format!("(int)({at}{})", lane_term(lane)), &format!("(int)({at})"), v);
+                    self.row(
+                        t,
+                        r,
+                        &format!("(int)({at}{})", lane_term(lane)),
+                        &format!("(int)({at})"),
+                        v,
+                    );
                 }
                 _ => {
                     let value = self.expression(r, &no_elem);
@@ -388,7 +389,8 @@ impl Code<'_> {
 
     pub fn section(&self, t: &mut Text, section: &Section) {
         let v = section.v;
-        let mut wanted: Vec<Reg> = section.stores.iter().map(|s| self.program.outputs[s.0].reg).collect();
+        let mut wanted: Vec<Reg> =
+            section.stores.iter().map(|s| self.program.outputs[s.0].reg).collect();
         for &r in section.reduce {
             wanted.extend(self.program.code[r as usize].operands());
         }
@@ -455,8 +457,11 @@ impl Code<'_> {
                 }
                 _ => self.expression(r, &elem),
             };
-            let declare =
-                if section.kept.contains(&r) { String::new() } else { format!("const {} ", self.type_of(r)) };
+            let declare = if section.kept.contains(&r) {
+                String::new()
+            } else {
+                format!("const {} ", self.type_of(r))
+            };
             t.line(format!("{declare}{} = {value};{}", names[r as usize], self.note(r)));
         }
         for &r in section.reduce {
@@ -516,9 +521,9 @@ fn unary(op: UnaryOp, kind: Kind, a: &str) -> String {
         (UnaryOp::RoundEven, _) => call("rintf"),
         (UnaryOp::IsFinite, _) => call("finite"),
         (UnaryOp::Not, _) => format!("!{a}"),
-        (UnaryOp::ToReal, Kind::Real) | (UnaryOp::ToInt, Kind::Int) | (UnaryOp::ToBool, Kind::Bool) => {
-            a.into()
-        }
+        (UnaryOp::ToReal, Kind::Real)
+        | (UnaryOp::ToInt, Kind::Int)
+        | (UnaryOp::ToBool, Kind::Bool) => a.into(),
         (UnaryOp::ToReal, Kind::Int) => format!("(float){a}"),
         (UnaryOp::ToReal, Kind::Bool) => format!("{a} ? 1.0f : 0.0f"),
         (UnaryOp::ToInt, Kind::Real) => call("to_int"),

@@ -3,7 +3,7 @@
 //! transposed against the outputs passes through tiles of shared memory.
 
 use super::code::{Class, Code, Section, Source, Target, Text, coordinates, offset, stored};
-use super::source::{Built, address, comment, finish, parameters, words};
+use super::source::{Built, address, comment, finish, number, parameters, words};
 use super::space::{Layout, Space};
 use crate::cuda::launch::{Arg, Facts, Launch, Table};
 use precast_plan::{Kind, Reg};
@@ -27,7 +27,8 @@ pub struct Form {
 }
 
 pub fn form(space: &Space, layout: &Layout) -> Form {
-    let used = |p: usize| layout.ports[p].varies_red();
+    let loaded = Code::new(space, layout, false).loads(Class::Elem);
+    let used = |p: usize| p >= space.inputs.len() || loaded.contains(&p);
     let v = layout.width(space, false, true, &used);
     let mut form = Form { v, turned: None, turned_inputs: BTreeSet::new() };
     let Some(last) = layout.red.len().checked_sub(1) else { return form };
@@ -38,10 +39,10 @@ pub fn form(space: &Space, layout: &Layout) -> Form {
         let s = &layout.ports[p].red;
         s[axis] == 1 && s[last].unsigned_abs() > 1 && layout.red[axis] >= 8
     };
-    let inputs = 0..space.inputs.len();
-    form.turned = inputs.clone().find_map(|p| (0..last).find(|&axis| jumps(p, axis)));
+    let mut inputs = loaded.iter().copied();
+    form.turned = inputs.find_map(|p| (0..last).find(|&axis| jumps(p, axis)));
     if let Some(axis) = form.turned {
-        form.turned_inputs = inputs.filter(|&p| jumps(p, axis)).collect();
+        form.turned_inputs = loaded.iter().copied().filter(|&p| jumps(p, axis)).collect();
         form.v = 1;
     }
     form
@@ -106,13 +107,14 @@ pub fn single(space: &Space, layout: &Layout, form: &Form, facts: &Facts) -> Bui
     let mut t = Text::default();
     comment(&mut t, space.program);
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
-    t.line(format!("    {}, {int} points) {{", parameters(space, &code)));
-    t.open(format!("    {int} v = blockIdx.x * ({int}){THREADS} + threadIdx.x;"));
+    t.open(format!("    {}, {int} points) {{", parameters(space, &code)));
+    let block = number(THREADS as u32, layout.wide);
+    t.line(format!("{int} v = blockIdx.x * {block} + threadIdx.x;"));
     t.line("if (v >= points) return;");
     let all = all_outputs(&code);
     code.scalars(&mut t);
     let full = if v == 1 { "points".into() } else { format!("points / {v}") };
-    t.open(format!("for (; v < {full}; v += gridDim.x * ({int}){THREADS}) {{"));
+    t.open(format!("for (; v < {full}; v += gridDim.x * {block}) {{"));
     if v > 1 {
         t.line(format!("const {int} at = v * {v};"));
     }
@@ -159,7 +161,7 @@ pub fn table_ports(t: &mut Text, space: &Space, code: &Code) {
 pub fn table_part(t: &mut Text, space: &Space, int: &str) {
     let ports = space.ports().count();
     t.line(format!("const {int} points = ({int})space[{ports}];"));
-    t.line(format!("const {int} begin = blocks[blockIdx.x].y * ({int})part;"));
+    t.line(format!("const {int} begin = blocks[blockIdx.x].y * part;"));
     t.line(format!("const {int} end = begin + part < points ? begin + part : points;"));
 }
 
@@ -189,7 +191,9 @@ fn table_text(space: &Space, layout: &Layout, form: &Form, tail: bool) -> Text {
     let ports = space.ports().count();
     let mut t = Text::default();
     comment(&mut t, space.program);
-    t.line("// One row of `spaces` for each space: the addresses of its ports, its points. Block b");
+    t.line(
+        "// One row of `spaces` for each space: the addresses of its ports, its points. Block b",
+    );
     t.line("// runs through part `blocks[b].y` of space `blocks[b].x`.");
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
     t.open("    const u64* __restrict__ spaces, const uint2* __restrict__ blocks, int part) {");
@@ -266,7 +270,8 @@ fn turned(space: &Space, code: &Code, form: &Form, facts: &Facts) -> Built {
     t.line(format!("const int tx = threadIdx.x % {TILE}, ty = threadIdx.x / {TILE};"));
     code.scalars(&mut t);
     t.open(format!("for ({int} tile = blockIdx.x; tile < {tiles}; tile += gridDim.x) {{"));
-    let parts = coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
+    let parts =
+        coordinates(&mut t, "tile", &[outer_dims.iter().product(), ta, tl], "p", layout.wide);
     let outer_at = coordinates(&mut t, &parts[0], &outer_dims, "o", layout.wide);
     t.line(format!("const {int} a0 = {} * {TILE}, l0 = {} * {TILE};", parts[1], parts[2]));
     let at = |a: &str, l: &str| -> Vec<String> {

@@ -1,6 +1,6 @@
 //! One reduction over each of many tensors: one pass over all of them, then one small launch.
 
-use super::code::{Code, Text, reduction};
+use super::code::{Class, Code, Text, reduction};
 use super::flat::{parts, points, table_part, table_ports};
 use super::shape::Work;
 use super::source::{comment, finish, row, words};
@@ -31,7 +31,13 @@ fn op(code: &Code, r: Reg) -> &'static str {
 }
 
 fn width(space: &Space, layout: &Layout) -> u32 {
-    let used = |p: usize| layout.ports[p].varies_red();
+    let code = Code::new(space, layout, false);
+    let loaded = code.loads(Class::Elem);
+    let inputs = space.inputs.len();
+    let used = |p: usize| match p.checked_sub(inputs) {
+        None => loaded.contains(&p),
+        Some(o) => !code.stored_per_row(o),
+    };
     layout.width(space, false, true, &used)
 }
 
@@ -44,7 +50,9 @@ pub fn pass_text(space: &Space, layout: &Layout) -> Text {
     let mut t = Text::default();
     comment(&mut t, space.program);
     t.line("// The pass over many spaces. One row of `spaces` for each: the addresses of its ports, its");
-    t.line("// points, its first block, its blocks. Block b runs through part `blocks[b].y` of space");
+    t.line(
+        "// points, its first block, its blocks. Block b runs through part `blocks[b].y` of space",
+    );
     t.line("// `blocks[b].x`.");
     t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
     t.line("    const u64* __restrict__ spaces, const uint2* __restrict__ blocks, int part,");
@@ -92,7 +100,11 @@ fn last_text(space: &Space, layout: &Layout) -> Text {
     t.open("    const u64* __restrict__ spaces, const float* __restrict__ partial, int blocks) {");
     t.line("__shared__ float shared[32];");
     t.line(format!("const u64* space = spaces + blockIdx.x * {}u;", ports + 3));
-    t.line(format!("const int first = (int)space[{}], count = (int)space[{}];", ports + 1, ports + 2));
+    t.line(format!(
+        "const int first = (int)space[{}], count = (int)space[{}];",
+        ports + 1,
+        ports + 2
+    ));
     table_ports(&mut t, space, &code);
     code.scalars(&mut t);
     code.rows(&mut t, 0, &[], 1);
@@ -111,9 +123,8 @@ fn last_text(space: &Space, layout: &Layout) -> Text {
     t.line("__syncthreads();");
     t.open("if (threadIdx.x == 0) {");
     for &o in &work.row_stores {
-        let value = code.operand(code.program.outputs[o].reg, &|r| {
-            unreachable!("%{r} is stored once per row")
-        });
+        let value = code
+            .operand(code.program.outputs[o].reg, &|r| unreachable!("%{r} is stored once per row"));
         t.line(format!("store_one(out{o}, {value});"));
     }
     t.close();

@@ -101,3 +101,6 @@ fn lower_one(space: &Space, layout: &Layout, facts: &Facts, out: &mut Lowered) {
         out.tasks.push(Task::Launch(flat::single(space, layout, &form, facts).launch()));
     }
 }
+
+#[cfg(test)]
+mod tests;

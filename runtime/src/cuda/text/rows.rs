@@ -1,9 +1,11 @@
 //! Programs with rows: reductions over the trailing axes, in one kernel or, where few rows are
 //! long, in one kernel for each pass with partial results in scratch memory.
 
-use super::code::{Class, Code, Section, Source, Target, Text, coordinates, offset, reduction, stored};
+use super::code::{
+    Class, Code, Section, Source, Target, Text, coordinates, offset, reduction, stored,
+};
 use super::shape::{Shape, Style, Work, cache_bytes};
-use super::source::{Built, address, addresses, comment, finish, parameters};
+use super::source::{Built, address, addresses, comment, finish, number, parameters};
 use super::space::{Layout, Space};
 use crate::cuda::launch::{Arg, Facts, Lowered, Task};
 use precast_plan::{Instr, Reg};
@@ -94,12 +96,14 @@ impl Kernel<'_> {
             [chunks, rows as u32, 1]
         } else {
             let blocks = rows.div_ceil(u64::from(shape.turns()));
-            let resident = facts.multiprocessors * (facts.threads_per_multiprocessor / shape.threads);
+            let resident =
+                facts.multiprocessors * (facts.threads_per_multiprocessor / shape.threads);
             [blocks.min(u64::from(resident.max(1)) * 4) as u32, 1, 1]
         };
         let shared = match &shape.style {
             Style::Shared(ports) => {
-                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>() as u32
+                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>()
+                    as u32
             }
             _ => 0,
         };
@@ -122,10 +126,18 @@ impl Kernel<'_> {
             Part::Finish => self.t.line("// The end of rows that several blocks shared."),
         }
         let threads = shape.threads;
-        self.t.line(format!("extern \"C\" __global__ __launch_bounds__({threads}) void KERNEL("));
+        // Without a number of blocks ptxas may spill to fit more of them than there is use for.
+        let blocks = 512 / threads.min(512);
+        self.t.line(format!(
+            "extern \"C\" __global__ __launch_bounds__({threads}, {blocks}) void KERNEL("
+        ));
         let extent = if shape.columns { "points" } else { "rows" };
         let extra = if self.split() {
-            let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) { "" } else { " __restrict__" };
+            let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) {
+                ""
+            } else {
+                " __restrict__"
+            };
             format!(", float*{restrict} partial, int chunks, {int} chunk")
         } else {
             String::new()
@@ -167,10 +179,12 @@ impl Kernel<'_> {
             self.row();
             return;
         }
-        let step = format!("gridDim.x * ({int}){per_block}");
-        let first = format!("blockIdx.x * ({int}){per_block}");
+        let per_block_text = number(per_block, layout.wide);
+        let step = format!("gridDim.x * {per_block_text}");
+        let first = format!("blockIdx.x * {per_block_text}");
         if lanes >= 32 {
-            let own = if per_block > 1 { format!(" + threadIdx.x / {lanes}") } else { String::new() };
+            let own =
+                if per_block > 1 { format!(" + threadIdx.x / {lanes}") } else { String::new() };
             self.t.open(format!("for ({int} row = {first}{own}; row < rows; row += {step}) {{"));
         } else {
             // All lanes of a warp take part in its shuffles, so none leaves early.
@@ -193,7 +207,10 @@ impl Kernel<'_> {
         self.t.line(format!("const int tx = threadIdx.x % {tx}, ty = threadIdx.x / {tx};"));
         self.code.scalars(&mut self.t);
         let m = layout.kept_len();
-        self.t.line(format!("const {int} wanted = (blockIdx.x * ({int}){tx} + tx) * {v};"));
+        self.t.line(format!(
+            "const {int} wanted = (blockIdx.x * {} + tx) * {v};",
+            number(tx, layout.wide)
+        ));
         self.t.line(format!("const bool mine = wanted < {m};"));
         self.t.line(format!("const {int} row = mine ? wanted : {};", m - u64::from(v)));
         self.row();
@@ -208,7 +225,7 @@ impl Kernel<'_> {
         if let Style::Registers(c) = shape.style {
             for &r in &work.kept {
                 let ty = self.code.type_of(r);
-                self.t.line(format!("{ty} k{r}[{c}][{}];", shape.v));
+                self.t.line(format!("{ty} h{r}[{c}][{}];", shape.v));
             }
         }
         let mut number = 0;
@@ -373,14 +390,17 @@ impl Kernel<'_> {
         let before = cached.clone();
         let sources = |port: usize| -> Source {
             if before.contains(&port) {
-                return Source::Memory { address: address(&format!("cache{port}"), index), step: 1 };
+                return Source::Memory {
+                    address: address(&format!("cache{port}"), index),
+                    step: 1,
+                };
             }
             let at = offset(&code.layout.ports[port].red, red_at);
             Source::Memory { address: address(&format!("row_in{port}"), &at), step: lane(port) }
         };
         let loaded = |t: &mut Text, port: usize, lanes: &str| {
             if here.contains(&port) && !before.contains(&port) {
-                t.line(format!("store<{}>(cache{port} + ({index}), {lanes});", shape.v));
+                t.line(format!("store<{}>(cache{port} + {index}, {lanes});", shape.v));
             }
         };
         let stores: Vec<(usize, Target)> = work.stores[p]
@@ -398,7 +418,7 @@ impl Kernel<'_> {
             v: shape.v,
             sources: &sources,
             kept,
-            kept_name: &|r| format!("k{r}[c]"),
+            kept_name: &|r| format!("h{r}[c]"),
             ready,
             kept_at,
             red_at,
@@ -430,7 +450,10 @@ impl Kernel<'_> {
             let (lanes, v) = (shape.lanes, shape.v);
             if shape.columns {
                 if shape.turns() > 1 {
-                    self.t.line(format!("reduce_columns<{op}, {lanes}, {}, {v}>(t{r}, shared);", shape.turns()));
+                    self.t.line(format!(
+                        "reduce_columns<{op}, {lanes}, {}, {v}>(t{r}, shared);",
+                        shape.turns()
+                    ));
                 }
             } else if lanes > 32 {
                 self.t.line(format!("t{r} = reduce_block<{op}, {lanes}>(t{r}, shared);"));
@@ -468,7 +491,9 @@ impl Kernel<'_> {
                 self.t.line(format!("float part[{v}];"));
                 self.t.line(format!("load<{v}>(part, partial + {base} * {m} + row);"));
                 self.t.line("#pragma unroll");
-                self.t.line(format!("for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::of(t{r}[j], part[j]);"));
+                self.t.line(format!(
+                    "for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::of(t{r}[j], part[j]);"
+                ));
                 self.t.close();
             } else {
                 self.t.line(format!("float t{r} = {op}::first();"));
@@ -500,7 +525,11 @@ impl Kernel<'_> {
     fn row_stores(&mut self, kept_at: &[String]) {
         let (shape, code) = (self.shape, self.code);
         let inputs = self.space.inputs.len();
-        self.t.line(if shape.columns || shape.lanes > 32 { "__syncthreads();" } else { "__syncwarp();" });
+        self.t.line(if shape.columns || shape.lanes > 32 {
+            "__syncthreads();"
+        } else {
+            "__syncwarp();"
+        });
         let first_block = match self.part {
             Part::Pass(_) if shape.columns => " && blockIdx.y == 0",
             Part::Pass(_) => " && blockIdx.x == 0",

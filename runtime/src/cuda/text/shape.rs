@@ -90,7 +90,9 @@ impl Work {
             let reads = here.iter().flat_map(|&r| code.program.code[r as usize].operands());
             self.kept.extend(reads.chain(wanted.clone()).filter(|r| costly.contains(r)));
             before.extend(here);
-            for port in code.needed(&wanted, &BTreeSet::new()).iter().filter_map(|&r| code.port_of(r)) {
+            for port in
+                code.needed(&wanted, &BTreeSet::new()).iter().filter_map(|&r| code.port_of(r))
+            {
                 if !loaded.insert(port) {
                     self.reread.insert(port);
                 }
@@ -212,7 +214,12 @@ impl Shape {
         for threads in [128, 256, 512] {
             let c = vectors.div_ceil(u64::from(threads));
             if floats(c) <= if threads < 512 { 32 } else { KEPT_FLOATS } {
-                return Shape { lanes: threads, threads, style: Style::Registers(c as u32), ..base };
+                return Shape {
+                    lanes: threads,
+                    threads,
+                    style: Style::Registers(c as u32),
+                    ..base
+                };
             }
         }
         let bytes: u64 = work.reread.iter().map(|&p| cache_bytes(space, n, p)).sum();
@@ -262,10 +269,10 @@ pub fn cache_bytes(space: &Space, n: u64, p: usize) -> u64 {
 fn along_columns(space: &Space, layout: &Layout) -> bool {
     let (Some(_), Some(_)) = (layout.kept.last(), layout.red.last()) else { return false };
     let bytes = |kept: bool| -> usize {
-        let both = space.ports().zip(&layout.ports).filter(|(_, s)| s.varies_kept() && s.varies_red());
-        let along = both.filter(|(_, s)| {
-            *(if kept { &s.kept } else { &s.red }).last().expect("an axis") == 1
-        });
+        let both =
+            space.ports().zip(&layout.ports).filter(|(_, s)| s.varies_kept() && s.varies_red());
+        let along = both
+            .filter(|(_, s)| *(if kept { &s.kept } else { &s.red }).last().expect("an axis") == 1);
         along.map(|(b, _)| b.dtype.size()).sum()
     };
     bytes(true) > bytes(false)

@@ -70,9 +70,18 @@ pub fn arg(place: Place) -> Arg {
     }
 }
 
+/// A literal that makes a product with it an index.
+pub fn number(n: u32, wide: bool) -> String {
+    if wide { format!("(i64){n}") } else { n.to_string() }
+}
+
 /// An address and an offset from it.
 pub fn address(base: &str, offset: &str) -> String {
-    if offset == "0" { base.into() } else { format!("{base} + ({offset})") }
+    match offset {
+        "0" => base.into(),
+        _ if offset.contains(' ') => format!("{base} + ({offset})"),
+        _ => format!("{base} + {offset}"),
+    }
 }
 
 /// Adds a row to a table: the addresses of all ports, then `words`.

@@ -191,7 +191,9 @@ impl Layout {
         let mut all: Vec<Vec<i64>> = space.ports().map(|b| b.strides.clone()).collect();
         let ports = all.len();
         let mut index = vec![];
-        for (i, instr) in space.program.code.iter().enumerate() {
+        // What no output needs may stand for axes that are gone.
+        let live = live(space.program);
+        for (i, instr) in space.program.code.iter().enumerate().filter(|(i, _)| live[*i]) {
             if let Instr::Index { axis } = instr {
                 let mut s = vec![0; rank];
                 s[*axis as usize] = 1;
@@ -199,7 +201,8 @@ impl Layout {
                 all.push(s);
             }
         }
-        let uniform = space.program.code.iter().any(|i| matches!(i, Instr::Uniform { .. }));
+        let code = space.program.code.iter().zip(&live);
+        let uniform = code.into_iter().any(|(i, &l)| l && matches!(i, Instr::Uniform { .. }));
         all.push(if uniform { dense_strides(&space.dims) } else { vec![0; rank] });
         // Outputs decide the order, so that stores are whole; then the inputs.
         let inputs = space.inputs.len();
@@ -214,11 +217,8 @@ impl Layout {
         };
         let (kept, kept_steps) = group(0..cut);
         let (red, red_steps) = group(cut..rank);
-        let mut steps: Vec<Steps> = kept_steps
-            .into_iter()
-            .zip(red_steps)
-            .map(|(kept, red)| Steps { kept, red })
-            .collect();
+        let mut steps: Vec<Steps> =
+            kept_steps.into_iter().zip(red_steps).map(|(kept, red)| Steps { kept, red }).collect();
         let linear = steps.pop().expect("pushed above");
         let index = index.into_iter().zip(steps.split_off(ports)).collect();
         let points: u64 = space.dims.iter().product();
@@ -275,8 +275,7 @@ impl Layout {
         if self.wide { "i64" } else { "int" }
     }
 
-    /// Elements of one access along the lanes: as many as make 16 bytes of the narrowest format
-    /// (at most 8), if extents and alignments allow. Lanes run along the last kept axis if
+    /// Elements of one access along the lanes: 8 or 4, if extents and alignments allow. Lanes run along the last kept axis if
     /// `columns`, else along the last axis of the other group. With `tail` a single axis may end in
     /// the middle of a vector. `used` says which ports count.
     pub fn width(
@@ -297,16 +296,26 @@ impl Layout {
             .filter(|(p, (_, s))| used(*p) && lane(s) == 1)
             .map(|(_, x)| x)
             .collect();
-        let Some(narrowest) = contiguous.iter().map(|(b, _)| b.dtype.size().max(2)).min() else {
-            return 1;
+        // Those that every row reads anew decide: 8 points where most bytes are of narrow formats.
+        let anew = |(_, s): &&(&Bound, &Steps)| !self.rows || s.varies_kept() && s.varies_red();
+        let mut main: Vec<usize> =
+            contiguous.iter().filter(anew).map(|(b, _)| b.dtype.size()).collect();
+        if main.is_empty() {
+            main = contiguous.iter().map(|(b, _)| b.dtype.size()).collect();
+        }
+        let bytes = |narrow: bool| main.iter().filter(|&&n| (n <= 2) == narrow).sum::<usize>();
+        let mut v = match main.len() {
+            0 => 1,
+            _ if bytes(true) >= bytes(false) => 8,
+            _ => 4,
         };
-        let mut v = (16 / narrowest as u64).min(8);
         let fits = |v: u64| {
             last % v == 0
                 && contiguous.iter().all(|(b, s)| {
                     let size = b.dtype.size() as u64;
                     let bytes = (v * size).min(16);
-                    let (lanes, others) = if columns { (&s.kept, &s.red) } else { (&s.red, &s.kept) };
+                    let (lanes, others) =
+                        if columns { (&s.kept, &s.red) } else { (&s.red, &s.kept) };
                     let mut steps = lanes[..lanes.len() - 1].iter().chain(others);
                     b.alignment() >= bytes
                         && steps.all(|s| (s.unsigned_abs() * size).is_multiple_of(bytes))
