@@ -105,12 +105,7 @@ fn pairs(plan: &Plan, a: &Access, format: DType, d: u64) -> bool {
 ///
 /// # Errors
 /// `R0791` for sizes beyond 2^31, `R0792` for heads that no block's shared memory holds.
-pub fn lower_attention(
-    plan: &Plan,
-    a: &Attention,
-    facts: &Facts,
-    out: &mut Lowered,
-) -> Result<()> {
+pub fn lower_attention(plan: &Plan, a: &Attention, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let one = kernel(plan, a, None, Which::Forward, [0; 2], facts)?;
     out.tasks.push(Task::Launch(one));
     Ok(())
@@ -240,13 +235,9 @@ fn kernel(
     let rows = if which == Which::Keys { a.tk } else { a.tq };
     let blocks = rows.div_ceil(cut.own);
     let heads_all = a.batch * a.heads;
-    for (name, v) in [
-        ("heads", a.heads),
-        ("pairs", heads_all),
-        ("tq", a.tq),
-        ("tk", a.tk),
-        ("blocks", blocks),
-    ] {
+    for (name, v) in
+        [("heads", a.heads), ("pairs", heads_all), ("tq", a.tq), ("tk", a.tk), ("blocks", blocks)]
+    {
         p.add("int", name, Arg::I32(small("sizes of attention", v)?.cast_signed()));
     }
     p.f32("scale", a.scale);

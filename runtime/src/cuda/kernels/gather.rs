@@ -74,10 +74,8 @@ pub fn lower_scatter_add(
     let most = rows.min(table_rows);
     let table = dtype(plan, &g.table);
     if dense(&g.table, g.table_rows, g.width) {
-        let place = Place::Tensor {
-            tensor: g.table.tensor,
-            offset: g.table.offset * table.size() as u64,
-        };
+        let place =
+            Place::Tensor { tensor: g.table.tensor, offset: g.table.offset * table.size() as u64 };
         let bytes = g.table_rows * g.width * table.size() as u64;
         out.tasks.push(Task::Clear { place, bytes });
     } else {

@@ -61,9 +61,8 @@ fn layout(a: &Access, batch: [u64; 2], extents: [u64; 2], written: bool) -> bool
     let s = &a.strides;
     // An axis of one element may have any stride.
     let unit = |i: usize| extents[i] == 1 || s[2 + i] == 1;
-    let leads = |i: usize, inner: u64| {
-        extents[i] == 1 || (s[2 + i] >= inner as i64 && s[2 + i] < 1 << 31)
-    };
+    let leads =
+        |i: usize, inner: u64| extents[i] == 1 || (s[2 + i] >= inner as i64 && s[2 + i] < 1 << 31);
     let rows = (unit(1) && leads(0, extents[1])) || (unit(0) && leads(1, extents[0]));
     let one = batch[0] == 1 || batch[1] == 1 || s[0] == s[1] * batch[1] as i64;
     let axes = [(batch[0], s[0]), (batch[1], s[1])];

@@ -27,13 +27,7 @@ pub fn lower_max_pool_grad(
     lower(plan, m, false, facts, out)
 }
 
-fn lower(
-    plan: &Plan,
-    m: &MaxPool,
-    forward: bool,
-    facts: &Facts,
-    out: &mut Lowered,
-) -> Result<()> {
+fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let g = &m.geometry;
     let written = if forward { &m.y } else { &m.x };
     let mut head = Head::default();
@@ -54,9 +48,7 @@ fn lower(
         p.pointer("YT", "y", y);
         p.pointer("u8", "index", index);
     }
-    for (name, v) in
-        [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)]
-    {
+    for (name, v) in [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)] {
         p.u32(name, small("sizes of a pool", v)?);
     }
     for (name, v) in [

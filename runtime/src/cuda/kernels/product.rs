@@ -349,9 +349,8 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     }
     let count = m_tiles.saturating_mul(n_tiles).saturating_mul(batches).saturating_mul(parts);
     let grid = [small("blocks of a product", count)?, 1, 1];
-    let text = include_str!("product.cuh")
-        .replace("SETUP", &setup)
-        .replace("EPI_NAMES", &epilogue.names);
+    let text =
+        include_str!("product.cuh").replace("SETUP", &setup).replace("EPI_NAMES", &epilogue.names);
     let threads = c.threads as u32;
     let one = launch(p.family, &[MMA], &head, &text, params, grid, threads, shared as u32);
     out.tasks.push(Task::Launch(one));

@@ -109,9 +109,8 @@ impl AttentionSample {
     }
 
     pub fn build(&self, s: &mut Sample) -> AttentionGrad {
-        let (q, kv) = ([self.batch, self.heads, self.tq, self.d], [
-            self.batch, self.heads, self.tk, self.d,
-        ]);
+        let (q, kv) =
+            ([self.batch, self.heads, self.tq, self.d], [self.batch, self.heads, self.tk, self.d]);
         let [tq, tk, tv, to, tg] = self.dtypes;
         let mut view = |dtype, dims: &[u64]| s.tensor(dtype, dims, &self.axes, self.pad);
         let (q_, k, v, o) = (view(tq, &q), view(tk, &kv), view(tv, &kv), view(to, &q));
@@ -196,7 +195,8 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
         lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
         lower_scatter_add(&s.plan, &g, 0, facts, &mut out).expect(fine);
         for channels_last in [false, true] {
-            let p = pool(&mut s, geometry([2, 8, 14, 14], 8, [3, 3], 2, 1, 1), dtype, channels_last);
+            let p =
+                pool(&mut s, geometry([2, 8, 14, 14], 8, [3, 3], 2, 1, 1), dtype, channels_last);
             lower_max_pool(&s.plan, &p, facts, &mut out).expect(fine);
             lower_max_pool_grad(&s.plan, &p, facts, &mut out).expect(fine);
         }
