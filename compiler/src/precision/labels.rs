@@ -118,7 +118,9 @@ impl Model {
                 at.full += price.full;
                 at.half += price.half;
             }
-            if operands.is_empty() {
+            // Operands without a store (a gather of masks or ids) have no format to choose.
+            let real = |&i: &usize| m.store_of[n.inputs[i].0 as usize].is_some();
+            if !operands.iter().any(real) {
                 continue;
             }
             let i = id.0 as usize;

@@ -33,6 +33,7 @@ impl Sample {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };

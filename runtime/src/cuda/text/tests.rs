@@ -60,6 +60,7 @@ impl Case {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };
