@@ -1,7 +1,7 @@
 //! Products whose operands are found through index maps: matrix products of any strides, and
 //! convolutions as implicit products.
 
-use super::text::{Head, MMA, Params, blocks, c_type, dtype, launch, small};
+use super::text::{Head, MMA, Params, Size, blocks, c_type, dtype, launch, small};
 use crate::cuda::launch::{Arg, Facts, Lowered, Task};
 use crate::cuda::text::{EpilogueText, epilogue_function};
 use crate::error::Result;
@@ -351,7 +351,14 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     let text =
         include_str!("product.cuh").replace("SETUP", &setup).replace("EPI_NAMES", &epilogue.names);
     let threads = c.threads as u32;
-    let one = launch(p.family, &[MMA], &head, &text, params, grid, threads, shared as u32);
+    let one = launch(
+        p.family,
+        &[MMA],
+        &head,
+        &text,
+        params,
+        Size { grid, threads, shared: shared as u32 },
+    );
     out.tasks.push(Task::Launch(one));
     if parts == 1 {
         return Ok(());
@@ -368,7 +375,14 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
         .replace("EPI_NAMES", &epilogue.names);
     let grid = [blocks(batches * p.m * p.n, 256, facts.multiprocessors * 16), 1, 1];
     let family = format!("{}_sum", p.family);
-    out.tasks.push(Task::Launch(launch(&family, &[], &head, &text, params, grid, 256, 0)));
+    out.tasks.push(Task::Launch(launch(
+        &family,
+        &[],
+        &head,
+        &text,
+        params,
+        Size { grid, threads: 256, shared: 0 },
+    )));
     Ok(())
 }
 
