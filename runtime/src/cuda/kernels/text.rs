@@ -128,6 +128,13 @@ fn hash(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// Blocks of a launch, threads of a block, bytes of its dynamic shared memory.
+pub(super) struct Size {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared: u32,
+}
+
 /// One launch of `template` behind `head`. In the template `ENTRY` stands for the kernel's name
 /// and `PARAMS` for its parameters.
 pub(super) fn launch(
@@ -136,9 +143,7 @@ pub(super) fn launch(
     head: &Head,
     template: &str,
     params: Params,
-    grid: [u32; 3],
-    threads: u32,
-    shared: u32,
+    Size { grid, threads, shared }: Size,
 ) -> Launch {
     let mut text = String::new();
     for part in parts {
