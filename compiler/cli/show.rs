@@ -3,6 +3,7 @@
 use crate::failure::{Failure, Outcome};
 use crate::input::{self, Kind};
 use crate::recipe_args;
+use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::onnx::{self, ImportOptions};
 use precast_compiler::{Diagnostic, Place, text};
 use precast_plan::Plan;
@@ -56,6 +57,15 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             (stage, recipe_args::stage(&recipe, &recipe_args::options(), stage)?)
         }
         Kind::Onnx => {
+            let info = onnx::inspect(&args.input)?;
+            let known = info.dim_names();
+            if let Some((name, _)) = args.dims.iter().find(|(n, _)| !known.contains(&n.as_str())) {
+                let message = format!("the model has no dynamic dimension `{name}`");
+                return Err(Diagnostic::error("P0109", message)
+                    .at(Place::File { path: args.input.clone() })
+                    .help(suggestion("dynamic dimensions", name, &known))
+                    .into());
+            }
             let dims = args.dims.iter().cloned().collect();
             let options = ImportOptions { dims, training: true, ..Default::default() };
             ("import", text::print(&onnx::load(&args.input, &options)?.graph))

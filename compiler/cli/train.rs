@@ -45,8 +45,6 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     // What can be found wrong is found before the time of compiling and training is spent.
     let data = open_data(&recipe)?;
-    let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
-    make_folder(&out)?;
     let begin = Instant::now();
     let plan = compile(&recipe, &args.recipe.options(false))?.plan;
     let compiled_in = begin.elapsed().as_secs_f64();
@@ -62,6 +60,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             ..e
         })?;
     }
+    let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
+    make_folder(&out)?;
     let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
     let mut saved = vec![];
     let last = steps(&recipe, &mut session, &mut data, log.as_deref(), &out, &mut saved, json)?;

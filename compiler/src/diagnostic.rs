@@ -90,6 +90,19 @@ pub fn nearest<'a>(word: &str, set: impl IntoIterator<Item = &'a str>) -> Option
         .map(|(_, w)| w)
 }
 
+/// ``did you mean `x`?`` where a name is close, else the list.
+pub fn suggestion(what: &str, word: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => format!("it has no {what}"),
+        None => {
+            let more = if known.len() > 12 { ", …" } else { "" };
+            let listed: Vec<&str> = known.iter().copied().take(12).collect();
+            format!("its {what} are {}{more}", listed.join(", "))
+        }
+    }
+}
+
 impl From<Diagnostic> for Diagnostics {
     fn from(d: Diagnostic) -> Diagnostics {
         Diagnostics(vec![d])

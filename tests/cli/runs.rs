@@ -14,8 +14,8 @@ fn plain(text: &str) -> String {
         let mut words: Vec<&str> = line.split(' ').collect();
         for i in 1..words.len() {
             let unit = words[i].trim_end_matches([':', ',', ';']);
-            if ["ns", "µs", "ms", "s", "%"].contains(&unit) && words[i - 1] != "" {
-                words[i - 1] = "[number]";
+            if ["ns", "µs", "ms", "s", "%"].contains(&unit) && !words[i - 1].is_empty() {
+                (words[i - 1], words[i]) = ("[number]", "[unit]");
             }
         }
         if words[0] == "device" {
@@ -24,8 +24,7 @@ fn plain(text: &str) -> String {
         // The width of a number is its column's.
         let head = words.iter().take_while(|w| w.is_empty()).count();
         let columns: Vec<&str> = words.into_iter().filter(|w| !w.is_empty()).collect();
-        out += &" ".repeat(head);
-        out += &columns.join(" ");
+        out += format!("{}{}", " ".repeat(head), columns.join(" ")).trim_end();
         out.push('\n');
     }
     out

@@ -15,7 +15,6 @@ mod tests;
 
 pub use extents::{DataExtents, MAX_STEPS};
 pub use idle::Facts;
-pub(crate) use names::suggestion;
 pub use origin::Origin;
 
 use crate::diagnostic::{Diagnostic, Place, Result};

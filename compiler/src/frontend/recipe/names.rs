@@ -1,22 +1,9 @@
 //! Names in a recipe that the model must have.
 
 use super::Recipe;
-use crate::diagnostic::{Diagnostic, Diagnostics, Result, nearest};
-use crate::frontend::onnx::{Dim, ModelInfo};
+use crate::diagnostic::{Diagnostic, Diagnostics, Result, suggestion};
+use crate::frontend::onnx::ModelInfo;
 use globset::Glob;
-
-/// ``did you mean `x`?`` where a name is close, else the list.
-pub(crate) fn suggestion(what: &str, word: &str, known: &[&str]) -> String {
-    match nearest(word, known.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None if known.is_empty() => format!("it has no {what}"),
-        None => {
-            let more = if known.len() > 12 { ", …" } else { "" };
-            let listed: Vec<&str> = known.iter().copied().take(12).collect();
-            format!("its {what} are {}{more}", listed.join(", "))
-        }
-    }
-}
 
 impl Recipe {
     /// Checks that the model has the dimensions and inputs that `[data]` names.
@@ -24,16 +11,8 @@ impl Recipe {
     /// # Errors
     /// `P0109` for each that it has not.
     pub fn check_names(&self, info: &ModelInfo) -> Result<()> {
-        let mut dims: Vec<&str> = vec![];
-        for dim in info.inputs.iter().flat_map(|i| i.dims.iter().flatten()) {
-            if let Dim::Named(name) = dim
-                && !dims.contains(&name.as_str())
-            {
-                dims.push(name);
-            }
-        }
         let inputs: Vec<&str> = info.inputs.iter().map(|i| i.name.as_str()).collect();
-        self.check_against(&inputs, &dims)
+        self.check_against(&inputs, &info.dim_names())
     }
 
     /// As [`Recipe::check_names`], against names.
