@@ -1,5 +1,8 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
+mod baseline;
+pub mod casts;
+
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::egraph::{self, Modes};
@@ -8,14 +11,14 @@ use crate::frontend::recipe::{
     LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
 };
 use crate::frontend::recognise;
-use crate::ir::{Graph, VarInit, VarRole};
+use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::PrecisionOptions;
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Math, Plan, Step, Summary, Target};
+use precast_plan::{DType, Math, Plan, Step, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -40,6 +43,8 @@ pub struct Compiled {
     /// Name and text of every stage, in order; each text can be read back in.
     pub stages: Vec<(&'static str, String)>,
     pub warnings: Vec<Diagnostic>,
+    /// Every change of format in a step, in the order of the graph.
+    pub casts: Vec<casts::CastRecord>,
 }
 
 /// Names of the stages, in order.
@@ -90,33 +95,62 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let shown = plain.as_ref().or(scaled.as_ref()).expect("one of the modes was built");
     stages.push(("autodiff", text::print(shown)));
 
-    // egraph: structure, formats and scale motion, priced on the target.
-    let mut precision = PrecisionOptions::new(policy);
-    precision.pins = recipe.precision.pins.clone();
-    let modes = Modes { plain: plain.as_ref(), scaled: scaled.as_ref() };
-    let mut outcome = egraph::run(modes, &precision, &target)?;
-    // turn: after the e-graph, which sees no difference between a product and its transpose.
-    outcome.graph = turn_products(&outcome.graph);
-    stages.push(("egraph", text::print(&outcome.graph)));
-
     // The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
     let eval_graph = simplify::simplify(&eval)?;
     let f32_only = PrecisionOptions::new(Policy::F32);
     let eval_graph = egraph::restructure(&eval_graph, &f32_only, &target).graph;
 
     // schedule: last, since what is one kernel decides what is stored, and what is stored decides
-    // the memory.
+    // the memory. Every candidate is scheduled, so that what is compared is what would run.
     let price = |step: &Step, plan: &Plan| cost::step_ns(&target, step, plan);
-    let lowering = emit::Options {
-        target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.device == "cpu" },
-        accumulate: recipe.train.accumulate,
-        seed: recipe.weights.seed,
-        math: Math::Exact,
-        price: Some(&price),
+    let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
+        let lowering = emit::Options {
+            target: target.summary(),
+            capabilities: Capabilities { any_epilogue: target.device == "cpu", casts_alone },
+            accumulate: recipe.train.accumulate,
+            seed: recipe.weights.seed,
+            math: Math::Exact,
+            price: Some(&price),
+        };
+        emit::lower(g, Some(&eval_graph), &lowering)
     };
-    let mut plan = emit::lower(&outcome.graph, Some(&eval_graph), &lowering)?;
+
+    // egraph: structure, formats and scale motion, priced on the target.
+    let mut precision = PrecisionOptions::new(policy);
+    precision.pins = recipe.precision.pins.clone();
+    let modes = Modes { plain: plain.as_ref(), scaled: scaled.as_ref() };
+    let mut lowered: Vec<Plan> = Vec::new();
+    // turn: after the e-graph, which sees no difference between a product and its transpose.
+    let mut scheduled = |g: &Graph| -> Result<f64> {
+        let plan = lower(&turn_products(g), false)?;
+        let ns = plan.summary.predicted_ns;
+        lowered.push(plan);
+        Ok(ns)
+    };
+    let mut outcome = egraph::run_scheduled(modes, &precision, &target, Some(&mut scheduled))?;
+    let mut plan = lowered.swap_remove(outcome.chosen);
+    outcome.graph = turn_products(&outcome.graph);
+    if let Policy::Baseline(b) = policy {
+        // A baseline casts in the forward graph, before it is differentiated, and is compared with
+        // the f32 plan that the e-graph made.
+        let scale = match recipe.loss_scale.mode {
+            LossScaleMode::Off => None,
+            LossScaleMode::Auto if b.half != DType::F16 => None,
+            _ => Some(ScaleSpec { at_seed: true, ..fixed }),
+        };
+        let joint = |g: Graph, loss: ValueId| -> Result<Graph> {
+            let spec = train_spec(recipe, options, scale)?;
+            autodiff::joint(g, loss, &spec, options.keep_gradients)
+        };
+        let built = baseline::build(&forward, b, &target, &joint)?;
+        outcome.graph = turn_products(&built.graph);
+        plan = lower(&outcome.graph, true)?;
+        built.describe(&mut outcome, policy, &target, plan.summary.predicted_ns, scale.is_some());
+    }
+    stages.push(("egraph", text::print(&outcome.graph)));
+
     plan.model = model_name(recipe);
+    let casts = casts::records(&outcome.graph);
     plan.summary = Summary {
         policy: policy.name().into(),
         choice: outcome.choice,
@@ -132,7 +166,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
-    Ok(Compiled { plan, stages, warnings })
+    Ok(Compiled { plan, stages, warnings, casts })
 }
 
 /// The imported forward graph alone, for `check` and `show`.
@@ -258,6 +292,7 @@ fn scale_spec(recipe: &Recipe) -> ScaleSpec {
     let s = &recipe.loss_scale;
     let pytorch = ScaleSpec::default();
     ScaleSpec {
+        at_seed: false,
         init: s.init,
         dynamic: s.mode != LossScaleMode::Static,
         growth: s.growth,

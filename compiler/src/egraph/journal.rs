@@ -8,7 +8,8 @@ use crate::ops::{Lowering, NumericClass};
 use crate::precision::Policy;
 use precast_plan::{DType, Decision, Rejected, Target};
 
-fn ms(ns: f64) -> String {
+/// `1.234 ms`
+pub fn ms(ns: f64) -> String {
     if ns >= 1e6 { format!("{:.3} ms", ns * 1e-6) } else { format!("{:.1} µs", ns * 1e-3) }
 }
 
@@ -42,9 +43,9 @@ pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> S
 }
 
 /// Why every operation is what it is.
-pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
+pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
     let mut out = Vec::new();
-    let labels = &plan.labels;
+    let (g, labels) = (&plan.structured.graph, &plan.labels);
     for (id, n) in g.nodes() {
         if matches!(n.op.lowering(), Lowering::Leaf | Lowering::View) {
             continue;
@@ -100,6 +101,15 @@ pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
         });
     }
     out
+}
+
+/// `bf16,bf16->f32` of a node whose values have their formats.
+pub fn formats(g: &Graph, n: &Node) -> String {
+    let list = |values: &[crate::ir::ValueId]| {
+        let names: Vec<String> = values.iter().map(|&v| g.ty(v).dtype.to_string()).collect();
+        names.join(",")
+    };
+    format!("{}->{}", list(&n.inputs), list(&n.outputs))
 }
 
 /// `bf16,bf16->f32`
