@@ -1,7 +1,6 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
 mod baseline;
-pub mod casts;
 
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Place, Result};
@@ -14,7 +13,7 @@ use crate::frontend::recognise;
 use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
-use crate::precision::PrecisionOptions;
+use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
@@ -161,7 +160,9 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
         cast_elements: outcome.cast_elements,
         product_flops: outcome.product_flops,
     };
+    // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
+    plan.journal.extend(outcome.cast_journal);
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));

@@ -4,9 +4,10 @@
 use super::Plan;
 use crate::cost::Prices;
 use crate::ir::{Graph, Node};
-use crate::ops::{Lowering, NumericClass};
-use crate::precision::Policy;
+use crate::ops::{Lowering, NumericClass, Op};
+use crate::precision::{self, Policy};
 use precast_plan::{DType, Decision, Rejected, Target};
+use std::collections::BTreeMap;
 
 /// `1.234 ms`
 pub fn ms(ns: f64) -> String {
@@ -101,6 +102,28 @@ pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
         });
     }
     out
+}
+
+/// Who asked for every cast, what it costs, and what doing without it would cost.
+pub fn casts(plan: &Plan) -> Vec<Decision> {
+    let (g, placed) = (&plan.structured.graph, &plan.placed);
+    let by_name: BTreeMap<&str, &Node> = g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
+    let casts = placed.nodes().map(|(_, n)| n).filter(|n| matches!(n.op, Op::Cast(_)));
+    casts
+        .zip(precision::casts::records(placed))
+        .map(|(n, record)| {
+            let x = placed.value(n.inputs[0]);
+            // The value as it was before casts were placed; operations keep their names.
+            let v = by_name.get(placed.node(x.node).name.as_str()).map(|n| n.outputs[x.index as usize]);
+            let price = v.and_then(|v| plan.model.cast_price(&plan.labels, v));
+            let extra = v.and_then(|v| plan.model.without_cast(&plan.labels, v));
+            let why = match extra {
+                Some(_) => "with its readers in the format that is stored",
+                None => "its readers may not take the format that is stored",
+            };
+            record.decision(price.unwrap_or(0.0), extra, why)
+        })
+        .collect()
 }
 
 /// `bf16,bf16->f32` of a node whose values have their formats.

@@ -42,6 +42,8 @@ pub struct Outcome {
     /// One sentence: what was compared and why this won.
     pub choice: String,
     pub journal: Vec<Decision>,
+    /// The same of casts.
+    pub cast_journal: Vec<Decision>,
     /// How often each rule united two classes of the chosen graph's e-graph.
     pub rule_firings: BTreeMap<String, u64>,
     pub casts: u64,
@@ -274,6 +276,7 @@ pub fn run_scheduled(
         })
         .collect();
     let journal = journal::decisions(&plans[best], &prices);
+    let cast_journal = journal::casts(&plans[best]);
     let chosen = plans.swap_remove(best);
     let graph = chosen.placed;
     let casts = count_casts(&graph);
@@ -286,6 +289,7 @@ pub fn run_scheduled(
         candidates,
         choice,
         journal,
+        cast_journal,
         rule_firings: chosen.structured.rule_firings,
         predicted_ns: chosen.ns,
         graph,

@@ -5,9 +5,9 @@ use crate::diagnostic::Result;
 use crate::egraph::{self, Outcome, Prefer, rules};
 use crate::frontend::recipe::{Baseline, Policy, System};
 use crate::ir::{self, Graph, Node, ValueId};
-use crate::ops::{Lowering, NumericClass};
-use crate::precision::PrecisionOptions;
+use crate::ops::{Lowering, NumericClass, Op};
 use crate::precision::baselines::{self, Marks, autocast, grappler};
+use crate::precision::{self, PrecisionOptions};
 use crate::simplify;
 use precast_plan::{Candidate, DType, Decision, Target};
 
@@ -93,11 +93,15 @@ impl Built {
         outcome.chosen = outcome.candidates.len() - 1;
         outcome.rule_firings.clear();
         outcome.journal = self.journal(target);
+        outcome.cast_journal = self.cast_journal(target);
     }
 
     fn journal(&self, target: &Target) -> Vec<Decision> {
         let g = &self.graph;
-        let works = |n: &&Node| !matches!(n.op.lowering(), Lowering::Leaf | Lowering::View);
+        let works = |n: &&Node| {
+            let free = matches!(n.op.lowering(), Lowering::Leaf | Lowering::View);
+            !free && !matches!(n.op, Op::Cast(_))
+        };
         g.nodes()
             .map(|(_, n)| n)
             .filter(works)
@@ -107,6 +111,19 @@ impl Built {
                 reason: baselines::reason(g, n, &self.marks).into(),
                 cost_ns: self.price(n, target),
                 rejected: vec![],
+            })
+            .collect()
+    }
+
+    /// Casts are kernels of their own: a start, and both formats moved.
+    fn cast_journal(&self, target: &Target) -> Vec<Decision> {
+        let prices = Prices { target };
+        let records = precision::casts::records(&self.graph).into_iter();
+        records
+            .map(|r| {
+                let n = r.elements as usize;
+                let cost = target.launch_ns + prices.traffic(n, r.from) + prices.traffic(n, r.to);
+                r.decision(cost, None, "the system's rules ask for it")
             })
             .collect()
     }

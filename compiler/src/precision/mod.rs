@@ -5,6 +5,7 @@
 //! chooses the others, every cast paid once however many read it.
 
 pub mod baselines;
+pub mod casts;
 pub mod degree;
 pub mod labels;
 pub mod legal;

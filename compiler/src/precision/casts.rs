@@ -2,7 +2,7 @@
 
 use crate::ir::{Graph, Region};
 use crate::ops::{Lowering, Op};
-use precast_plan::DType;
+use precast_plan::{DType, Decision, Rejected};
 use serde::Serialize;
 
 /// One tensor that is written once more in another format.
@@ -25,6 +25,37 @@ impl CastRecord {
     /// Bytes read and written where the cast is a kernel of its own.
     pub fn bytes(&self) -> u64 {
         self.elements * (self.from.size() + self.to.size()) as u64
+    }
+}
+
+/// In [`precast_plan::Decision::rejected`]: the alternative that marks a decision about a cast.
+pub const WITHOUT: &str = "without the cast";
+
+/// Whether a decision of a journal is about a cast.
+pub fn is_cast(d: &Decision) -> bool {
+    d.rejected.first().is_some_and(|r| r.what == WITHOUT)
+}
+
+impl CastRecord {
+    /// `asked for by fc1, fc1.grad`
+    pub fn asked_by(&self) -> String {
+        match self.readers.as_slice() {
+            [] => "kept between steps".into(),
+            readers => format!("asked for by {}", readers.join(", ")),
+        }
+    }
+
+    /// The journal's entry. `cost_ns`: what making the copy costs; `extra_ns`: what the step would
+    /// cost more without it, its readers in the format that is stored, `None` where that is not
+    /// legal or not known.
+    pub fn decision(&self, cost_ns: f64, extra_ns: Option<f64>, why: &str) -> Decision {
+        Decision {
+            op: self.name.clone(),
+            chosen: format!("{}->{}", self.from, self.to),
+            reason: format!("{}; {} elements of {}", self.asked_by(), self.elements, self.of),
+            cost_ns,
+            rejected: vec![Rejected { what: WITHOUT.into(), extra_ns, why: why.into() }],
+        }
     }
 }
 
