@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::listing::{self, bytes, duration};
-use crate::recipe_args::{RecipeArgs, compile, open};
+use crate::recipe_args::{RecipeArgs, compile, open, open_data};
 use precast_compiler::cost::step_bytes;
 use precast_compiler::frontend::recipe::{Policy, Recipe};
 use precast_compiler::pipeline::Compiled;
@@ -58,7 +58,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     for policy in all {
         let mut recipe = recipe.clone();
         recipe.precision.policy = policy;
-        match compile(&recipe, false) {
+        match compile(&recipe, &args.recipe.options(false)) {
             Ok(c) => rows.push(row(&recipe, policy, c, args)?),
             // What was asked for by name is an error; the rest of the list is not.
             Err(e) if !args.only.is_empty() || rows.is_empty() => return Err(e),
@@ -107,7 +107,7 @@ fn moved(plan: &Plan) -> u64 {
 
 /// Nanoseconds of the fastest step, after one that is not counted.
 fn measure(recipe: &Recipe, plan: Plan, steps: u32, threads: usize) -> Outcome<f64> {
-    let (mut session, mut data) = open(recipe, plan, threads)?;
+    let (mut session, mut data) = open(recipe, plan, open_data(recipe)?, threads)?;
     let mut batches = vec![];
     for _ in 0..session.plan().accumulate {
         batches.push(data.next_batch()?);

@@ -2,6 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::listing::bytes;
+use precast_runtime::cuda::{self, Report};
 use serde_json::json;
 
 /// Report devices, instruction sets and memory.
@@ -89,6 +90,7 @@ pub fn run(_: &Args, json: bool) -> Outcome {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let sets = instruction_sets();
     let memory = memory();
+    let gpus = cuda::report();
     if json {
         let sets: serde_json::Map<_, _> =
             sets.iter().map(|(name, has)| (name.to_string(), json!(has))).collect();
@@ -100,7 +102,8 @@ pub fn run(_: &Args, json: bool) -> Outcome {
                      "bytes": size })).collect::<Vec<_>>(), "instruction_sets": sets },
             "memory": memory.map(|(total, available)| json!({ "total_bytes": total,
                        "available_bytes": available })),
-            "backends": ["cpu"],
+            "cuda": gpu_json(&gpus),
+            "backends": if gpus.usable() { vec!["cpu", "cuda"] } else { vec!["cpu"] },
         });
         say!("{report}");
         return Ok(());
@@ -123,6 +126,64 @@ pub fn run(_: &Args, json: bool) -> Outcome {
         Some((total, free)) => say!("memory       {}, {} available", bytes(total), bytes(free)),
         None => say!("memory       unknown"),
     }
-    say!("backends     cpu (this version has no CUDA backend)");
+    show_gpus(&gpus)?;
+    say!("backends     {}", if gpus.usable() { "cpu, cuda" } else { "cpu" });
+    Ok(())
+}
+
+fn gpu_json(gpus: &Report) -> serde_json::Value {
+    let libraries: serde_json::Map<_, _> = gpus
+        .libraries
+        .iter()
+        .map(|(name, found)| {
+            let value = match found {
+                Ok(l) => json!({ "version": l.version, "path": l.path }),
+                Err(e) => json!({ "error": e.message, "help": e.help }),
+            };
+            (name.to_string(), value)
+        })
+        .collect();
+    let devices = match &gpus.devices {
+        Ok(list) => list
+            .iter()
+            .map(|d| {
+                let (major, minor) = d.facts.capability;
+                json!({ "device": format!("cuda:{}", d.ordinal), "name": d.name,
+                        "compute_capability": format!("{major}.{minor}"),
+                        "multiprocessors": d.facts.multiprocessors, "memory_bytes": d.memory })
+            })
+            .collect(),
+        Err(e) => json!({ "error": e.message, "help": e.help }),
+    };
+    json!({ "devices": devices, "libraries": libraries })
+}
+
+fn show_gpus(gpus: &Report) -> Outcome {
+    match &gpus.devices {
+        Ok(list) => {
+            for d in list {
+                let (major, minor) = d.facts.capability;
+                say!(
+                    "cuda:{:<7} {}, compute capability {major}.{minor}, {} multiprocessors, {}",
+                    d.ordinal,
+                    d.name,
+                    d.facts.multiprocessors,
+                    bytes(d.memory)
+                );
+            }
+        }
+        Err(e) => say!("cuda         {}", e.message),
+    }
+    for (name, found) in &gpus.libraries {
+        match found {
+            Ok(l) => say!("{name:<12} {} in {}", l.version, l.path.display()),
+            Err(e) => say!("{name:<12} {}", e.message),
+        }
+    }
+    // Every missing library was looked for in the same places.
+    let first = gpus.libraries.iter().find_map(|(_, found)| found.as_ref().err()?.help.as_ref());
+    if let Some(help) = first {
+        say!("             {}", help.split("; ").next().unwrap_or(help));
+    }
     Ok(())
 }

@@ -50,7 +50,10 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
         return Ok(exact);
     }
     let glob = globset::Glob::new(node)
-        .map_err(|e| Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind())))?
+        .map_err(|e| {
+            Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind()))
+                .at(Place::File { path: path.into() })
+        })?
         .compile_matcher();
     let found: Vec<_> = plan.journal.iter().filter(|d| glob.is_match(&d.op)).collect();
     if !found.is_empty() {

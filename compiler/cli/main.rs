@@ -29,6 +29,7 @@ mod grad;
 mod input;
 mod listing;
 mod metrics;
+mod output;
 mod recipe_args;
 mod show;
 mod train;

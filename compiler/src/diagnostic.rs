@@ -69,6 +69,27 @@ impl Diagnostic {
     }
 }
 
+impl Diagnostics {
+    /// Gives `place` to every message that has none.
+    #[must_use]
+    pub fn at(mut self, place: impl Fn() -> Place) -> Diagnostics {
+        for d in &mut self.0 {
+            d.place.get_or_insert_with(&place);
+        }
+        self
+    }
+}
+
+/// The closest of some words, where one is close enough to be a slip.
+pub fn nearest<'a>(word: &str, set: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    set.into_iter()
+        .map(|w| (strsim::damerau_levenshtein(word, w), w))
+        // Of two single letters, neither is a slip for the other.
+        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4 && *d < w.len().max(word.len()))
+        .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())))
+        .map(|(_, w)| w)
+}
+
 impl From<Diagnostic> for Diagnostics {
     fn from(d: Diagnostic) -> Diagnostics {
         Diagnostics(vec![d])

@@ -22,6 +22,7 @@ fn spec(optimizer: OptimizerSpec) -> TrainSpec {
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale: None,
     }
 }

@@ -38,4 +38,45 @@ pub trait Backend: Send {
 
     /// For people: the device and how it computes.
     fn describe(&self) -> String;
+
+    /// What a device that runs behind the host offers: work is put into its queue, and values
+    /// come back later. `None` where [`Backend::run`] returns when the work is done.
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        None
+    }
+}
+
+/// A device whose work is done some time after it was asked for, in order.
+pub trait Queue {
+    /// Asks for micro steps, and for the update after them where `update` is set, as one unit.
+    ///
+    /// # Errors
+    /// If the device failed. Impossible data is an error of [`Queue::receive`].
+    fn submit(&mut self, update: bool) -> Result<()>;
+
+    /// Asks for the values that small tensors (16 bytes at most) have after all that was asked for
+    /// so far. At most [`Queue::room`] requests may be in flight.
+    ///
+    /// # Errors
+    /// If the device failed.
+    fn request(&mut self, tensors: &[TensorId]) -> Result<()>;
+
+    /// The values of the oldest request; `None` where none is in flight, or, without `wait`, where
+    /// they have not come yet.
+    ///
+    /// # Errors
+    /// If the data made a step before the request impossible, or the device failed.
+    fn receive(&mut self, wait: bool) -> Result<Option<Late>>;
+
+    /// Requests that may be in flight at once.
+    fn room(&self) -> usize;
+}
+
+/// Values that have come back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Late {
+    /// Little-endian bytes of every tensor asked for, in order.
+    pub values: Vec<Vec<u8>>,
+    /// What the device took for the work since the request before.
+    pub seconds: f64,
 }

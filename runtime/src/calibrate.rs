@@ -311,6 +311,7 @@ impl Builder {
             persistent_bytes: self.bytes,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         }

@@ -2,20 +2,26 @@
 
 use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
-use crate::data::{Batch, Position, Wanted};
+use crate::cuda::CudaBackend;
+use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
 use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::time::Instant;
+
+mod steps;
+
+use steps::Pending;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// 0: every core.
     pub threads: usize,
+    /// Which of this machine's GPUs runs a plan that is for one.
+    pub gpu: usize,
     /// Fed to the plan's input `seed`, if it has one.
     pub seed: u64,
 }
@@ -32,6 +38,8 @@ pub struct StepReport {
     /// The update was skipped because a gradient was not finite.
     pub skipped: bool,
     pub grad_norm: Option<f32>,
+    /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
+    /// for the host not counted.
     pub seconds: f64,
 }
 
@@ -54,16 +62,24 @@ pub struct Session {
     scale: Option<TensorId>,
     skipped: Option<TensorId>,
     grad_norm: Option<TensorId>,
+    /// Steps on their way, oldest first, and reports nobody has taken yet.
+    pending: VecDeque<Pending>,
+    /// Requests in flight.
+    asked: usize,
+    ready: Vec<StepReport>,
 }
 
 impl Session {
-    /// Loads `plan` on the CPU and sets every persistent tensor to its first value.
+    /// Loads `plan` on the device it is for and sets every persistent tensor to its first value.
     ///
     /// # Errors
     /// If the plan is not valid or cannot run here, or the weights do not fit it.
     pub fn new(plan: Plan, weights: &dyn WeightSource, options: &Options) -> Result<Session> {
-        let backend = CpuBackend::new(&plan, options.threads)?;
-        Session::on(plan, Box::new(backend), weights, options)
+        let backend: Box<dyn Backend> = match plan.target.device.as_str() {
+            "cuda" => Box::new(CudaBackend::new(&plan, options.gpu)?),
+            _ => Box::new(CpuBackend::new(&plan, options.threads)?),
+        };
+        Session::on(plan, backend, weights, options)
     }
 
     /// As [`Session::new`], on a backend that has loaded the same plan.
@@ -100,6 +116,9 @@ impl Session {
             scalars: vec![],
             seed: options.seed,
             steps: 0,
+            pending: VecDeque::new(),
+            asked: 0,
+            ready: vec![],
             backend,
             plan,
         })
@@ -128,8 +147,14 @@ impl Session {
             .iter()
             .enumerate()
             .filter(|(i, t)| matches!(t.storage, Storage::Input { .. }) && !fed(*i as TensorId))
-            .map(|(_, t)| Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+            .map(|(i, _)| self.input(i as TensorId))
             .collect()
+    }
+
+    fn input(&self, id: TensorId) -> Wanted {
+        let t = &self.plan.tensors[id as usize];
+        let classes = self.plan.classes.iter().find(|c| c.tensor == id).copied();
+        Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), classes }
     }
 
     /// Feeds the one-element input `name` with `f(step)` before every step, e.g. `lr`.
@@ -140,7 +165,8 @@ impl Session {
         let id = self.id(name)?;
         let t = &self.plan.tensors[id as usize];
         if !matches!(t.storage, Storage::Input { .. }) || t.shape.iter().product::<u64>() != 1 {
-            return Err(Error::new("R0501", format!("`{name}` is not an input of one element")));
+            let text = format!("`{name}` is not an input of one element");
+            return Err(Error::new("R0501", text).at(format!("tensor `{name}`")));
         }
         self.scalars.push((id, t.dtype, f));
         Ok(())
@@ -175,6 +201,7 @@ impl Session {
             if !matches!(self.plan.tensors[id as usize].storage, Storage::Input { .. }) {
                 return Err(Error::new("R0503", format!("`{name}` is not an input of the plan")));
             }
+            self.input(id).check(bytes)?;
             self.backend.write(id, bytes).map_err(|e| e.at(format!("input `{name}`")))?;
         }
         for k in 0..self.own.len() {
@@ -206,35 +233,6 @@ impl Session {
     pub fn micro(&mut self, batch: &Batch) -> Result<()> {
         self.upload(batch, 0)?;
         self.backend.run(Phase::Micro)
-    }
-
-    /// One optimizer step over `batches`, as many as the plan accumulates.
-    ///
-    /// # Errors
-    /// If there are more or fewer batches, one does not fit the plan, or the device failed.
-    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
-        let start = Instant::now();
-        if batches.len() as u64 != u64::from(self.plan.accumulate) {
-            let text =
-                format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
-            return Err(Error::new("R0504", text));
-        }
-        let mut loss = 0.0;
-        for (i, batch) in batches.iter().enumerate() {
-            self.upload(batch, i as u64)?;
-            self.backend.run(Phase::Micro)?;
-            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
-        }
-        self.backend.run(Phase::Update)?;
-        self.steps += 1;
-        Ok(StepReport {
-            step: self.steps,
-            loss: (loss / batches.len() as f64) as f32,
-            scale: self.scalar(self.scale)?,
-            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
-            grad_norm: self.scalar(self.grad_norm)?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
     }
 
     /// Runs the forward-only phase over one batch; its results are then read with
@@ -361,12 +359,12 @@ impl Session {
     }
 
     /// Writes everything a bit-exact continuation needs: all persistent tensors, the step count,
-    /// the seed and where the data stands.
+    /// the seed, and where in which data the run stands.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn save_checkpoint(&self, path: &Path, position: Position) -> Result<()> {
-        let data = serde_json::to_string(&position).expect("two numbers");
+    pub fn save_checkpoint(&self, path: &Path, data: &DataState) -> Result<()> {
+        let data = serde_json::to_string(data).expect("a few numbers");
         let metadata = BTreeMap::from([
             ("precast.data".to_string(), data),
             ("precast.model".to_string(), self.plan.model.clone()),
@@ -376,11 +374,12 @@ impl Session {
         write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
     }
 
-    /// Continues from a checkpoint; returns where its data stood. Nothing changes on an error.
+    /// Continues from a checkpoint; returns where its data stood, for
+    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
     ///
     /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Position> {
+    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
         let file = TensorFile::open(path)?;
         let bad = |code, text: String| {
             Error::new(code, text)
@@ -394,10 +393,15 @@ impl Session {
             value.map(String::as_str)
         };
         let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
-        let position: Position =
+        let state: DataState =
             serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
         let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
         let seed: u64 = meta("precast.seed")?.parse().map_err(|_| damaged("precast.seed"))?;
+        if seed != self.seed {
+            let text =
+                format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
+            return Err(bad("R0510", text));
+        }
         let mut values = vec![];
         let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
@@ -426,7 +430,7 @@ impl Session {
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
         }
-        (self.steps, self.seed) = (steps, seed);
-        Ok(position)
+        self.steps = steps;
+        Ok(state)
     }
 }

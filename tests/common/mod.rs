@@ -127,6 +127,11 @@ impl Fixture {
 
 /// Lowers a training graph for a generic CPU, formats by `policy`.
 pub fn lower(train: &Graph, policy: Policy) -> Plan {
+    lowered(train, policy).1
+}
+
+/// As [`lower`], with the graph that was scheduled.
+pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
     let target = Target::shipped("cpu-generic").expect("shipped");
     let train = simplify::simplify(train).unwrap_or_else(|e| panic!("{e}"));
     let modes = egraph::Modes { plain: Some(&train), scaled: None };
@@ -144,5 +149,5 @@ pub fn lower(train: &Graph, policy: Policy) -> Plan {
     if let Err(e) = plan.validate() {
         panic!("{e:?}\n{}", precast_compiler::text::print(&outcome.graph));
     }
-    plan
+    (outcome.graph, plan)
 }

@@ -103,5 +103,7 @@ pub struct TrainSpec {
     pub ema: Option<f64>,
     /// Parameters of rank 0 or 1 (biases, norm weights) are not decayed.
     pub no_decay_vectors: bool,
+    /// Parameters that keep their values: no gradient, no optimizer state, no part in the norm.
+    pub frozen: Vec<String>,
     pub scale: Option<ScaleSpec>,
 }

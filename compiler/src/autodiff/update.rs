@@ -23,7 +23,7 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 /// # Errors
 /// P0402, see [`backward`]; P0405 where no parameter influences the loss.
 pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool) -> Result<Graph> {
-    let params: Vec<(String, ValueId)> = param_reads(&g);
+    let params: Vec<(String, ValueId)> = trained_reads(&g, &spec.frozen);
     let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let seed = {
         let data = ConstData::scalar(1.0 / spec.accumulate as f32);
@@ -38,9 +38,15 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     };
     let grads = backward(&mut g, loss, seed, &wrt)?;
     if grads.iter().all(Option::is_none) {
-        return Err(Diagnostic::error("P0405", "the loss depends on no parameter")
-            .help("export the model with its weights as initializers, not folded into constants")
-            .into());
+        let (message, help) = if spec.frozen.is_empty() {
+            (
+                "the loss depends on no parameter",
+                "export the model with its weights as initializers, not folded into constants",
+            )
+        } else {
+            ("the loss depends on no parameter that is trained", "freeze fewer parameters")
+        };
+        return Err(Diagnostic::error("P0405", message).help(help).into());
     }
     let mut trained: Vec<Trained> = Vec::new();
     for ((name, value), grad) in params.into_iter().zip(grads) {
@@ -72,11 +78,11 @@ struct Trained {
     grad: ValueId,
 }
 
-/// Every parameter the graph reads, in the order of [`Graph::vars`].
-fn param_reads(g: &Graph) -> Vec<(String, ValueId)> {
+/// Every parameter the graph reads and trains, in the order of [`Graph::vars`].
+fn trained_reads(g: &Graph, frozen: &[String]) -> Vec<(String, ValueId)> {
     let mut found = Vec::new();
     for (name, var) in &g.vars {
-        if var.role != VarRole::Param {
+        if var.role != VarRole::Param || frozen.contains(name) {
             continue;
         }
         let read = g.nodes().find_map(|(_, n)| match &n.op {

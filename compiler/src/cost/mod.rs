@@ -15,7 +15,7 @@ mod step;
 pub use step::{step_bytes, step_ns};
 
 use crate::ir::TensorType;
-use crate::ops::{Lowering, Op};
+use crate::ops::{Lowering, Op, matmul::Fused};
 use crate::reference;
 use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Target};
 
@@ -134,8 +134,21 @@ impl Prices<'_> {
             let less = narrow * (4 - format.size().min(4));
             (bytes - less) as f64 / self.target.bandwidth_gbs + multiply
         });
-        self.target.launch_ns
+        self.beside(op, y)
+            + self.target.launch_ns
             + self.work(op, x, y)
             + in_format.map_or(plain, |narrow| narrow.min(plain))
+    }
+
+    /// What an epilogue costs that the target's product cannot run itself: vendor libraries know
+    /// the tanh form of GELU alone, so that the error-function form is a kernel of its own over
+    /// sums that are stored in between.
+    fn beside(&self, op: &Op, y: &[&TensorType]) -> f64 {
+        match op {
+            Op::MatMul(m) if !self.target.any_epilogue() && m.fused == Fused::BiasGelu => {
+                self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
+            }
+            _ => 0.0,
+        }
     }
 }

@@ -75,7 +75,7 @@ impl Model {
             store_of: vec![None; g.value_count()],
             fixed: 0,
         };
-        let internal = internal_values(g, &storage);
+        let internal = internal_values(g, &storage, prices.target.any_epilogue());
         let both = |elements: usize| Either {
             full: ps(prices.traffic(elements, DType::F32)),
             half: ps(prices.traffic(elements, half)),
@@ -321,8 +321,8 @@ impl Model {
 }
 
 /// Values that only one elementwise operation reads, itself fused behind the producer: they never
-/// reach memory.
-fn internal_values(g: &Graph, storage: &[ValueId]) -> Vec<bool> {
+/// reach memory. `epilogues`: whether products take elementwise work behind them.
+fn internal_values(g: &Graph, storage: &[ValueId], epilogues: bool) -> Vec<bool> {
     let uses = g.uses();
     let mut kept = vec![false; g.value_count()];
     for r in g.results.iter().chain(&g.updates) {
@@ -331,10 +331,11 @@ fn internal_values(g: &Graph, storage: &[ValueId]) -> Vec<bool> {
     let mut out = vec![false; g.value_count()];
     for (_, n) in g.nodes() {
         let producer = elementwise(g, n)
-            || matches!(
-                n.op,
-                Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_)
-            );
+            || epilogues
+                && matches!(
+                    n.op,
+                    Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_)
+                );
         for &v in &n.outputs {
             let &[(reader, _)] = &uses[v.0 as usize][..] else { continue };
             let reader = g.node(reader);

@@ -69,13 +69,16 @@ pub struct Target {
 
 impl Target {
     /// Names of the shipped descriptions.
-    pub const SHIPPED: [&'static str; 4] = ["cpu-generic", "cpu-avx512bf16", "sm_80", "sm_90"];
+    pub const SHIPPED: [&'static str; 6] =
+        ["cpu-generic", "cpu-avx512bf16", "sm_70", "sm_80", "sm_90", "sm_100"];
 
     /// A shipped description.
     pub fn shipped(name: &str) -> Option<Target> {
         Some(match name {
             "cpu-generic" => cpu_generic(),
             "cpu-avx512bf16" => cpu_avx512bf16(),
+            // Its tensor cores multiply f16 alone, and its kernels are not asked to store bf16.
+            "sm_70" => gpu("sm_70", "V100-SXM2", 900.0, &[(DType::F32, 15.7), (DType::F16, 125.0)]),
             "sm_80" => gpu(
                 "sm_80",
                 "A100-SXM 80 GB",
@@ -88,8 +91,33 @@ impl Target {
                 3350.0,
                 &[(DType::F32, 67.0), (DType::F16, 989.0), (DType::Bf16, 989.0)],
             ),
+            "sm_100" => gpu(
+                "sm_100",
+                "B200-SXM",
+                8000.0,
+                &[(DType::F32, 75.0), (DType::F16, 2250.0), (DType::Bf16, 2250.0)],
+            ),
             _ => return None,
         })
+    }
+
+    /// The shipped description of a GPU by its compute capability: that of its own architecture,
+    /// or of the next older one with the same formats. `None` before tensor cores.
+    pub fn for_capability(major: u32, minor: u32) -> Option<Target> {
+        let name = match (major, minor) {
+            (7, _) => "sm_70",
+            (8, _) => "sm_80",
+            (9, _) => "sm_90",
+            (10.., _) => "sm_100",
+            _ => return None,
+        };
+        Target::shipped(name)
+    }
+
+    /// Whether a product can end in any elementwise program. Where products are a vendor library's,
+    /// they end in what it offers ([`crate::EpilogueKind`]) and what follows is a kernel of its own.
+    pub fn any_epilogue(&self) -> bool {
+        self.device == "cpu"
     }
 
     pub fn summary(&self) -> TargetSummary {
@@ -294,7 +322,12 @@ fn gpu(name: &str, board: &str, bandwidth: f64, peaks: &[(DType, f64)]) -> Targe
         simple_ns: 2e-4,
         divide_ns: 8e-4,
         transcendental_ns: 8e-4,
-        convert_ns: vec![(DType::F16, 0.0), (DType::Bf16, 0.0)],
+        // Conversion is hidden behind memory; what has products is also stored.
+        convert_ns: [DType::F16, DType::Bf16]
+            .into_iter()
+            .filter(|d| peaks.iter().any(|p| p.0 == *d))
+            .map(|d| (d, 0.0))
+            .collect(),
         products,
     }
 }
@@ -313,6 +346,22 @@ mod tests {
             assert_eq!(serde_json::from_str::<Target>(&text).unwrap(), t);
         }
         assert!(Target::shipped("abacus").is_none());
+    }
+
+    #[test]
+    fn a_gpu_is_described_by_its_capability() {
+        let name = |major, minor| Target::for_capability(major, minor).map(|t| t.name);
+        assert_eq!(name(9, 0).as_deref(), Some("sm_90"));
+        assert_eq!(name(8, 9).as_deref(), Some("sm_80"));
+        assert_eq!(name(12, 0).as_deref(), Some("sm_100"));
+        assert_eq!(name(6, 1), None);
+        let volta = Target::for_capability(7, 0).unwrap();
+        assert_eq!(volta.convert(DType::Bf16), None);
+        assert_eq!(volta.gflops(Family::Gemm, DType::Bf16, 64.0), None);
+        assert!(
+            volta.gflops(Family::Gemm, DType::F16, 1024.0)
+                > volta.gflops(Family::Gemm, DType::F32, 1024.0)
+        );
     }
 
     #[test]

@@ -5,4 +5,25 @@
 //! the text, allocating, launching, capturing) decides nothing about numerics, so that lowering can
 //! be checked on a machine without a GPU.
 
+pub mod api;
+pub mod blas;
+pub mod cache;
+pub mod device;
+pub mod dnn;
+pub mod driver;
+pub mod graphs;
+pub mod kernels;
 pub mod launch;
+pub mod library;
+pub mod lower;
+pub mod nvrtc;
+pub mod product;
+pub mod report;
+pub mod staging;
+#[cfg(test)]
+pub mod testing;
+pub mod text;
+
+pub use device::CudaBackend;
+pub use driver::{DeviceInfo, device, devices};
+pub use report::{Report, report};

@@ -6,6 +6,7 @@ use super::proto::ValueInfoProto;
 use super::source::Source;
 use super::tensor::checked_elements;
 use crate::diagnostic::{Diagnostic, Diagnostics, Result};
+use crate::frontend::recipe::suggestion;
 use crate::ir::TensorType;
 use std::collections::BTreeMap;
 
@@ -128,6 +129,22 @@ pub fn bind(src: &Source, opts: &ImportOptions) -> Result<Vec<(String, TensorTyp
             }
         }
         inputs.push((name.clone(), dtype, dims));
+    }
+    let mut known: Vec<&str> = vec![];
+    for dim in inputs.iter().flat_map(|(_, _, dims)| dims) {
+        if let Dim::Named(name) = dim
+            && !known.contains(&name.as_str())
+        {
+            known.push(name);
+        }
+    }
+    for dim in opts.dims.keys().filter(|d| !known.contains(&d.as_str())) {
+        let help = suggestion("dynamic dimensions", dim, &known);
+        errors.push(
+            Diagnostic::error("P0109", format!("the model has no dynamic dimension `{dim}`"))
+                .at(crate::Place::File { path: src.path.clone() })
+                .help(help),
+        );
     }
     let mut unbound: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut out = Vec::new();

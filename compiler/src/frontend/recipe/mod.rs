@@ -5,12 +5,18 @@
 //! two machines; [`Recipe::resolve`] makes one usable. `docs/RECIPE.md` describes every key.
 
 mod extents;
+mod idle;
+mod names;
+mod origin;
 mod read;
 mod sections;
 #[cfg(test)]
 mod tests;
 
-pub use extents::DataExtents;
+pub use extents::{DataExtents, MAX_STEPS};
+pub use idle::Facts;
+pub(crate) use names::suggestion;
+pub use origin::Origin;
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use indexmap::IndexMap;
@@ -24,6 +30,9 @@ pub struct Recipe {
     /// The recipe's own path; its folder is what other paths are relative to.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Where its keys are in the text.
+    #[serde(skip)]
+    pub origin: Origin,
     /// ONNX or textual IR.
     pub model: PathBuf,
     pub weights: Weights,
@@ -191,6 +200,9 @@ pub struct Pin {
     pub op: String,
     /// `F32`, `Bf16` or `F16`.
     pub dtype: DType,
+    /// Where the recipe says so.
+    #[serde(skip)]
+    pub place: Option<Place>,
 }
 
 /// Loss scaling; defaults are those of PyTorch's `GradScaler`.
@@ -229,6 +241,9 @@ pub struct Train {
     /// Decay of an exponential moving average of the parameters.
     pub ema: Option<f64>,
     pub seed: u64,
+    /// Globs over names of parameters that keep their first values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// One JSON line a step.
     pub log: Option<PathBuf>,
     /// Steps between checkpoints.

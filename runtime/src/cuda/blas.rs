@@ -1,0 +1,514 @@
+//! Matrix products by cuBLASLt.
+//!
+//! A product is described once, when the plan is loaded: the library proposes algorithms, the
+//! fastest of them is measured and remembered in a file of the cache, and from then on the step
+//! runs that one, so that results do not depend on the run. Sums are f32 throughout: partial sums
+//! of a split product too.
+
+use super::api::{Candidate, CublasLt, Status};
+use super::cache::Cache;
+use super::driver::{Context, Event, Memory, Stream};
+use super::launch::Place;
+use super::product::{Fused, Matrix, Product, Vector};
+use crate::error::{Error, Result};
+use cudarc::cublaslt::sys as lt;
+use lt::cublasLtMatmulDescAttributes_t as Desc;
+use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
+use lt::cublasLtMatrixLayoutAttribute_t as Layout;
+use precast_plan::DType;
+use std::env;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// Set to `0`, the library's first proposal is taken and nothing is measured.
+pub const TUNE_VARIABLE: &str = "PRECAST_CUDA_TUNE";
+
+/// Bytes of workspace; what the library's documentation advises for Hopper.
+const WORKSPACE: u64 = 32 << 20;
+/// Proposals that are measured.
+const PROPOSALS: usize = 8;
+/// Measured runs of each, after one that is not.
+const RUNS: usize = 5;
+/// Partial sums of a split product are kept in f32; nothing is added in a narrower format.
+const REDUCTIONS: u32 =
+    lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+
+/// A handle of the library, its workspace, and what was measured before.
+pub struct Blas {
+    context: Arc<Context>,
+    api: &'static CublasLt,
+    handle: lt::cublasLtHandle_t,
+    workspace: Memory,
+    /// f32 0 and 1 on the device, for products whose factor is there.
+    constants: Memory,
+    cache: Cache,
+    tune: bool,
+    version: usize,
+}
+
+// SAFETY: the handle may be used from any thread, one at a time.
+unsafe impl Send for Blas {}
+
+impl Blas {
+    /// # Errors
+    /// `R0707` if the library refuses, `R0708` if there is no memory for its workspace.
+    pub fn new(
+        context: &Arc<Context>,
+        api: &'static CublasLt,
+        stream: &Stream,
+        cache: Cache,
+    ) -> Result<Blas> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local; the context is current.
+        check(unsafe { api.cublasLtCreate(&raw mut handle) }, "opening it")?;
+        let memory = |bytes| {
+            let text = "there is no memory for the workspace of cuBLASLt";
+            Memory::new(context, bytes)?.ok_or_else(|| Error::new("R0708", text))
+        };
+        let constants = memory(8)?;
+        let values: Vec<u8> = [0.0f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        stream.upload(constants.address, &values)?;
+        stream.synchronise()?;
+        Ok(Blas {
+            context: context.clone(),
+            api,
+            handle,
+            workspace: memory(WORKSPACE)?,
+            constants,
+            cache,
+            tune: env::var_os(TUNE_VARIABLE).is_none_or(|v| v != "0"),
+            // SAFETY: takes no arguments.
+            version: unsafe { api.cublasLtGetVersion() },
+        })
+    }
+
+    /// Bytes of device memory that every plan needs beside its own.
+    pub const fn overhead() -> u64 {
+        WORKSPACE + 8
+    }
+
+    /// Whether the library proposes anything for a product whose operands lie at such addresses;
+    /// of the addresses only the alignment counts.
+    ///
+    /// # Errors
+    /// If the library fails otherwise.
+    pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<bool> {
+        let call = Call::new(self, p, address)?;
+        Ok(!call.propose(1)?.is_empty())
+    }
+
+    /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
+    /// result and loads its kernel, so that a capture finds it loaded.
+    ///
+    /// # Errors
+    /// `R0707` if the library has no algorithm or fails.
+    pub fn prepare(
+        &self,
+        p: &Product,
+        address: &dyn Fn(Place) -> u64,
+        stream: &Stream,
+    ) -> Result<Call> {
+        let mut call = Call::new(self, p, address)?;
+        let key = format!(
+            "{} {} cuBLASLt {} {}",
+            self.context.info.name,
+            self.context.info.facts.arch(),
+            self.version,
+            call.describe(p)
+        );
+        if let Some(algorithm) = self.remembered(&call, key.as_bytes()) {
+            call.algorithm = algorithm;
+            call.run(stream)?;
+            return Ok(call);
+        }
+        let proposals = call.propose(if self.tune { PROPOSALS } else { 1 })?;
+        let Some(first) = proposals.first() else {
+            let text = format!("cuBLASLt has no algorithm for {}", call.describe(p));
+            return Err(Error::new("R0707", text));
+        };
+        call.algorithm = first.algorithm;
+        call.run(stream)?;
+        if proposals.len() > 1 {
+            call.algorithm = self.fastest(&mut call, &proposals, stream)?;
+            let bytes: Vec<u8> = call.algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
+            self.cache.put("product", key.as_bytes(), &bytes);
+        }
+        Ok(call)
+    }
+
+    /// The choice of an earlier run, if this library accepts it.
+    fn remembered(&self, call: &Call, key: &[u8]) -> Option<lt::cublasLtMatmulAlgo_t> {
+        if !self.tune {
+            return None;
+        }
+        let bytes = self.cache.get("product", key)?;
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("8"))).collect();
+        let algorithm = lt::cublasLtMatmulAlgo_t { data: words.try_into().ok()? };
+        let mut result = Candidate::NONE;
+        // SAFETY: the descriptors are alive; the result is a local.
+        let status = unsafe {
+            self.api.cublasLtMatmulAlgoCheck(
+                self.handle,
+                call.desc.raw,
+                call.a.raw,
+                call.b.raw,
+                call.d.raw,
+                call.d.raw,
+                &raw const algorithm,
+                &raw mut result,
+            )
+        };
+        (status == 0 && result.status == 0 && result.workspace as u64 <= WORKSPACE)
+            .then_some(algorithm)
+    }
+
+    /// Measures proposals; of equals the first.
+    fn fastest(
+        &self,
+        call: &mut Call,
+        proposals: &[Candidate],
+        stream: &Stream,
+    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let mut best: Option<(f64, lt::cublasLtMatmulAlgo_t)> = None;
+        for p in proposals {
+            call.algorithm = p.algorithm;
+            // A proposal may still be refused when it is run.
+            if call.run(stream).is_err() {
+                continue;
+            }
+            let mut least = f64::INFINITY;
+            for _ in 0..RUNS {
+                begin.record(stream)?;
+                call.run(stream)?;
+                end.record(stream)?;
+                end.wait()?;
+                least = least.min(end.since(&begin)?);
+            }
+            if best.as_ref().is_none_or(|b| least < b.0) {
+                best = Some((least, p.algorithm));
+            }
+        }
+        Ok(best.map_or(proposals[0].algorithm, |b| b.1))
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`; the owner has finished its streams.
+        unsafe { self.api.cublasLtDestroy(self.handle) };
+    }
+}
+
+fn check(status: Status, what: &str) -> Result<()> {
+    // The values of cublasStatus_t.
+    let word = match status {
+        0 => return Ok(()),
+        1 => "not initialised".to_string(),
+        3 => "out of memory".to_string(),
+        7 => "an invalid value".to_string(),
+        8 => "the architecture lacks it".to_string(),
+        11 => "access to device memory failed".to_string(),
+        13 => "the kernel failed".to_string(),
+        14 => "an internal error".to_string(),
+        15 => "not supported".to_string(),
+        n => format!("status {n}"),
+    };
+    Err(Error::new("R0707", format!("cuBLASLt, {what}: {word}")))
+}
+
+fn data_type(d: DType) -> u32 {
+    use lt::cudaDataType_t as T;
+    let t = match d {
+        DType::F16 => T::CUDA_R_16F,
+        DType::Bf16 => T::CUDA_R_16BF,
+        DType::F32 => T::CUDA_R_32F,
+        other => unreachable!("products of {other} are not lowered to cuBLASLt"),
+    };
+    t as u32
+}
+
+/// Owns a descriptor of the library.
+struct Owned<T: Copy> {
+    raw: T,
+    api: &'static CublasLt,
+    destroy: unsafe fn(&CublasLt, T) -> Status,
+}
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: made together with this.
+        unsafe { (self.destroy)(self.api, self.raw) };
+    }
+}
+
+/// A described product on its addresses.
+pub struct Call {
+    api: &'static CublasLt,
+    handle: lt::cublasLtHandle_t,
+    desc: Owned<lt::cublasLtMatmulDesc_t>,
+    a: Owned<lt::cublasLtMatrixLayout_t>,
+    b: Owned<lt::cublasLtMatrixLayout_t>,
+    d: Owned<lt::cublasLtMatrixLayout_t>,
+    addresses: [u64; 4],
+    /// Address of the factor on the device, and of 0 or 1 beside it.
+    device_factors: Option<(u64, u64)>,
+    beta: f32,
+    algorithm: lt::cublasLtMatmulAlgo_t,
+    workspace: u64,
+}
+
+// SAFETY: descriptors are used through their owner, one thread at a time.
+unsafe impl Send for Call {}
+
+impl Call {
+    /// The handle and the workspace are those of `blas`, which the owner keeps alive.
+    fn new(blas: &Blas, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<Call> {
+        let api = blas.api;
+        let compute = if p.tf32 {
+            lt::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
+        } else {
+            lt::cublasComputeType_t::CUBLAS_COMPUTE_32F
+        };
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local.
+        let status = unsafe {
+            api.cublasLtMatmulDescCreate(&raw mut raw, compute as u32, data_type(DType::F32))
+        };
+        check(status, "describing a product")?;
+        let desc = Owned { raw, api, destroy: CublasLt::cublasLtMatmulDescDestroy };
+        let set = |what: Desc, value: &[u8]| -> Result<()> {
+            // SAFETY: the descriptor is alive and the value has the given length.
+            let status = unsafe {
+                let value_ptr = value.as_ptr().cast::<c_void>();
+                api.cublasLtMatmulDescSetAttribute(desc.raw, what as u32, value_ptr, value.len())
+            };
+            check(status, "describing a product")
+        };
+        let operation = |m: &Matrix| i32::from(m.transposed).to_ne_bytes();
+        set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, &operation(&p.a))?;
+        set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &operation(&p.b))?;
+        use lt::cublasLtEpilogue_t as Epilogue;
+        let bias = |v: &Vector, kind: Epilogue| -> Result<()> {
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &(kind as u32).to_ne_bytes())?;
+            let at = address(v.place);
+            set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.to_ne_bytes())?;
+            if v.dtype == p.d.dtype {
+                return Ok(());
+            }
+            let dtype = data_type(v.dtype).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &dtype)
+        };
+        match &p.fused {
+            Fused::None => {}
+            Fused::Bias(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_BIAS)?,
+            Fused::BiasRelu(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS)?,
+            Fused::BiasGeluTanhAux { bias: v, aux, aux_ld, aux_batch_stride } => {
+                bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
+                let at = address(*aux).to_ne_bytes();
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at)?;
+                let ld = (*aux_ld as i64).to_ne_bytes();
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
+                let stride = (*aux_batch_stride as i64).to_ne_bytes();
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, &stride)?;
+            }
+        }
+        let beta = if p.c.is_some() { 1.0 } else { 0.0 };
+        let device_factors = p.alpha.map(|alpha| {
+            let beta_at = blas.constants.address + if p.c.is_some() { 4 } else { 0 };
+            (address(alpha), beta_at)
+        });
+        if device_factors.is_some() {
+            let mode = lt::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_DEVICE as u32;
+            set(Desc::CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode.to_ne_bytes())?;
+        }
+        let d_at = address(p.d.place);
+        Ok(Call {
+            api,
+            handle: blas.handle,
+            a: layout(api, &p.a, p.batch)?,
+            b: layout(api, &p.b, p.batch)?,
+            d: layout(api, &p.d, p.batch)?,
+            desc,
+            addresses: [address(p.a.place), address(p.b.place), p.c.map_or(d_at, address), d_at],
+            device_factors,
+            beta,
+            algorithm: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
+            workspace: blas.workspace.address,
+        })
+    }
+
+    /// The library's proposals, best first.
+    fn propose(&self, most: usize) -> Result<Vec<Candidate>> {
+        let api = self.api;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local.
+        check(unsafe { api.cublasLtMatmulPreferenceCreate(&raw mut raw) }, "stating wishes")?;
+        let preference = Owned { raw, api, destroy: CublasLt::cublasLtMatmulPreferenceDestroy };
+        let set = |what: Preference, value: &[u8]| -> Result<()> {
+            // SAFETY: the descriptor is alive and the value has the given length.
+            let status = unsafe {
+                let value_ptr = value.as_ptr().cast::<c_void>();
+                let bytes = value.len();
+                api.cublasLtMatmulPreferenceSetAttribute(raw, what as u32, value_ptr, bytes)
+            };
+            check(status, "stating wishes")
+        };
+        let workspace = WORKSPACE as usize;
+        set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace.to_ne_bytes())?;
+        set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &REDUCTIONS.to_ne_bytes())?;
+        let alignments = [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ];
+        for (what, at) in alignments.into_iter().zip(self.addresses) {
+            set(what, &alignment(at).to_ne_bytes())?;
+        }
+        let mut list = vec![Candidate::NONE; most];
+        let mut found = 0;
+        // SAFETY: the descriptors are alive and the list has room for `most`.
+        let status = unsafe {
+            api.cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                self.desc.raw,
+                self.a.raw,
+                self.b.raw,
+                self.d.raw,
+                self.d.raw,
+                preference.raw,
+                most as i32,
+                list.as_mut_ptr(),
+                &raw mut found,
+            )
+        };
+        match status {
+            0 => {}
+            // What the library answers where it knows no algorithm.
+            7 | 8 | 15 => return Ok(vec![]),
+            other => check(other, "choosing an algorithm")?,
+        }
+        list.truncate(found.max(0) as usize);
+        list.retain(|c| c.status == 0);
+        Ok(list)
+    }
+
+    /// Everything an algorithm's speed depends on; the key of what is remembered.
+    fn describe(&self, p: &Product) -> String {
+        let matrix = |m: &Matrix| {
+            format!(
+                "{}{} {}x{} ld {} batch {}",
+                m.dtype,
+                if m.transposed { " transposed" } else { "" },
+                m.rows,
+                m.columns,
+                m.ld,
+                m.batch_stride
+            )
+        };
+        let finish = match &p.fused {
+            Fused::None => "none".to_string(),
+            Fused::Bias(v) => format!("bias {}", v.dtype),
+            Fused::BiasRelu(v) => format!("bias relu {}", v.dtype),
+            Fused::BiasGeluTanhAux { bias, aux_ld, .. } => {
+                format!("bias gelu {} ld {aux_ld}", bias.dtype)
+            }
+        };
+        format!(
+            "{}x{}x{} times {}: a {}, b {}, d {}{}{}{}, then {finish}, aligned {:?}",
+            p.m,
+            p.n,
+            p.k,
+            p.batch,
+            matrix(&p.a),
+            matrix(&p.b),
+            matrix(&p.d),
+            if p.tf32 { ", tf32" } else { "" },
+            if p.c.is_some() { ", added" } else { "" },
+            if p.alpha.is_some() { ", scaled" } else { "" },
+            self.addresses.map(alignment)
+        )
+    }
+
+    /// Puts the product into a stream.
+    ///
+    /// # Errors
+    /// `R0707` if the library refuses.
+    pub fn run(&self, stream: &Stream) -> Result<()> {
+        let one = 1.0f32;
+        let (alpha, beta) = match self.device_factors {
+            Some((alpha, beta)) => (alpha as *const c_void, beta as *const c_void),
+            None => ((&raw const one).cast(), (&raw const self.beta).cast()),
+        };
+        let [a, b, c, d] = self.addresses;
+        // SAFETY: the descriptors are alive; the addresses are those of tensors or scratch memory
+        // that the lowering has kept them inside of; the workspace is as large as was promised.
+        let status = unsafe {
+            self.api.cublasLtMatmul(
+                self.handle,
+                self.desc.raw,
+                alpha,
+                a as *const c_void,
+                self.a.raw,
+                b as *const c_void,
+                self.b.raw,
+                beta,
+                c as *const c_void,
+                self.d.raw,
+                d as *mut c_void,
+                self.d.raw,
+                &raw const self.algorithm,
+                self.workspace as *mut c_void,
+                WORKSPACE as usize,
+                stream.raw,
+            )
+        };
+        check(status, "a product")
+    }
+}
+
+/// Largest power of two, up to 256, that an address is a multiple of.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+fn layout(
+    api: &'static CublasLt,
+    m: &Matrix,
+    batch: u64,
+) -> Result<Owned<lt::cublasLtMatrixLayout_t>> {
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: the pointer is to a local.
+    let status = unsafe {
+        let dtype = data_type(m.dtype);
+        api.cublasLtMatrixLayoutCreate(&raw mut raw, dtype, m.rows, m.columns, m.ld as i64)
+    };
+    check(status, "describing a matrix")?;
+    let owned = Owned { raw, api, destroy: CublasLt::cublasLtMatrixLayoutDestroy };
+    let set = |what: Layout, value: &[u8]| -> Result<()> {
+        // SAFETY: the descriptor is alive and the value has the given length.
+        let status = unsafe {
+            let value_ptr = value.as_ptr().cast::<c_void>();
+            api.cublasLtMatrixLayoutSetAttribute(raw, what as u32, value_ptr, value.len())
+        };
+        check(status, "describing a matrix")
+    };
+    if batch > 1 {
+        set(Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32).to_ne_bytes())?;
+        let stride = (m.batch_stride as i64).to_ne_bytes();
+        set(Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride)?;
+    }
+    Ok(owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignments_are_powers_of_two_up_to_256() {
+        assert_eq!([256u64, 64, 12, 2, 1, 1024, 0].map(alignment), [256, 64, 4, 2, 1, 256, 256]);
+    }
+}

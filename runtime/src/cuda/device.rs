@@ -1,0 +1,606 @@
+//! A GPU as a [`Backend`].
+
+use super::api;
+use super::blas::{Blas, Call};
+use super::cache::Cache;
+use super::driver::{Context, Function, Graph, Memory, Module, Stream};
+use super::graphs::Graphs;
+use super::launch::{Arg, Facts, Launch, Lowered, Place, Source, Table, Task};
+use super::lower::{self, Graph as Offered, Offers};
+use super::nvrtc::Compiler;
+use super::product::Product;
+use super::staging::{self, Inbound, Outbound};
+use super::text;
+use crate::backend::{Backend, Late, Phase, Queue};
+use crate::error::{Error, Result};
+use precast_plan::{Kernel, Plan, Storage, TensorId};
+use std::collections::BTreeMap;
+use std::env;
+use std::sync::Arc;
+
+/// Set to `0`, steps are launched one by one instead of as a captured graph.
+pub const GRAPH_VARIABLE: &str = "PRECAST_CUDA_GRAPH";
+
+/// Steps whose results may be on their way at once.
+const STEPS_AHEAD: usize = 4;
+
+/// Where the regions of a plan lie on the device.
+struct Regions {
+    arena: Memory,
+    persistent: Memory,
+    inputs: Memory,
+    scratch: Memory,
+    /// Tables, then the fault word.
+    tables: Memory,
+}
+
+/// Region, offset in it and bytes of every tensor.
+struct Places(Vec<(Region, u64, u64)>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Region {
+    Arena,
+    Persistent,
+    Inputs,
+}
+
+impl Places {
+    fn new(plan: &Plan) -> Places {
+        let place = |t: &precast_plan::Tensor| {
+            let bytes = t.shape.iter().product::<u64>() * t.dtype.size() as u64;
+            match t.storage {
+                Storage::Arena { offset } => (Region::Arena, offset, bytes),
+                Storage::Persistent { offset, .. } => (Region::Persistent, offset, bytes),
+                Storage::Input { offset } => (Region::Inputs, offset, bytes),
+            }
+        };
+        Places(plan.tensors.iter().map(place).collect())
+    }
+
+    fn input_bytes(&self) -> u64 {
+        let inputs = self.0.iter().filter(|p| p.0 == Region::Inputs);
+        inputs.map(|p| p.1 + p.2).max().unwrap_or(0)
+    }
+
+    /// An address with the alignment that `place` will have: regions begin at multiples of 256.
+    fn offset(&self, place: Place) -> u64 {
+        const BASE: u64 = 1 << 32;
+        BASE + match place {
+            Place::Tensor { tensor, offset } => self.0[tensor as usize].1 + offset,
+            Place::Scratch { offset } => offset,
+        }
+    }
+}
+
+impl Regions {
+    fn tensor(&self, places: &Places, tensor: TensorId) -> u64 {
+        let (region, offset, _) = places.0[tensor as usize];
+        offset
+            + match region {
+                Region::Arena => self.arena.address,
+                Region::Persistent => self.persistent.address,
+                Region::Inputs => self.inputs.address,
+            }
+    }
+
+    fn place(&self, places: &Places, place: Place) -> u64 {
+        match place {
+            Place::Tensor { tensor, offset } => self.tensor(places, tensor) + offset,
+            Place::Scratch { offset } => self.scratch.address + offset,
+        }
+    }
+}
+
+/// A task on its addresses.
+enum Work {
+    Kernel { function: Function, shape: ([u32; 3], [u32; 3], u32), args: Vec<u64> },
+    Clear { at: u64, bytes: u64 },
+    Product(Box<Call>),
+    Graph(usize),
+}
+
+/// A plan loaded on a GPU.
+pub struct CudaBackend {
+    context: Arc<Context>,
+    stream: Stream,
+    /// Names of all steps, those of `micro` first, then `update`, then `eval`.
+    names: Vec<String>,
+    /// Work of every step of `micro`, `update` and `eval`.
+    phases: [Vec<Vec<Work>>; 3],
+    /// Captured: micro, update, eval, and micro with update.
+    graphs: [Option<Graph>; 4],
+    capture: bool,
+    inbound: Inbound,
+    outbound: Outbound,
+    library_graphs: Graphs,
+    regions: Regions,
+    places: Places,
+    fault: u64,
+    bytes: u64,
+    /// What people should know of how the plan runs.
+    notices: Vec<String>,
+    _modules: Vec<Module>,
+    _blas: Blas,
+}
+
+impl CudaBackend {
+    /// Validates the plan, compiles its kernels, allocates its memory and binds its steps to GPU
+    /// `ordinal`.
+    ///
+    /// # Errors
+    /// If the plan is not valid, libraries or the device are missing, memory is short, or a kernel
+    /// does not compile.
+    pub fn new(plan: &Plan, ordinal: usize) -> Result<CudaBackend> {
+        let capture = env::var_os(GRAPH_VARIABLE).is_none_or(|v| v != "0");
+        CudaBackend::with(plan, ordinal, capture)
+    }
+
+    /// As [`CudaBackend::new`]; without `capture` every step is launched by itself, which gives the
+    /// same bits more slowly.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`].
+    pub fn with(plan: &Plan, ordinal: usize, capture: bool) -> Result<CudaBackend> {
+        plan.validate().map_err(|errors| {
+            let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            Error::new("R0103", format!("the plan is not valid:\n  {}", list.join("\n  ")))
+        })?;
+        if plan.target.device != "cuda" {
+            let text = format!("the plan is for `{}`, not for a GPU", plan.target.device);
+            return Err(Error::new("R0104", text).help("compile with `device = \"cuda\"`"));
+        }
+        let api = api::libraries()?;
+        let context = Context::new(ordinal)?;
+        let facts = context.info.facts.clone();
+        let cache = Cache::here();
+        let stream = Stream::new(&context)?;
+        let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
+        let places = Places::new(plan);
+        let mut graphs = Graphs::new(&context);
+        let lowered = {
+            let mut offers = Asked { blas: &blas, places: &places, graphs: &mut graphs };
+            lower::lower(plan, &facts, &mut offers)?
+        };
+        let needs = Needs::of(plan, &places, &lowered, &graphs);
+        let (regions, inbound) = needs.allocate(&context, &lowered)?;
+        let modules = Modules::new(&context, api, &facts, &lowered, cache)?;
+
+        let base = regions.tables.address;
+        let tables = Tables::new(&lowered);
+        tables.upload(&stream, base, &|t| regions.tensor(&places, t))?;
+        let fault = base + tables.bytes;
+        let binder = Binder {
+            address: &|p| regions.place(&places, p),
+            tables: &tables,
+            base,
+            fault,
+            modules: &modules,
+            products: &lowered.products,
+            blas: &blas,
+            stream: &stream,
+        };
+        // Products are measured on this memory before anything stands in it. Bits that are a small
+        // number in every format, since arithmetic on zeros draws less power and runs faster.
+        for m in [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch] {
+            stream.fill(m.address, 0x3b, m.bytes)?;
+        }
+        let mut names = vec![];
+        let mut bind = |steps: &[lower::Step]| -> Result<Vec<Vec<Work>>> {
+            let bound = |step: &lower::Step| {
+                names.push(step.name.clone());
+                let tasks = step.lowered.tasks.iter().map(|t| binder.bind(t));
+                tasks.collect::<Result<_>>().map_err(|e| e.at(format!("step `{}`", step.name)))
+            };
+            steps.iter().map(bound).collect()
+        };
+        let [micro, update, eval] = &lowered.phases;
+        let phases = [bind(micro)?, bind(update)?, bind(eval)?];
+        let scratch = regions.scratch.address;
+        graphs.bind(scratch + lowered.scratch, &|p| regions.place(&places, p), &stream)?;
+        for m in [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch] {
+            stream.clear(m.address, m.bytes)?;
+        }
+        stream.clear(fault, 8)?;
+        stream.synchronise()?;
+        let room = STEPS_AHEAD * plan.accumulate.max(1) as usize;
+        for notice in &lowered.notices {
+            tracing::warn!("{notice}");
+        }
+        Ok(CudaBackend {
+            names,
+            phases,
+            graphs: [const { None }; 4],
+            capture,
+            inbound,
+            outbound: Outbound::new(&context, room)?,
+            library_graphs: graphs,
+            regions,
+            places,
+            fault,
+            bytes: needs.total(),
+            notices: lowered.notices,
+            _modules: modules.list,
+            _blas: blas,
+            stream,
+            context,
+        })
+    }
+
+    /// Bytes of device memory the plan holds, workspaces included.
+    pub fn device_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What people should know of how the plan runs: fallbacks, one line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Puts the steps of phases into the stream.
+    fn steps(&self, phases: &[Phase]) -> Result<()> {
+        let offset =
+            |phase: Phase| -> usize { self.phases[..phase as usize].iter().map(Vec::len).sum() };
+        for &phase in phases {
+            for (i, step) in self.phases[phase as usize].iter().enumerate() {
+                for work in step {
+                    self.one(work)
+                        .map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&self, work: &Work) -> Result<()> {
+        match work {
+            // SAFETY: the arguments were bound to the kernel's parameters, and its module is kept.
+            Work::Kernel { function, shape, args } => unsafe {
+                function.launch(&self.stream, *shape, args)
+            },
+            Work::Clear { at, bytes } => self.stream.clear(*at, *bytes),
+            Work::Product(call) => call.run(&self.stream),
+            Work::Graph(graph) => self.library_graphs.run(*graph),
+        }
+    }
+
+    /// Sends the batch and puts one of the four lists of phases into the stream.
+    fn launch(&mut self, which: usize) -> Result<()> {
+        const LISTS: [&[Phase]; 4] =
+            [&[Phase::Micro], &[Phase::Update], &[Phase::Eval], &[Phase::Micro, Phase::Update]];
+        self.context.bind()?;
+        self.inbound.send(self.regions.inputs.address, &self.stream)?;
+        if which != Phase::Eval as usize {
+            self.outbound.begin(&self.stream)?;
+        }
+        if !self.capture {
+            return self.steps(LISTS[which]);
+        }
+        let graph = match self.graphs[which].take() {
+            Some(graph) => graph,
+            None => self.stream.capture(|| self.steps(LISTS[which]))?,
+        };
+        let launched = self.stream.replay(&graph);
+        self.graphs[which] = Some(graph);
+        launched
+    }
+
+    /// The error of a fault word; clears the word, so that later faults are seen.
+    fn faulted(&self, word: u64) -> Result<()> {
+        let Some((step, error)) = staging::fault(word) else { return Ok(()) };
+        self.stream.clear(self.fault, 8)?;
+        Err(match self.names.get(step) {
+            Some(name) => error.at(format!("step `{name}`")),
+            None => error,
+        })
+    }
+
+    fn check(&self, tensor: TensorId, len: usize) -> Result<(Region, u64)> {
+        let (region, offset, bytes) = self.places.0[tensor as usize];
+        if len as u64 != bytes {
+            let text = format!("tensor {tensor} has {bytes} bytes, not {len}");
+            return Err(Error::new("R0105", text));
+        }
+        Ok((region, offset))
+    }
+}
+
+impl Backend for CudaBackend {
+    fn write(&mut self, tensor: TensorId, bytes: &[u8]) -> Result<()> {
+        let (region, offset) = self.check(tensor, bytes.len())?;
+        self.context.bind()?;
+        if region == Region::Inputs {
+            return self.inbound.write(offset, bytes);
+        }
+        self.stream.upload(self.regions.tensor(&self.places, tensor), bytes)?;
+        // The bytes are the caller's: the copy must be done before they go.
+        self.stream.synchronise()
+    }
+
+    fn read(&self, tensor: TensorId, out: &mut [u8]) -> Result<()> {
+        let (region, offset) = self.check(tensor, out.len())?;
+        self.context.bind()?;
+        if region == Region::Inputs
+            && let Some(bytes) = self.inbound.pending(offset, out.len() as u64)
+        {
+            out.copy_from_slice(bytes);
+            return Ok(());
+        }
+        let mut fault = [0; 8];
+        let from = self.regions.tensor(&self.places, tensor);
+        // SAFETY: both buffers have the lengths that are copied, and stay until the stream is done.
+        unsafe {
+            self.stream.download(out.as_mut_ptr(), from, out.len())?;
+            self.stream.download(fault.as_mut_ptr(), self.fault, 8)?;
+        }
+        self.stream.synchronise()?;
+        self.faulted(u64::from_le_bytes(fault))
+    }
+
+    fn run(&mut self, phase: Phase) -> Result<()> {
+        self.launch(phase as usize)
+    }
+
+    fn describe(&self) -> String {
+        let info = &self.context.info;
+        let (major, minor) = info.facts.capability;
+        let how = if self.capture { "one graph a step" } else { "steps launched one by one" };
+        let mut text = format!("cuda:{} {}, sm_{major}{minor}, {how}", info.ordinal, info.name);
+        for notice in &self.notices {
+            text.push_str("; ");
+            text.push_str(notice);
+        }
+        text
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
+    }
+}
+
+impl Queue for CudaBackend {
+    fn submit(&mut self, update: bool) -> Result<()> {
+        self.launch(if update { 3 } else { Phase::Micro as usize })
+    }
+
+    fn request(&mut self, tensors: &[TensorId]) -> Result<()> {
+        self.context.bind()?;
+        let value = |&t: &TensorId| {
+            (self.regions.tensor(&self.places, t), self.places.0[t as usize].2 as usize)
+        };
+        let values: Vec<(u64, usize)> = tensors.iter().map(value).collect();
+        self.outbound.request(&values, self.fault, &self.stream)
+    }
+
+    fn receive(&mut self, wait: bool) -> Result<Option<Late>> {
+        self.context.bind()?;
+        let Some((late, fault)) = self.outbound.receive(wait)? else { return Ok(None) };
+        self.faulted(fault)?;
+        Ok(Some(late))
+    }
+
+    fn room(&self) -> usize {
+        self.outbound.room()
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Nothing may be released while the device still uses it; an error here was reported by
+        // the call that met it.
+        let _ = self.context.bind();
+        let _ = self.stream.synchronise();
+    }
+}
+
+/// cuBLASLt and cuDNN, asked what they can do on the tensors of this plan.
+struct Asked<'a> {
+    blas: &'a Blas,
+    places: &'a Places,
+    graphs: &'a mut Graphs,
+}
+
+impl Offers for Asked<'_> {
+    fn product(&mut self, p: &Product) -> Result<bool> {
+        self.blas.can(p, &|place| self.places.offset(place))
+    }
+
+    fn graph(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Offered> {
+        self.graphs.lower(plan, kernel, out)
+    }
+}
+
+/// Bytes of device memory, by what they are for.
+struct Needs {
+    arena: u64,
+    persistent: u64,
+    inputs: u64,
+    scratch: u64,
+}
+
+impl Needs {
+    fn of(plan: &Plan, places: &Places, lowered: &lower::LoweredPlan, graphs: &Graphs) -> Needs {
+        Needs {
+            arena: plan.arena_bytes,
+            persistent: plan.persistent_bytes,
+            inputs: places.input_bytes(),
+            scratch: lowered.scratch + graphs.workspace(),
+        }
+    }
+
+    fn total(&self) -> u64 {
+        // The batch lies where kernels read it and in the two buffers of its way in.
+        self.arena + self.persistent + 3 * self.inputs + self.scratch + Blas::overhead()
+    }
+
+    fn allocate(
+        &self,
+        context: &Arc<Context>,
+        lowered: &lower::LoweredPlan,
+    ) -> Result<(Regions, Inbound)> {
+        let all = || -> Result<Option<(Regions, Inbound)>> {
+            macro_rules! memory {
+                ($bytes:expr) => {
+                    match Memory::new(context, $bytes)? {
+                        Some(memory) => memory,
+                        None => return Ok(None),
+                    }
+                };
+            }
+            let regions = Regions {
+                arena: memory!(self.arena),
+                persistent: memory!(self.persistent),
+                inputs: memory!(self.inputs),
+                scratch: memory!(self.scratch),
+                tables: memory!(Tables::new(lowered).bytes + 8),
+            };
+            Ok(Inbound::new(context, self.inputs)?.map(|inbound| (regions, inbound)))
+        };
+        let free = context.memory()?.0;
+        all()?.ok_or_else(|| {
+            let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+            let text = format!(
+                "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
+                gib(self.total()),
+                gib(free),
+                gib(self.arena),
+                gib(self.persistent),
+                gib(3 * self.inputs),
+                gib(self.scratch + Blas::overhead())
+            );
+            Error::new("R0708", text)
+                .at(format!("cuda:{} {}", context.info.ordinal, context.info.name))
+                .help("a smaller batch needs less; other programs may hold memory of the device")
+        })
+    }
+}
+
+fn launches(lowered: &lower::LoweredPlan) -> impl Iterator<Item = &Launch> {
+    lowered.phases.iter().flatten().flat_map(|s| &s.lowered.tasks).filter_map(|t| match t {
+        Task::Launch(l) => Some(l),
+        _ => None,
+    })
+}
+
+/// Constant bytes of all launches, equal ones once.
+struct Tables {
+    offsets: BTreeMap<Arc<Table>, u64>,
+    bytes: u64,
+}
+
+impl Tables {
+    fn new(lowered: &lower::LoweredPlan) -> Tables {
+        let mut tables = Tables { offsets: BTreeMap::new(), bytes: 0 };
+        for arg in launches(lowered).flat_map(|l| &l.args) {
+            if let Arg::Table(table) = arg
+                && !tables.offsets.contains_key(table)
+            {
+                tables.offsets.insert(table.clone(), tables.bytes);
+                tables.bytes = (tables.bytes + table.bytes.len() as u64).next_multiple_of(256);
+            }
+        }
+        tables
+    }
+
+    /// Writes the tables, with the addresses of tensors patched in.
+    fn upload(&self, stream: &Stream, base: u64, tensor: &dyn Fn(TensorId) -> u64) -> Result<()> {
+        let mut all = vec![0; self.bytes as usize];
+        for (table, &offset) in &self.offsets {
+            let at = offset as usize;
+            all[at..at + table.bytes.len()].copy_from_slice(&table.bytes);
+            for &(within, id, plus) in &table.addresses {
+                let at = at + within as usize;
+                all[at..at + 8].copy_from_slice(&(tensor(id) + plus).to_le_bytes());
+            }
+        }
+        stream.upload(base, &all)?;
+        stream.synchronise()
+    }
+}
+
+/// Compiled and loaded kernels.
+struct Modules {
+    list: Vec<Module>,
+    functions: BTreeMap<String, Function>,
+}
+
+impl Modules {
+    fn new(
+        context: &Arc<Context>,
+        api: &'static api::Libraries,
+        facts: &Facts,
+        lowered: &lower::LoweredPlan,
+        cache: Cache,
+    ) -> Result<Modules> {
+        let mut sources: BTreeMap<&str, &Source> = BTreeMap::new();
+        // Most dynamic shared memory and most threads of any launch.
+        let mut most: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        for l in launches(lowered) {
+            let known = sources.entry(&l.source.entry).or_insert(&l.source);
+            assert!(**known == *l.source, "two texts are named `{}`", l.source.entry);
+            let entry = most.entry(&l.source.entry).or_default();
+            *entry = (entry.0.max(l.shared), entry.1.max(l.block.iter().product()));
+        }
+        let begin = std::time::Instant::now();
+        let arch = facts.arch();
+        let compiler = Compiler::new(&api.nvrtc, &arch, text::OPTIONS, cache)?;
+        let compiled = compiler.compile_all(&lowered.texts())?;
+        tracing::info!("{} kernels for {arch} in {:.2?}", compiled.len(), begin.elapsed());
+        let mut modules = Modules { list: vec![], functions: BTreeMap::new() };
+        for (entry, compiled) in compiled {
+            let module = Module::new(context, &compiled.cubin)?;
+            let (shared, threads) = most[entry.as_str()];
+            let function = module.function(&entry, shared, threads)?;
+            modules.functions.insert(entry, function);
+            modules.list.push(module);
+        }
+        Ok(modules)
+    }
+}
+
+/// Puts tasks on their addresses.
+struct Binder<'a> {
+    address: &'a dyn Fn(Place) -> u64,
+    tables: &'a Tables,
+    base: u64,
+    fault: u64,
+    modules: &'a Modules,
+    products: &'a [Product],
+    blas: &'a Blas,
+    stream: &'a Stream,
+}
+
+impl Binder<'_> {
+    fn bind(&self, task: &Task) -> Result<Work> {
+        Ok(match task {
+            Task::Launch(l) => Work::Kernel {
+                function: self.modules.functions[&l.source.entry],
+                shape: (l.grid, l.block, l.shared),
+                args: l.args.iter().map(|a| self.word(a)).collect(),
+            },
+            Task::Clear { place, bytes } => {
+                Work::Clear { at: (self.address)(*place), bytes: *bytes }
+            }
+            Task::Product(i) => {
+                let call = self.blas.prepare(&self.products[*i], self.address, self.stream)?;
+                Work::Product(Box::new(call))
+            }
+            Task::Graph(i) => Work::Graph(*i),
+        })
+    }
+
+    /// The word that holds an argument; narrower ones in its low bytes.
+    fn word(&self, arg: &Arg) -> u64 {
+        match arg {
+            Arg::Tensor { tensor, offset } => {
+                (self.address)(Place::Tensor { tensor: *tensor, offset: *offset })
+            }
+            Arg::Scratch { offset } => (self.address)(Place::Scratch { offset: *offset }),
+            Arg::Table(table) => self.base + self.tables.offsets[table],
+            Arg::Fault => self.fault,
+            Arg::I32(x) => u64::from(*x as u32),
+            Arg::U32(x) => u64::from(*x),
+            Arg::I64(x) => *x as u64,
+            Arg::F32(x) => u64::from(x.to_bits()),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Convolutions and attention that a library runs as graphs of its own.
+
+use super::driver::{Context, Stream};
+use super::launch::{Lowered, Place};
+use super::lower::Graph;
+use crate::error::Result;
+use precast_plan::{Kernel, Plan};
+use std::sync::Arc;
+
+/// A library for convolutions and attention.
+pub trait Library: Send {
+    /// Lowers a step, its epilogue included; the last task is [`super::launch::Task::Graph`] or
+    /// follows one.
+    ///
+    /// # Errors
+    /// If the library fails rather than declines.
+    fn lower(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Graph>;
+
+    /// Bytes of workspace that all graphs share.
+    fn workspace(&self) -> u64;
+
+    /// Puts the graphs on their addresses and runs each once, which overwrites their results.
+    ///
+    /// # Errors
+    /// If the library refuses.
+    fn bind(
+        &mut self,
+        workspace: u64,
+        address: &dyn Fn(Place) -> u64,
+        stream: &Stream,
+    ) -> Result<()>;
+
+    /// Puts a graph into the stream it was bound with.
+    ///
+    /// # Errors
+    /// If the library refuses.
+    fn run(&self, graph: usize) -> Result<()>;
+}
+
+/// The library of a device, or why there is none.
+pub struct Graphs {
+    library: std::result::Result<Box<dyn Library>, String>,
+}
+
+impl Graphs {
+    /// The library for a device.
+    pub fn new(_context: &Arc<Context>) -> Graphs {
+        Graphs { library: Err("this version does not use it".into()) }
+    }
+
+    /// As [`Library::lower`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lower(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Graph> {
+        match &mut self.library {
+            Ok(library) => library.lower(plan, kernel, out),
+            Err(why) => Ok(Graph::No(why.clone())),
+        }
+    }
+
+    /// As [`Library::workspace`].
+    pub fn workspace(&self) -> u64 {
+        self.library.as_ref().map_or(0, |l| l.workspace())
+    }
+
+    /// As [`Library::bind`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind(
+        &mut self,
+        workspace: u64,
+        address: &dyn Fn(Place) -> u64,
+        stream: &Stream,
+    ) -> Result<()> {
+        self.library.as_mut().map_or(Ok(()), |l| l.bind(workspace, address, stream))
+    }
+
+    /// As [`Library::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run(&self, graph: usize) -> Result<()> {
+        match &self.library {
+            Ok(library) => library.run(graph),
+            Err(_) => unreachable!("no step was lowered to a graph"),
+        }
+    }
+}

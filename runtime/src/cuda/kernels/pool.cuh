@@ -1,0 +1,67 @@
+// Max pooling; a thread makes one output. Padding never wins; the first of equals wins; a NaN wins.
+__device__ __forceinline__ void k_point(u64 at, u32 n1, u32 n2, u32 n3, u32 (&i)[4]) {
+  // Axes from slowest to fastest: n, c, h, w, or n, h, w, c where channels are neighbours.
+  u64 rest = at / n3;
+  i[3] = (u32)(at - rest * n3);
+  u64 next = rest / n2;
+  i[2] = (u32)(rest - next * n2);
+  i[0] = (u32)(next / n1);
+  i[1] = (u32)(next - (u64)i[0] * n1);
+  if (CHANNELS_LAST) {
+    u32 h = i[1], w = i[2], c = i[3];
+    i[1] = c;
+    i[2] = h;
+    i[3] = w;
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+#if FORWARD
+  const u32 ph = oh, pw = ow;
+#else
+  const u32 ph = h, pw = w;
+#endif
+  const u64 total = (u64)n * c * ph * pw;
+  for (u64 at = (u64)blockIdx.x * 256u + threadIdx.x; at < total; at += (u64)gridDim.x * 256u) {
+    u32 i[4];
+    if (CHANNELS_LAST) k_point(at, ph, pw, c, i);
+    else k_point(at, c, ph, pw, i);
+    const i64 plane_x = (i64)i[0] * x_s0 + (i64)i[1] * x_s1;
+    const i64 plane_y = (i64)i[0] * y_s0 + (i64)i[1] * y_s1;
+    const i64 plane_i = (i64)i[0] * index_s0 + (i64)i[1] * index_s1;
+#if FORWARD
+    float best = -infinity();
+    u32 tap = 0;
+    for (int a = 0; a < KH; a++) {
+      i64 row = (i64)i[2] * stride_h + (i64)a * dilation_h - pad_h;
+      if (row < 0 || row >= (i64)h) continue;
+      for (int b = 0; b < KW; b++) {
+        i64 col = (i64)i[3] * stride_w + (i64)b * dilation_w - pad_w;
+        if (col < 0 || col >= (i64)w) continue;
+        float v = widen(x[plane_x + row * x_s2 + col * x_s3]);
+        if (v > best || v != v) {
+          best = v;
+          tap = (u32)(a * KW + b);
+        }
+      }
+    }
+    narrow(y[plane_y + (i64)i[2] * y_s2 + (i64)i[3] * y_s3], best);
+    index[plane_i + (i64)i[2] * index_s2 + (i64)i[3] * index_s3] = (unsigned char)tap;
+#else
+    // Windows in row order, so that sums have the order of a loop over outputs.
+    float sum = 0.0f;
+    for (int a = KH - 1; a >= 0; a--) {
+      i64 row = (i64)i[2] + pad_h - (i64)a * dilation_h;
+      i64 oy = row / stride_h;
+      if (row < 0 || row != oy * stride_h || oy >= (i64)oh) continue;
+      for (int b = KW - 1; b >= 0; b--) {
+        i64 col = (i64)i[3] + pad_w - (i64)b * dilation_w;
+        i64 ox = col / stride_w;
+        if (col < 0 || col != ox * stride_w || ox >= (i64)ow) continue;
+        if (index[plane_i + oy * index_s2 + ox * index_s3] == (unsigned char)(a * KW + b))
+          sum += widen(y[plane_y + oy * y_s2 + ox * y_s3]);
+      }
+    }
+    narrow(x[plane_x + (i64)i[2] * x_s2 + (i64)i[3] * x_s3], sum);
+#endif
+  }
+}

@@ -1,0 +1,73 @@
+//! Max pooling and its gradient.
+
+use super::text::{Head, Params, address, blocks, c_type, dtype, launch, small};
+use crate::cuda::launch::{Facts, Lowered, Task};
+use crate::error::Result;
+use precast_plan::{MaxPool, Plan};
+
+/// Writes y and the window index of each maximum.
+///
+/// # Errors
+/// `R0791` for sizes beyond 2^31.
+pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered) -> Result<()> {
+    lower(plan, m, true, facts, out)
+}
+
+/// Each input collects the cotangents of the windows that chose it, in row order of the windows:
+/// no atomics, so sums do not depend on the run.
+///
+/// # Errors
+/// `R0791` for sizes beyond 2^31.
+pub fn lower_max_pool_grad(
+    plan: &Plan,
+    m: &MaxPool,
+    facts: &Facts,
+    out: &mut Lowered,
+) -> Result<()> {
+    lower(plan, m, false, facts, out)
+}
+
+fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lowered) -> Result<()> {
+    let g = &m.geometry;
+    let written = if forward { &m.y } else { &m.x };
+    let mut head = Head::default();
+    head.alias("XT", c_type(dtype(plan, &m.x)))
+        .alias("YT", c_type(dtype(plan, &m.y)))
+        .constant("KH", g.kh)
+        .constant("KW", g.kw)
+        .flag("FORWARD", forward)
+        .flag("CHANNELS_LAST", written.strides[1] == 1 && g.c > 1);
+    let mut p = Params::default();
+    let (x, y, index) = (address(plan, &m.x), address(plan, &m.y), address(plan, &m.index));
+    if forward {
+        p.pointer("XT", "x", x);
+        p.pointer_mut("YT", "y", y);
+        p.pointer_mut("u8", "index", index);
+    } else {
+        p.pointer_mut("XT", "x", x);
+        p.pointer("YT", "y", y);
+        p.pointer("u8", "index", index);
+    }
+    for (name, v) in [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)] {
+        p.u32(name, small("sizes of a pool", v)?);
+    }
+    for (name, v) in [
+        ("stride_h", g.stride[0]),
+        ("stride_w", g.stride[1]),
+        ("dilation_h", g.dilation[0]),
+        ("dilation_w", g.dilation[1]),
+        ("pad_h", g.pad[0]),
+        ("pad_w", g.pad[1]),
+    ] {
+        p.i64(name, v as i64);
+    }
+    p.strides("x", &m.x.strides);
+    p.strides("y", &m.y.strides);
+    p.strides("index", &m.index.strides);
+    let points = if forward { g.n * g.c * g.oh * g.ow } else { g.n * g.c * g.h * g.w };
+    let grid = [blocks(points, 256, facts.multiprocessors * 32), 1, 1];
+    let family = if forward { "max_pool" } else { "max_pool_grad" };
+    let text = include_str!("pool.cuh");
+    out.tasks.push(Task::Launch(launch(family, &[], &head, text, p, grid, 256, 0)));
+    Ok(())
+}

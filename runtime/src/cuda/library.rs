@@ -1,0 +1,361 @@
+//! Finding NVIDIA's libraries.
+//!
+//! cudarc declares their functions and resolves a name at its first call, and panics where a
+//! library or a name is missing; it also takes the first file the system knows by an unversioned
+//! name, whichever release that is. So the libraries are found and opened here, and the functions
+//! are looked up before anything is called ([`super::api`]); of cudarc, the declarations of types
+//! are used. What is opened here by its path is also what a later search by name finds, since the
+//! loader knows opened libraries by their names.
+
+use crate::error::{Error, Result};
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Folders to search first, as a list like `PATH`.
+pub const FOLDERS_VARIABLE: &str = "PRECAST_CUDA_PATH";
+
+/// Where the toolkit's installer puts libraries, without telling the loader everywhere.
+const TOOLKIT: &str = "/usr/local/cuda/lib64";
+
+/// A library of NVIDIA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Driver,
+    Nvrtc,
+    CublasLt,
+    Cudnn,
+}
+
+impl Kind {
+    /// What people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Driver => "the CUDA driver",
+            Kind::Nvrtc => "NVRTC",
+            Kind::CublasLt => "cuBLASLt",
+            Kind::Cudnn => "cuDNN",
+        }
+    }
+
+    /// File names, the preferred release first.
+    pub const fn files(self) -> &'static [&'static str] {
+        match self {
+            Kind::Driver => &["libcuda.so.1", "libcuda.so"],
+            Kind::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12"],
+            Kind::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12"],
+            Kind::Cudnn => &["libcudnn.so.9"],
+        }
+    }
+
+    /// How to get it.
+    const fn source(self) -> &'static str {
+        match self {
+            Kind::Driver => "it comes with NVIDIA's driver for the GPU",
+            Kind::Nvrtc => "`pip install nvidia-cuda-nvrtc`, or the CUDA toolkit, has it",
+            Kind::CublasLt => "`pip install nvidia-cublas`, or the CUDA toolkit, has it",
+            Kind::Cudnn => "`pip install nvidia-cudnn-cu13` has it",
+        }
+    }
+}
+
+/// Where libraries are looked for, in order: `first`, what the system's loader searches, `last`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// From the environment variable.
+    pub first: Vec<PathBuf>,
+    /// Whether the loader's own search is asked.
+    pub system: bool,
+    /// The toolkit's folder and pip's `nvidia` packages.
+    pub last: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Those of this machine. Runs `python3` once to ask where its packages are.
+    pub fn here() -> Places {
+        let first = env::var_os(FOLDERS_VARIABLE)
+            .map(|list| env::split_paths(&list).filter(|p| !p.as_os_str().is_empty()).collect());
+        let mut last = vec![PathBuf::from(TOOLKIT)];
+        for site in python_folders() {
+            last.extend(nvidia_packages(&site));
+        }
+        last.dedup();
+        Places { first: first.unwrap_or_default(), system: true, last }
+    }
+
+    /// What to open, in order: absolute paths of files that exist, and bare names for the loader.
+    fn candidates(&self, kind: Kind) -> Vec<PathBuf> {
+        let inside = |folders: &[PathBuf], file: &str| -> Vec<PathBuf> {
+            folders.iter().map(|f| f.join(file)).filter(|p| p.is_file()).collect()
+        };
+        // The variable's folders win over everything, whatever release they hold.
+        let mut list: Vec<PathBuf> =
+            kind.files().iter().flat_map(|file| inside(&self.first, file)).collect();
+        for file in kind.files() {
+            if self.system {
+                list.push(PathBuf::from(file));
+            }
+            list.extend(inside(&self.last, file));
+        }
+        list
+    }
+
+    /// For an error: everywhere a library was looked for.
+    fn describe(&self) -> String {
+        let list = |folders: &[PathBuf]| -> String {
+            folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let mut text = String::new();
+        if self.first.is_empty() {
+            let _ = write!(text, "{FOLDERS_VARIABLE} (not set)");
+        } else {
+            let _ = write!(text, "{FOLDERS_VARIABLE} ({})", list(&self.first));
+        }
+        if self.system {
+            text.push_str(", the system's library path");
+        }
+        if !self.last.is_empty() {
+            let _ = write!(text, ", {}", list(&self.last));
+        }
+        text
+    }
+}
+
+/// The `lib` folders of pip's `nvidia` packages in a `site-packages` folder. The toolkit's own come
+/// before those of single libraries; `cu13` before `cu12`.
+pub fn nvidia_packages(site: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(site.join("nvidia")) else { return vec![] };
+    let mut names: Vec<OsString> = entries.flatten().map(|e| e.file_name()).collect();
+    let toolkit = |n: &OsString| {
+        n.to_str()
+            .and_then(|n| n.strip_prefix("cu"))
+            .is_some_and(|v| !v.is_empty() && v.bytes().all(|c| c.is_ascii_digit()))
+    };
+    names.sort_by(|a, b| (toolkit(b), b).cmp(&(toolkit(a), a)));
+    let folder = |n: OsString| site.join("nvidia").join(n).join("lib");
+    names.into_iter().map(folder).filter(|f| f.is_dir()).collect()
+}
+
+/// `site-packages` folders: of the active environment, then of `python3` on the path.
+fn python_folders() -> Vec<PathBuf> {
+    let mut found = vec![];
+    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+        if let Some(prefix) = env::var_os(variable) {
+            found.extend(site_packages(Path::new(&prefix)));
+        }
+    }
+    // Distributions differ in where packages are; the interpreter knows.
+    let script = "import sys; print('\\n'.join(sys.path))";
+    if let Ok(out) = Command::new("python3").args(["-c", script]).output() {
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        found.extend(text.lines().map(PathBuf::from).filter(|p| p.is_absolute()));
+    }
+    let mut seen: Vec<PathBuf> = vec![];
+    found.retain(|f| {
+        !seen.contains(f) && {
+            seen.push(f.clone());
+            true
+        }
+    });
+    found
+}
+
+/// `PREFIX/lib/python3.*/site-packages`, in order of the names.
+fn site_packages(prefix: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(prefix.join("lib")) else { return vec![] };
+    let mut list: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|e| e.file_name().to_str().is_some_and(|n| n.starts_with("python3")))
+        .map(|e| e.path().join("site-packages"))
+        .filter(|p| p.is_dir())
+        .collect();
+    list.sort();
+    list
+}
+
+/// An opened library. It stays open until the process ends.
+pub struct Library {
+    pub kind: Kind,
+    /// The file, where the system says so.
+    pub path: PathBuf,
+    handle: &'static libloading::Library,
+}
+
+impl Library {
+    /// Opens the first candidate that can be opened.
+    ///
+    /// # Errors
+    /// `R0701`, naming the library and where it was looked for.
+    pub fn open(kind: Kind, places: &Places) -> Result<Library> {
+        let mut refused = vec![];
+        for candidate in places.candidates(kind) {
+            if kind == Kind::Nvrtc && candidate.is_absolute() {
+                // NVRTC opens its builtins by a bare name, which the loader knows from here on.
+                builtins(&candidate);
+            }
+            // SAFETY: NVIDIA's libraries run no code on loading that could disturb this process.
+            match unsafe { libloading::Library::new(&candidate) } {
+                Ok(library) => {
+                    // Functions are kept as plain pointers, so the library is never closed.
+                    let handle: &'static libloading::Library = Box::leak(Box::new(library));
+                    let path = if candidate.is_absolute() {
+                        candidate
+                    } else {
+                        mapped(&candidate).unwrap_or(candidate)
+                    };
+                    tracing::info!("{} is {}", kind.name(), path.display());
+                    return Ok(Library { kind, path, handle });
+                }
+                Err(e) if candidate.is_absolute() => {
+                    refused.push(format!("{}: {e}", candidate.display()));
+                }
+                Err(_) => {}
+            }
+        }
+        let mut text = format!("{} was not found ({})", kind.name(), kind.files()[0]);
+        for line in refused {
+            let _ = write!(text, "; cannot open {line}");
+        }
+        Err(Error::new("R0701", text).help(format!(
+            "looked in {}; {}",
+            places.describe(),
+            kind.source()
+        )))
+    }
+
+    /// The address of a function.
+    ///
+    /// # Errors
+    /// `R0702` where the library is too old (or too new) to have it.
+    ///
+    /// # Safety
+    /// `T` is the type of a pointer to that function.
+    pub unsafe fn function<T: Copy>(&self, name: &str) -> Result<T> {
+        // SAFETY: the caller's contract; the library is never closed.
+        let symbol = unsafe { self.handle.get::<T>(name.as_bytes()) };
+        symbol.map(|s| *s).map_err(|_| {
+            let text = format!("{} has no function `{name}`", self.kind.name());
+            Error::new("R0702", text)
+                .at(self.path.display())
+                .help("this version is written for CUDA 13.0: a driver of release 580 or later")
+        })
+    }
+
+    /// Whether the library has a function.
+    pub fn has(&self, name: &str) -> bool {
+        // SAFETY: the address is not used.
+        unsafe { self.handle.get::<*const ()>(name.as_bytes()) }.is_ok()
+    }
+}
+
+/// Opens the builtins beside an NVRTC; without them NVRTC reports what is missing itself.
+fn builtins(nvrtc: &Path) {
+    let Some(folder) = nvrtc.parent() else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| {
+            let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            name.starts_with("libnvrtc-builtins.so")
+        })
+        .collect();
+    files.sort();
+    for file in files {
+        // SAFETY: a library of data.
+        if let Ok(library) = unsafe { libloading::Library::new(&file) } {
+            std::mem::forget(library);
+        }
+    }
+}
+
+/// The file behind a library that was opened by name, from the list of mapped files.
+fn mapped(name: &Path) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let stem = name.to_str()?.split(".so").next()?.to_string() + ".so";
+    maps.lines()
+        .filter_map(|l| l.find('/').map(|at| PathBuf::from(&l[at..])))
+        .find(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&stem)))
+}
+
+/// The folders of this machine, found once.
+pub fn places() -> &'static Places {
+    static PLACES: OnceLock<Places> = OnceLock::new();
+    PLACES.get_or_init(Places::here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn touch(path: &Path) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "not a library").unwrap();
+    }
+
+    #[test]
+    fn the_variable_comes_first_then_the_system_then_packages() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, pip) = (dir.path().join("own"), dir.path().join("pip"));
+        touch(&own.join("libnvrtc.so.12"));
+        touch(&pip.join("libnvrtc.so.13"));
+        let places = Places { first: vec![own.clone()], system: true, last: vec![pip.clone()] };
+        let want: Vec<PathBuf> = vec![
+            own.join("libnvrtc.so.12"),
+            "libnvrtc.so.13".into(),
+            pip.join("libnvrtc.so.13"),
+            "libnvrtc.so.12".into(),
+        ];
+        assert_eq!(places.candidates(Kind::Nvrtc), want);
+    }
+
+    #[test]
+    fn packages_of_the_newest_toolkit_come_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["cu12", "cublas", "cu13", "cudnn"] {
+            touch(&dir.path().join("nvidia").join(name).join("lib/x.so"));
+        }
+        touch(&dir.path().join("nvidia/empty/include/x.h"));
+        let names: Vec<String> = nvidia_packages(dir.path())
+            .iter()
+            .map(|p| p.parent().unwrap().file_name().unwrap().to_str().unwrap().to_string())
+            .collect();
+        assert_eq!(names, ["cu13", "cu12", "cudnn", "cublas"]);
+    }
+
+    #[test]
+    fn an_environment_is_searched_by_its_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = dir.path().join("lib/python3.12/site-packages");
+        touch(&site.join("nvidia/cu13/lib/libnvrtc.so.13"));
+        assert_eq!(site_packages(dir.path()), vec![site.clone()]);
+        assert_eq!(nvidia_packages(&site), vec![site.join("nvidia/cu13/lib")]);
+    }
+
+    #[test]
+    fn what_is_missing_and_where_it_was_looked_for_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let places =
+            Places { first: vec![dir.path().into()], system: false, last: vec!["/nowhere".into()] };
+        let e = Library::open(Kind::CublasLt, &places).err().unwrap();
+        assert_eq!(e.code, "R0701");
+        assert_eq!(e.message, "cuBLASLt was not found (libcublasLt.so.13)");
+        let help = e.help.unwrap();
+        assert!(help.contains(FOLDERS_VARIABLE) && help.contains("/nowhere"), "{help}");
+        assert!(help.contains(dir.path().to_str().unwrap()), "{help}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("libcuda.so.1");
+        touch(&file);
+        let places = Places { first: vec![dir.path().into()], ..Places::default() };
+        let e = Library::open(Kind::Driver, &places).err().unwrap();
+        assert!(e.message.contains(file.to_str().unwrap()), "{e}");
+    }
+}

@@ -1,0 +1,199 @@
+//! From the steps of a plan to tasks.
+
+use super::launch::{Facts, Lowered, Place, Source, Task};
+use super::product::{self, Product};
+use super::{kernels, text};
+use crate::error::Result;
+use precast_plan::{Gemm, Kernel, Plan, Step as PlanStep};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What libraries do better than kernels of ours, where they are there.
+pub trait Offers {
+    /// Whether cuBLASLt runs a product.
+    ///
+    /// # Errors
+    /// If the library fails rather than declines.
+    fn product(&mut self, p: &Product) -> Result<bool>;
+
+    /// Lowers a convolution or attention to a library's graph, or says why there is none.
+    ///
+    /// # Errors
+    /// If the library fails rather than declines.
+    fn graph(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Graph>;
+}
+
+/// What became of a step that a graph might run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Graph {
+    /// The tasks are in place.
+    Lowered,
+    /// Kernels of ours run the step, for this reason.
+    No(String),
+}
+
+/// No library at all: every step becomes kernels of ours, but products, which cuBLASLt is taken to
+/// run. For looking at texts without a device.
+pub struct Assumed;
+
+impl Offers for Assumed {
+    fn product(&mut self, _: &Product) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn graph(&mut self, _: &Plan, _: &Kernel, _: &mut Lowered) -> Result<Graph> {
+        Ok(Graph::No("no library is asked".into()))
+    }
+}
+
+/// A step and its tasks.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub name: String,
+    pub lowered: Lowered,
+}
+
+/// A plan's steps, lowered.
+#[derive(Clone, Debug, Default)]
+pub struct LoweredPlan {
+    /// `micro`, `update`, `eval`.
+    pub phases: [Vec<Step>; 3],
+    /// What [`Task::Product`] counts.
+    pub products: Vec<Product>,
+    /// Bytes of the scratch region.
+    pub scratch: u64,
+    /// What people should know: fallbacks, one line each.
+    pub notices: Vec<String>,
+}
+
+impl LoweredPlan {
+    /// Every text, by the name of its kernel, with the prelude in front: what NVRTC compiles, with
+    /// [`text::OPTIONS`].
+    pub fn texts(&self) -> BTreeMap<String, Arc<Source>> {
+        let tasks = self.phases.iter().flatten().flat_map(|s| &s.lowered.tasks);
+        let mut all: BTreeMap<String, Arc<Source>> = BTreeMap::new();
+        for task in tasks {
+            let Task::Launch(l) = task else { continue };
+            all.entry(l.source.entry.clone()).or_insert_with(|| {
+                let text = [text::PRELUDE, "\n", &l.source.text].concat();
+                Arc::new(Source { text, ..(*l.source).clone() })
+            });
+        }
+        all
+    }
+}
+
+/// Lowers a valid plan.
+///
+/// # Errors
+/// If a step has no kernel on a device like this, or a library fails.
+pub fn lower(plan: &Plan, facts: &Facts, offers: &mut dyn Offers) -> Result<LoweredPlan> {
+    let mut out = LoweredPlan::default();
+    let mut declined: BTreeMap<String, usize> = BTreeMap::new();
+    let mut number = 0;
+    for (phase, steps) in [&plan.micro, &plan.update, &plan.eval].into_iter().enumerate() {
+        for step in steps {
+            let mut context = Lowering { plan, facts, offers, out: &mut out, number };
+            let (lowered, reason) =
+                context.step(step).map_err(|e| e.at(format!("step `{}`", step.name)))?;
+            if let Some(reason) = reason {
+                *declined.entry(reason).or_default() += 1;
+            }
+            out.scratch = out.scratch.max(lowered.scratch);
+            out.phases[phase].push(Step { name: step.name.clone(), lowered });
+            number += 1;
+        }
+    }
+    out.notices = declined
+        .into_iter()
+        .map(|(reason, n)| format!("{n} steps without cuDNN ({reason})"))
+        .collect();
+    Ok(out)
+}
+
+struct Lowering<'a> {
+    plan: &'a Plan,
+    facts: &'a Facts,
+    offers: &'a mut dyn Offers,
+    out: &'a mut LoweredPlan,
+    /// Of the step among all of the plan: kernels report it with a fault.
+    number: u32,
+}
+
+impl Lowering<'_> {
+    /// The tasks of a step, and why a library that might run it does not.
+    fn step(&mut self, step: &PlanStep) -> Result<(Lowered, Option<String>)> {
+        let (plan, facts) = (self.plan, self.facts);
+        let mut l = Lowered::default();
+        if matches!(step.kernel, Kernel::Conv(_) | Kernel::Attention(_) | Kernel::AttentionGrad(_))
+        {
+            let reason = match self.offers.graph(plan, &step.kernel, &mut l)? {
+                Graph::Lowered => return Ok((l, None)),
+                Graph::No(reason) => reason,
+            };
+            let mut l = Lowered::default();
+            match &step.kernel {
+                Kernel::Conv(c) => kernels::lower_conv(plan, c, facts, &mut l)?,
+                Kernel::Attention(a) => kernels::lower_attention(plan, a, facts, &mut l)?,
+                Kernel::AttentionGrad(g) => kernels::lower_attention_grad(plan, g, facts, &mut l)?,
+                _ => unreachable!("matched above"),
+            }
+            return Ok((l, Some(reason)));
+        }
+        match &step.kernel {
+            Kernel::Rows(r) => text::lower_rows(plan, r, &step.name, facts, &mut l)?,
+            Kernel::Gemm(g) => self.gemm(g, &mut l)?,
+            Kernel::MaxPool(p) => kernels::lower_max_pool(plan, p, facts, &mut l)?,
+            Kernel::MaxPoolGrad(p) => kernels::lower_max_pool_grad(plan, p, facts, &mut l)?,
+            Kernel::Gather(g) => kernels::lower_gather(plan, g, self.number, facts, &mut l)?,
+            Kernel::ScatterAdd(g) => {
+                kernels::lower_scatter_add(plan, g, self.number, facts, &mut l)?;
+            }
+            Kernel::Conv(_) | Kernel::Attention(_) | Kernel::AttentionGrad(_) => {
+                unreachable!("handled above")
+            }
+        }
+        Ok((l, None))
+    }
+
+    /// A product with its epilogue by cuBLASLt; else the product alone and the epilogue as a kernel
+    /// over its f32 sums; else a kernel of ours for both.
+    fn gemm(&mut self, g: &Gemm, l: &mut Lowered) -> Result<()> {
+        if let Some(products) = product::fused(self.plan, g)
+            && self.all(&products)?
+        {
+            self.push(products, l);
+            return Ok(());
+        }
+        let dims = [g.batch[0], g.batch[1], g.m, g.n];
+        let mut apart = Lowered::default();
+        let at = apart.reserve(dims.iter().product::<u64>() * 4);
+        if let Some(products) = product::plain(self.plan, g, at)
+            && self.all(&products)?
+        {
+            self.push(products, &mut apart);
+            let sums = Place::Scratch { offset: at };
+            text::lower_epilogue(self.plan, &g.epilogue, &dims, sums, self.facts, &mut apart)?;
+            *l = apart;
+            return Ok(());
+        }
+        kernels::lower_gemm_fallback(self.plan, g, self.facts, l)
+    }
+
+    fn all(&mut self, products: &[Product]) -> Result<bool> {
+        // The calls of one step differ in addresses alone, but their alignments may differ.
+        for p in products {
+            if !self.offers.product(p)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn push(&mut self, products: Vec<Product>, l: &mut Lowered) {
+        for p in products {
+            l.tasks.push(Task::Product(self.out.products.len()));
+            self.out.products.push(p);
+        }
+    }
+}

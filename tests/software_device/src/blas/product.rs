@@ -1,0 +1,410 @@
+//! The reference product, D = epilogue(alpha op(A) op(B) + beta C), as cuBLASLt documents it.
+
+use super::{INVALID_VALUE, NOT_SUPPORTED, Status};
+use crate::arena::Arena;
+use half::{bf16, f16};
+
+/// `cudaDataType`
+pub const F32: u32 = 0;
+pub const F16: u32 = 2;
+pub const BF16: u32 = 14;
+const TF32_COMPUTE: u32 = 77;
+
+/// Bytes of an element, for the types that are supported.
+pub fn size_of(dtype: u32) -> Option<usize> {
+    match dtype {
+        F32 => Some(4),
+        F16 | BF16 => Some(2),
+        _ => None,
+    }
+}
+
+/// `cublasLtMatrixLayout_t`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub dtype: u32,
+    pub rows: u64,
+    pub columns: u64,
+    pub ld: i64,
+    /// 0 columns one after another, 1 rows.
+    pub order: u32,
+    pub batch: i32,
+    /// Elements from one matrix of the batch to the next.
+    pub stride: i64,
+}
+
+impl Layout {
+    fn index(&self, row: usize, column: usize) -> usize {
+        if self.order == 0 {
+            row + column * self.ld as usize
+        } else {
+            row * self.ld as usize + column
+        }
+    }
+
+    /// Bytes from the first element to the end of the last.
+    fn extent(&self) -> Option<usize> {
+        let last =
+            self.index(self.rows.checked_sub(1)? as usize, self.columns.checked_sub(1)? as usize);
+        let before = usize::try_from(self.stride.checked_mul(i64::from(self.batch) - 1)?).ok()?;
+        Some((before + last + 1) * size_of(self.dtype)?)
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        let shortest = if self.order == 0 { self.rows } else { self.columns };
+        if self.order > 1 || size_of(self.dtype).is_none() {
+            return Err(NOT_SUPPORTED);
+        }
+        if self.ld < shortest as i64 || self.batch < 1 || self.rows == 0 || self.columns == 0 {
+            return Err(INVALID_VALUE);
+        }
+        Ok(())
+    }
+}
+
+/// `cublasLtMatmulDesc_t`
+#[derive(Clone, Copy, Debug)]
+pub struct Desc {
+    pub compute: u32,
+    pub scale: u32,
+    /// 0 scalars of the host, 1 of the device.
+    pub pointer_mode: u32,
+    pub transpose_a: bool,
+    pub transpose_b: bool,
+    pub epilogue: u32,
+    pub bias: u64,
+    pub bias_dtype: Option<u32>,
+    pub bias_stride: i64,
+    pub aux: u64,
+    pub aux_ld: i64,
+    pub aux_dtype: Option<u32>,
+    pub aux_stride: i64,
+}
+
+/// What an epilogue does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Epilogue {
+    bias: bool,
+    relu: bool,
+    gelu: bool,
+    save: bool,
+    drelu: bool,
+    dgelu: bool,
+    /// The bias gradient: 1 of rows of D, 2 of rows of A, 3 of columns of B.
+    bgrad: u8,
+}
+
+fn epilogue(code: u32) -> Option<Epilogue> {
+    let none = Epilogue::default();
+    Some(match code {
+        1 => none,
+        2 => Epilogue { relu: true, ..none },
+        4 => Epilogue { bias: true, ..none },
+        6 => Epilogue { relu: true, bias: true, ..none },
+        130 => Epilogue { relu: true, save: true, ..none },
+        134 => Epilogue { relu: true, save: true, bias: true, ..none },
+        136 => Epilogue { drelu: true, ..none },
+        152 => Epilogue { drelu: true, bgrad: 1, ..none },
+        32 => Epilogue { gelu: true, ..none },
+        36 => Epilogue { gelu: true, bias: true, ..none },
+        160 => Epilogue { gelu: true, save: true, ..none },
+        164 => Epilogue { gelu: true, save: true, bias: true, ..none },
+        192 => Epilogue { dgelu: true, ..none },
+        208 => Epilogue { dgelu: true, bgrad: 1, ..none },
+        256 => Epilogue { bgrad: 2, ..none },
+        512 => Epilogue { bgrad: 3, ..none },
+        _ => return None,
+    })
+}
+
+/// A scalar, read when the call is made or when the product runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Scalar {
+    Value(f32),
+    Device(u64),
+}
+
+/// A product that a stream runs.
+pub struct Product {
+    pub desc: Desc,
+    /// Addresses and layouts of A, B, C and D.
+    pub at: [u64; 4],
+    pub layout: [Layout; 4],
+    pub alpha: Scalar,
+    pub beta: Scalar,
+    pub workspace: u64,
+    pub workspace_bytes: usize,
+    /// Which candidate; they differ in the order of the sum.
+    pub candidate: u64,
+}
+
+/// Whether a product of these layouts is one, and supported.
+pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
+    for layout in [a, b, c, d] {
+        layout.check()?;
+    }
+    let flip = |t: bool, l: &Layout| if t { (l.columns, l.rows) } else { (l.rows, l.columns) };
+    let ((m, k), (k2, n)) = (flip(desc.transpose_a, a), flip(desc.transpose_b, b));
+    if k != k2 || (d.rows, d.columns) != (m, n) || (c.rows, c.columns) != (m, n) {
+        return Err(INVALID_VALUE);
+    }
+    if d.batch != c.batch || [a, b].iter().any(|l| l.batch != d.batch) {
+        return Err(INVALID_VALUE);
+    }
+    if a.dtype != b.dtype || c.dtype != d.dtype || desc.scale != F32 || desc.pointer_mode > 1 {
+        return Err(NOT_SUPPORTED);
+    }
+    // The compute types of f32, and what may leave 16-bit operands.
+    let f32_compute = matches!(desc.compute, 68 | 69 | 74 | 75 | TF32_COMPUTE);
+    if !f32_compute || (a.dtype == F32 && d.dtype != F32) {
+        return Err(NOT_SUPPORTED);
+    }
+    let e = epilogue(desc.epilogue).ok_or(NOT_SUPPORTED)?;
+    if e.bgrad == 1 && d.batch > 1 {
+        return Err(NOT_SUPPORTED);
+    }
+    if e != Epilogue::default() && d.order != 0 {
+        return Err(NOT_SUPPORTED);
+    }
+    if e.save || e.drelu || e.dgelu {
+        // Bits of a mask, or elements.
+        let unit = if e.relu || e.drelu { 128 } else { 8 };
+        if desc.aux_ld < m as i64 || desc.aux_ld % unit != 0 {
+            return Err(INVALID_VALUE);
+        }
+    }
+    Ok(())
+}
+
+fn read(at: u64, dtype: u32, index: usize) -> f32 {
+    // SAFETY: the extents were checked against allocations before the product ran.
+    unsafe {
+        match dtype {
+            F32 => (at as *const f32).add(index).read_unaligned(),
+            F16 => (at as *const f16).add(index).read_unaligned().to_f32(),
+            _ => (at as *const bf16).add(index).read_unaligned().to_f32(),
+        }
+    }
+}
+
+fn write(at: u64, dtype: u32, index: usize, value: f32) {
+    // SAFETY: as for `read`.
+    unsafe {
+        match dtype {
+            F32 => (at as *mut f32).add(index).write_unaligned(value),
+            F16 => (at as *mut f16).add(index).write_unaligned(f16::from_f32(value)),
+            _ => (at as *mut bf16).add(index).write_unaligned(bf16::from_f32(value)),
+        }
+    }
+}
+
+/// To 10 bits of mantissa, to nearest.
+fn tf32(value: f32) -> f32 {
+    if !value.is_finite() {
+        return value;
+    }
+    let bits = value.to_bits();
+    f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff)
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
+/// The approximation by tanh, which is cuBLASLt's.
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh())
+}
+
+fn gelu_derivative(x: f32) -> f32 {
+    let t = (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh();
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x)
+}
+
+impl Product {
+    fn bias_dtype(&self) -> u32 {
+        self.desc.bias_dtype.unwrap_or(self.layout[3].dtype)
+    }
+
+    fn aux_dtype(&self) -> u32 {
+        self.desc.aux_dtype.unwrap_or(self.layout[3].dtype)
+    }
+
+    /// Everything the product reads or writes: what it is, where, and bytes.
+    fn ranges(&self) -> Option<Vec<(&'static str, u64, usize)>> {
+        let mut list = vec![];
+        let e = epilogue(self.desc.epilogue)?;
+        let [_, _, _, d] = &self.layout;
+        let no_c = matches!(self.beta, Scalar::Value(0.0));
+        for (i, what) in ["A", "B", "C", "D"].into_iter().enumerate() {
+            if !(what == "C" && no_c) {
+                list.push((what, self.at[i], self.layout[i].extent()?));
+            }
+        }
+        if e.bias || e.bgrad > 0 {
+            let len = if e.bgrad == 3 { d.columns } else { d.rows } as usize;
+            let before = usize::try_from(self.desc.bias_stride).ok()? * (d.batch as usize - 1);
+            list.push(("the bias", self.desc.bias, (before + len) * size_of(self.bias_dtype())?));
+        }
+        if e.save || e.drelu || e.dgelu {
+            let before = self.desc.aux_stride as usize * (d.batch as usize - 1);
+            let last =
+                before + self.desc.aux_ld as usize * (d.columns as usize - 1) + d.rows as usize;
+            let bytes = if e.relu || e.drelu {
+                last.div_ceil(8)
+            } else {
+                last * size_of(self.aux_dtype())?
+            };
+            list.push(("the auxiliary matrix", self.desc.aux, bytes));
+        }
+        for (what, scalar) in [("alpha", self.alpha), ("beta", self.beta)] {
+            if let Scalar::Device(at) = scalar {
+                list.push((what, at, 4));
+            }
+        }
+        if self.workspace_bytes > 0 {
+            list.push(("the workspace", self.workspace, self.workspace_bytes));
+        }
+        Some(list)
+    }
+
+    /// Whether everything lies in allocations.
+    pub fn check_memory(&self, arena: &Arena) -> Result<(), String> {
+        let ranges = self.ranges().ok_or("extents overflow")?;
+        for (what, at, bytes) in ranges {
+            if !arena.holds(at, bytes) {
+                let [a, b, _, d] = &self.layout;
+                return Err(format!(
+                    "a product {}x{} by {}x{} to {}x{}, epilogue {}: {what} has {bytes} bytes at {at:#x}, which are not \
+                     one allocation's",
+                    a.rows, a.columns, b.rows, b.columns, d.rows, d.columns, self.desc.epilogue
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the product; sums are in f64, or for the second candidate in f32.
+    pub fn run(&self, arena: &Arena) -> Result<(), String> {
+        self.check_memory(arena)?;
+        if self.workspace_bytes > 0 {
+            // SAFETY: just checked. Nobody may keep anything in a workspace.
+            unsafe { std::ptr::write_bytes(self.workspace as *mut u8, 0xff, self.workspace_bytes) };
+        }
+        let scalar = |s: Scalar| match s {
+            Scalar::Value(v) => v,
+            Scalar::Device(at) => read(at, F32, 0),
+        };
+        let (alpha, beta) = (scalar(self.alpha), scalar(self.beta));
+        for batch in 0..self.layout[3].batch as usize {
+            self.one(batch, alpha, beta);
+        }
+        Ok(())
+    }
+
+    fn one(&self, batch: usize, alpha: f32, beta: f32) {
+        let [la, lb, lc, ld] = &self.layout;
+        let base = |i: usize| {
+            let l = &self.layout[i];
+            self.at[i].wrapping_add(
+                (l.stride * batch as i64 * size_of(l.dtype).unwrap_or(0) as i64) as u64,
+            )
+        };
+        let (m, n) = (ld.rows as usize, ld.columns as usize);
+        let k = if self.desc.transpose_a { la.rows } else { la.columns } as usize;
+        let round = |v: f32| if self.desc.compute == TF32_COMPUTE { tf32(v) } else { v };
+        let gather = |at: u64, l: &Layout, lines: usize, by_row: bool| -> Vec<f32> {
+            let mut out = Vec::with_capacity(lines * k);
+            for i in 0..lines {
+                for j in 0..k {
+                    let index = if by_row { l.index(i, j) } else { l.index(j, i) };
+                    out.push(round(read(at, l.dtype, index)));
+                }
+            }
+            out
+        };
+        // Lines of op(A) by rows and of op(B) by columns, each k long.
+        let a = gather(base(0), la, m, !self.desc.transpose_a);
+        let b = gather(base(1), lb, n, self.desc.transpose_b);
+        let e = epilogue(self.desc.epilogue).expect("checked");
+        let bias_at = self.desc.bias
+            + (self.desc.bias_stride as usize * batch * size_of(self.bias_dtype()).unwrap_or(0))
+                as u64;
+        let aux_at = self.desc.aux;
+        let aux_before = self.desc.aux_stride as usize * batch;
+        let aux_type = self.aux_dtype();
+        let mut column_sums = vec![0f64; m];
+        for j in 0..n {
+            let bj = &b[j * k..][..k];
+            for i in 0..m {
+                let sum = dot(&a[i * k..][..k], bj, self.candidate);
+                let mut v = alpha * sum;
+                if beta != 0.0 {
+                    v += beta * read(base(2), lc.dtype, lc.index(i, j));
+                }
+                if e.bias {
+                    v += read(bias_at, self.bias_dtype(), i);
+                }
+                let aux = aux_before + i + j * self.desc.aux_ld as usize;
+                if e.relu {
+                    if e.save {
+                        write_bit(aux_at, aux, v > 0.0);
+                    }
+                    v = if v > 0.0 || v.is_nan() { v } else { 0.0 };
+                }
+                if e.gelu {
+                    if e.save {
+                        write(aux_at, aux_type, aux, v);
+                    }
+                    v = gelu(v);
+                }
+                if e.drelu && !read_bit(aux_at, aux) {
+                    v = 0.0;
+                }
+                if e.dgelu {
+                    v *= gelu_derivative(read(aux_at, aux_type, aux));
+                }
+                column_sums[i] += f64::from(v);
+                write(base(3), ld.dtype, ld.index(i, j), v);
+            }
+        }
+        let bias = |i: usize, v: f64| write(bias_at, self.bias_dtype(), i, v as f32);
+        let line = |x: &[f32], i: usize| x[i * k..][..k].iter().map(|&v| f64::from(v)).sum::<f64>();
+        match e.bgrad {
+            1 => (0..m).for_each(|i| bias(i, column_sums[i])),
+            2 => (0..m).for_each(|i| bias(i, line(&a, i))),
+            3 => (0..n).for_each(|j| bias(j, line(&b, j))),
+            _ => {}
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32], candidate: u64) -> f32 {
+    if candidate == 1 {
+        // As a split along k: two sums in f32.
+        let (first, second) = (a.len() / 2, a.len());
+        let part = |r: std::ops::Range<usize>| {
+            a[r.clone()].iter().zip(&b[r]).map(|(x, y)| x * y).sum::<f32>()
+        };
+        return part(0..first) + part(first..second);
+    }
+    let mut sums = [0f64; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f64 =
+        a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+    for (x, y) in a8.zip(b8) {
+        for i in 0..8 {
+            sums[i] += f64::from(x[i]) * f64::from(y[i]);
+        }
+    }
+    (sums.iter().sum::<f64>() + rest) as f32
+}
+
+fn write_bit(at: u64, index: usize, on: bool) {
+    let byte = (at as *mut u8).wrapping_add(index / 8);
+    // SAFETY: the extent was checked.
+    unsafe { *byte = *byte & !(1 << (index % 8)) | u8::from(on) << (index % 8) };
+}
+
+fn read_bit(at: u64, index: usize) -> bool {
+    // SAFETY: the extent was checked.
+    unsafe { *(at as *const u8).wrapping_add(index / 8) >> (index % 8) & 1 == 1 }
+}

@@ -1,0 +1,226 @@
+//! What only tests call: where the device stands, and putting its libraries into a folder.
+
+use crate::device::device;
+use crate::driver::exports;
+use std::ffi::{CString, c_char, c_void};
+use std::io;
+use std::path::{Path, PathBuf};
+
+exports! {
+    /// Allocations of device memory that were not freed.
+    fn softdevice_live_allocations() -> u64 {
+        device().arena.live() as u64
+    }
+    /// Allocations of page-locked memory that were not freed.
+    fn softdevice_live_pinned() -> u64 {
+        device().pinned.len() as u64
+    }
+    /// Streams but the default one, events, graphs, instances of graphs and modules that were not
+    /// destroyed.
+    fn softdevice_live_objects() -> u64 {
+        let d = device();
+        (d.streams.len() - 1 + d.events.len() + d.graphs.len() + d.execs.len() + d.modules.len()) as u64
+    }
+    /// Checks the bytes around every allocation; 0 if they are as they were.
+    fn softdevice_check() -> u32 {
+        device().check_guards().err().unwrap_or(0)
+    }
+    /// The most device memory that was given out at once, in bytes.
+    fn softdevice_peak_bytes() -> u64 {
+        device().arena.peak() as u64
+    }
+    /// Writes how many launches, products, replays of graphs and copies have run.
+    fn softdevice_counts(to: *mut [u64; 4]) -> u32 {
+        let c = device().counts;
+        to.write_unaligned([c.launches, c.products, c.replays, c.copies]);
+        0
+    }
+    /// Copies the last message, with a zero at its end.
+    fn softdevice_message(to: *mut c_char, size: usize) -> u32 {
+        if size == 0 {
+            return 1;
+        }
+        let text = device().message.clone();
+        let len = text.len().min(size - 1);
+        std::ptr::copy_nonoverlapping(text.as_ptr(), to.cast(), len);
+        *to.add(len) = 0;
+        0
+    }
+}
+
+/// The names by which backends look for the libraries.
+const NAMES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13"];
+
+/// The installed software device, asked by the tests that use it.
+pub struct SoftwareDevice {
+    handle: *mut c_void,
+}
+
+// SAFETY: a handle of the dynamic loader may be used from any thread.
+unsafe impl Send for SoftwareDevice {}
+// SAFETY: as above; the functions behind it lock the device.
+unsafe impl Sync for SoftwareDevice {}
+
+/// The built library: beside the running test, or one folder up.
+fn library() -> io::Result<PathBuf> {
+    let name = "libprecast_software_device.so";
+    let test = std::env::current_exe()?;
+    let folders = test.ancestors().skip(1).take(2);
+    let mut tried = vec![];
+    for folder in folders {
+        for file in [folder.join(name), folder.join("deps").join(name)] {
+            if file.is_file() {
+                return Ok(file);
+            }
+            tried.push(file.display().to_string());
+        }
+    }
+    let text = format!("the software device is not built; looked for {}", tried.join(", "));
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
+impl SoftwareDevice {
+    /// Puts links named as the driver, NVRTC and cuBLASLt are into `folder`, which is created.
+    ///
+    /// # Errors
+    ///
+    /// If the library was not built or the folder cannot be written to.
+    pub fn install(folder: &Path) -> io::Result<()> {
+        let library = library()?;
+        std::fs::create_dir_all(folder)?;
+        for name in NAMES {
+            // By way of another name, since tests may install at once.
+            let made = folder.join(format!("{name}.{}", std::process::id()));
+            let _ = std::fs::remove_file(&made);
+            std::os::unix::fs::symlink(&library, &made)?;
+            std::fs::rename(&made, folder.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes this process find the software device by the ordinary library search: installs it
+    /// beside the test and starts the process anew with the folder first in `LD_LIBRARY_PATH`,
+    /// which the loader reads at the start alone. To be called before `main`, from `.init_array`;
+    /// in the new process it returns.
+    ///
+    /// # Panics
+    ///
+    /// If that fails.
+    pub fn search_first() {
+        const MARK: &str = "PRECAST_SOFTWARE_DEVICE_FOLDER";
+        if std::env::var_os(MARK).is_some() {
+            return;
+        }
+        let test = std::env::current_exe().expect("a process has a file");
+        let folder = test.parent().expect("a file lies in a folder").join("software-device");
+        SoftwareDevice::install(&folder).expect("the software device is installed");
+        let mut path = folder.clone().into_os_string();
+        if let Some(old) = std::env::var_os("LD_LIBRARY_PATH") {
+            path.push(":");
+            path.push(old);
+        }
+        let kernels = folder.join("kernels");
+        let error = std::os::unix::process::CommandExt::exec(
+            std::process::Command::new(&test)
+                .args(std::env::args_os().skip(1))
+                .env("LD_LIBRARY_PATH", path)
+                .env("PRECAST_SOFTWARE_DEVICE_CACHE", kernels)
+                .env(MARK, folder),
+        );
+        panic!("cannot start {} again: {error}", test.display());
+    }
+
+    /// Opens the device in this process. All names lead to one file, so this is the one that
+    /// backends use.
+    ///
+    /// # Errors
+    ///
+    /// If it was not built or cannot be loaded.
+    pub fn open() -> io::Result<SoftwareDevice> {
+        let path = library()?;
+        let name = CString::new(path.as_os_str().as_encoded_bytes())?;
+        // SAFETY: our own library; the name ends with a zero.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            return Err(io::Error::other(format!("cannot load {}", path.display())));
+        }
+        Ok(SoftwareDevice { handle })
+    }
+
+    fn symbol(&self, name: &std::ffi::CStr) -> *mut c_void {
+        // SAFETY: the handle is open.
+        let at = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
+        assert!(!at.is_null(), "the software device has no {name:?}");
+        at
+    }
+
+    fn number(&self, name: &std::ffi::CStr) -> u64 {
+        // SAFETY: the functions asked by this take nothing and return a number of 64 bits.
+        unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u64>(self.symbol(name))()
+        }
+    }
+
+    /// Allocations of device memory that were not freed.
+    pub fn live_allocations(&self) -> u64 {
+        self.number(c"softdevice_live_allocations")
+    }
+
+    /// Allocations of page-locked memory that were not freed.
+    pub fn live_pinned(&self) -> u64 {
+        self.number(c"softdevice_live_pinned")
+    }
+
+    /// Streams, events, graphs and modules that were not destroyed.
+    pub fn live_objects(&self) -> u64 {
+        self.number(c"softdevice_live_objects")
+    }
+
+    /// The most device memory that was given out at once, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.number(c"softdevice_peak_bytes")
+    }
+
+    /// Checks the bytes around every allocation.
+    ///
+    /// # Errors
+    ///
+    /// The number and the text of the failure.
+    pub fn check(&self) -> Result<(), (u32, String)> {
+        // SAFETY: the function takes nothing and returns a number of 32 bits.
+        let code = unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(
+                self.symbol(c"softdevice_check"),
+            )()
+        };
+        if code == 0 { Ok(()) } else { Err((code, self.message())) }
+    }
+
+    /// How many launches, products, replays of graphs and copies have run.
+    pub fn counts(&self) -> [u64; 4] {
+        let mut counts = [0; 4];
+        let at = self.symbol(c"softdevice_counts");
+        // SAFETY: the function writes four numbers.
+        unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut [u64; 4]) -> u32>(at)(
+                &mut counts,
+            )
+        };
+        counts
+    }
+
+    /// What the device last complained of.
+    pub fn message(&self) -> String {
+        let mut text = vec![0u8; 2048];
+        let at = self.symbol(c"softdevice_message");
+        // SAFETY: the function writes at most `size` bytes.
+        unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_char, usize) -> u32>(at)(
+                text.as_mut_ptr().cast(),
+                text.len(),
+            )
+        };
+        let end = text.iter().position(|&b| b == 0).unwrap_or(0);
+        String::from_utf8_lossy(&text[..end]).into_owned()
+    }
+}
