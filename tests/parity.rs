@@ -116,7 +116,7 @@ fn narrow_gradients(name: &str, models: &[&str]) {
     let f = Fixture::open(name);
     let far = f.yardstick();
     for model in models {
-        for policy in ["bf16", "f16"] {
+        for policy in ["bf16", "f16", "torch-autocast-cpu", "torch-autocast", "tf-grappler"] {
             f.gradients(model, policy, |p| 2.0 * far(p));
         }
     }
@@ -146,7 +146,7 @@ fn losses_in_16_bits_end_where_those_in_f64_do() {
             ("adamw", "kind = \"adamw\"\nlr = 1e-3\nweight_decay = 0.01"),
         ] {
             let want = *f.f64s(&format!("losses20.{key}.f64")).last().expect("twenty");
-            for policy in ["bf16", "f16"] {
+            for policy in ["bf16", "f16", "torch-autocast-cpu", "tf-grappler"] {
                 let have = *f.losses("model.onnx", policy, optimizer).last().expect("twenty");
                 let e = (have - want).abs() / want;
                 assert!(e <= 0.02, "{name} {key} {policy}: {have} against {want}");

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct RecipeArgs {
     /// A recipe (.toml).
     pub recipe: PathBuf,
-    /// Use this precision policy instead of the recipe's: auto, f32, bf16 or f16.
+    /// Use this precision policy instead of the recipe's: auto, f32, bf16, f16, or another system's
+    /// rules (see docs/RECIPE.md).
     #[arg(long)]
     pub policy: Option<Policy>,
     /// Plan for this device instead of the recipe's: cpu, cuda (or cuda:1, …) for a GPU of this

@@ -1,5 +1,7 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
+mod baseline;
+
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
@@ -12,11 +14,11 @@ use crate::frontend::recognise;
 use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
-use crate::precision::PrecisionOptions;
+use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, DType, Math, Plan, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -45,6 +47,8 @@ pub struct Compiled {
     /// Name and text of every stage before the plan, in order; each text can be read back in.
     pub stages: Vec<(&'static str, String)>,
     pub warnings: Vec<Diagnostic>,
+    /// Every change of format in a step, in the order of the graph.
+    pub casts: Vec<casts::CastRecord>,
 }
 
 /// Names of the stages, in order.
@@ -61,11 +65,12 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let target = target(recipe, options)?;
     let joint = differentiate(recipe, options, &forward)?;
     stages.push(("autodiff", text::print(joint.shown())));
-    let outcome = choose(recipe, options, &target, &joint)?;
+    let (outcome, plan) = choose(recipe, options, &target, &forward, &joint)?;
     stages.push(("egraph", text::print(&outcome.graph)));
     let warnings = warnings(recipe, options, &forward);
-    let plan = lower(recipe, options, &target, &forward, outcome)?;
-    Ok(Compiled { plan, stages, warnings })
+    let casts = casts::records(&outcome.graph);
+    let plan = finish(recipe, options, &forward, outcome, plan);
+    Ok(Compiled { plan, stages, warnings, casts })
 }
 
 /// The text of one stage before the plan, with the warnings so far; later passes do not run.
@@ -86,7 +91,8 @@ pub fn stage(recipe: &Recipe, options: &Options, stage: &str) -> Result<(String,
     if stage == "autodiff" {
         return Ok((text::print(joint.shown()), warnings));
     }
-    let outcome = choose(recipe, options, &target(recipe, options)?, &joint)?;
+    let target = target(recipe, options)?;
+    let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
     Ok((text::print(&outcome.graph), warnings))
 }
 
@@ -198,49 +204,85 @@ fn differentiate(recipe: &Recipe, options: &Options, forward: &Forward) -> Resul
     })
 }
 
+/// The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
+fn evaluated(options: &Options, target: &Target, forward: &Forward) -> Result<Graph> {
+    let eval = simplify::simplify(&forward.eval)?;
+    let f32_only = PrecisionOptions::new(Policy::F32);
+    let eval = egraph::restructure(&eval, &f32_only, target).graph;
+    Ok(verified("egraph", eval, options))
+}
+
 /// egraph: structure, formats and scale motion, priced on the target. turn: after the e-graph, which
-/// sees no difference between a product and its transpose.
+/// sees no difference between a product and its transpose. schedule: last, since what is one kernel
+/// decides what is stored, and what is stored decides the memory; every candidate is scheduled, so
+/// that what is compared is what would run.
 fn choose(
     recipe: &Recipe,
     options: &Options,
     target: &Target,
+    forward: &Forward,
     joint: &Joint,
-) -> Result<egraph::Outcome> {
-    let mut precision = PrecisionOptions::new(policy(recipe, options));
+) -> Result<(egraph::Outcome, Plan)> {
+    let policy = policy(recipe, options);
+    let eval = evaluated(options, target, forward)?;
+    let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
+    let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
+        let lowering = emit::Options {
+            target: target.summary(),
+            capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
+            accumulate: recipe.train.accumulate,
+            seed: recipe.weights.seed,
+            math: Math::Exact,
+            price: Some(&price),
+        };
+        emit::lower(g, Some(&eval), &lowering)
+    };
+    let decides = |e: Diagnostics| {
+        e.at(|| recipe.place(&["precision.policy", "target.device"], "decides the formats"))
+    };
+    let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
     let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
-    let mut outcome = egraph::run(modes, &precision, target).map_err(|e| {
-        e.at(|| recipe.place(&["precision.policy", "target.device"], "decides the formats"))
-    })?;
+    let mut lowered: Vec<Plan> = Vec::new();
+    let mut scheduled = |g: &Graph| -> Result<f64> {
+        let plan = lower(&turn_products(g), false)?;
+        let ns = plan.summary.predicted_ns;
+        lowered.push(plan);
+        Ok(ns)
+    };
+    let mut outcome = egraph::run_scheduled(modes, &precision, target, Some(&mut scheduled))
+        .map_err(decides)?;
+    let mut plan = lowered.swap_remove(outcome.chosen);
     outcome.graph = verified("egraph", outcome.graph, options);
     outcome.graph = verified("turn", turn_products(&outcome.graph), options);
-    Ok(outcome)
+    if let Policy::Baseline(b) = policy {
+        // A baseline casts in the forward graph, before it is differentiated, and is compared with
+        // the f32 plan that the e-graph made.
+        let scale = match recipe.loss_scale.mode {
+            LossScaleMode::Off => None,
+            LossScaleMode::Auto if b.half != DType::F16 => None,
+            _ => Some(ScaleSpec { at_seed: true, ..scale_spec(recipe) }),
+        };
+        let joint = |g: Graph, loss: ValueId| -> Result<Graph> {
+            let spec = train_spec(recipe, options, forward, scale)?;
+            autodiff::joint(g, loss, &spec, options.keep_gradients)
+        };
+        let built = baseline::build(&forward.train, b, target, &joint).map_err(decides)?;
+        outcome.graph = verified("turn", turn_products(&built.graph), options);
+        plan = lower(&outcome.graph, true)?;
+        built.describe(&mut outcome, policy, target, plan.summary.predicted_ns, scale.is_some());
+    }
+    Ok((outcome, plan))
 }
 
-/// schedule: last, since what is one kernel decides what is stored, and what is stored decides the
-/// memory.
-fn lower(
+/// Names the plan, and says what was compared and why everything is as it is.
+fn finish(
     recipe: &Recipe,
     options: &Options,
-    target: &Target,
     forward: &Forward,
     outcome: egraph::Outcome,
-) -> Result<Plan> {
-    // The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
-    let eval = simplify::simplify(&forward.eval)?;
-    let f32_only = PrecisionOptions::new(Policy::F32);
-    let eval = egraph::restructure(&eval, &f32_only, target).graph;
-    let eval = verified("egraph", eval, options);
-    let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
-    let lowering = emit::Options {
-        target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.any_epilogue() },
-        accumulate: recipe.train.accumulate,
-        seed: recipe.weights.seed,
-        math: Math::Exact,
-        price: Some(&price),
-    };
-    let mut plan = emit::lower(&outcome.graph, Some(&eval), &lowering)?;
+    mut plan: Plan,
+) -> Plan {
     plan.model = model_name(recipe);
     plan.classes = classes(recipe, &forward.train, &plan);
     plan.summary = Summary {
@@ -253,12 +295,14 @@ fn lower(
         cast_elements: outcome.cast_elements,
         product_flops: outcome.product_flops,
     };
+    // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
+    plan.journal.extend(outcome.cast_journal);
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
-    Ok(plan)
+    plan
 }
 
 /// The target input of a cross-entropy, with the number of its classes.
@@ -447,6 +491,7 @@ fn scale_spec(recipe: &Recipe) -> ScaleSpec {
     let s = &recipe.loss_scale;
     let pytorch = ScaleSpec::default();
     ScaleSpec {
+        at_seed: false,
         init: s.init,
         dynamic: s.mode != LossScaleMode::Static,
         growth: s.growth,

@@ -3,6 +3,7 @@
 mod faults;
 mod idle;
 mod lab;
+mod plans;
 mod resume;
 mod runs;
 mod small;

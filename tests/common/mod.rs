@@ -186,7 +186,7 @@ pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
     let outcome = egraph::run(modes, &PrecisionOptions::new(policy), &target)
         .unwrap_or_else(|e| panic!("{e}"));
     let options = emit::Options {
-        capabilities: Capabilities { any_epilogue: true },
+        capabilities: Capabilities::CPU,
         accumulate: 1,
         seed: 0,
         target: target.summary(),

@@ -56,6 +56,9 @@ pub struct LrSpec {
 /// Loss scaling. Dynamic scaling follows PyTorch's `GradScaler`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleSpec {
+    /// The factor enters at the seed of the backward pass, as frameworks scale a loss; otherwise at
+    /// the gradients, from where the e-graph moves it.
+    pub at_seed: bool,
     pub init: f64,
     /// Off for a static scale.
     pub dynamic: bool,
@@ -74,6 +77,7 @@ impl Default for ScaleSpec {
     /// PyTorch's defaults.
     fn default() -> ScaleSpec {
         ScaleSpec {
+            at_seed: false,
             init: 65536.0,
             dynamic: true,
             growth: 2.0,

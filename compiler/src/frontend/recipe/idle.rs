@@ -64,9 +64,18 @@ impl Recipe {
                 idle(&[&format!("precision.pins.{i}")], "the policy is f32 already", "");
             }
         }
-        if self.loss_scale.mode == LossScaleMode::Auto
-            && matches!(policy, Policy::F32 | Policy::Bf16)
-        {
+        if matches!(policy, Policy::Baseline(_)) {
+            for (i, _) in self.precision.pins.iter().enumerate() {
+                let why = format!("{} has rules of its own", policy.name());
+                idle(&[&format!("precision.pins.{i}")], &why, "");
+            }
+        }
+        let unscaled = match policy {
+            Policy::F32 | Policy::Bf16 => true,
+            Policy::Baseline(b) => b.half != DType::F16,
+            Policy::F16 | Policy::Auto => false,
+        };
+        if self.loss_scale.mode == LossScaleMode::Auto && unscaled {
             let keys = ["init", "growth", "backoff", "interval", "hysteresis", "min", "max"];
             let keys = keys.map(|k| format!("loss_scale.{k}"));
             let why = format!("no gradient is f16 under policy {}", policy.name());

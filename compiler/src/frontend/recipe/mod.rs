@@ -188,6 +188,8 @@ pub enum Policy {
     /// Products, convolutions and attention in bf16 wherever it is legal, the rest by cost.
     Bf16,
     F16,
+    /// What another system would do, casts and all.
+    Baseline(Baseline),
 }
 
 /// Operations whose format the person chose.
@@ -305,6 +307,33 @@ impl Recipe {
     }
 }
 
+/// A system with fixed rules, and the 16-bit format it runs them with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Baseline {
+    pub system: System,
+    pub half: DType,
+}
+
+/// Systems whose rules [`crate::precision::baselines`] follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum System {
+    /// `torch.autocast("cuda")`.
+    TorchCuda,
+    /// `torch.autocast("cpu")`.
+    TorchCpu,
+    /// TensorFlow's graph pass, on its lists for the format.
+    Grappler,
+    /// Every operation of the model in 16 bits.
+    All,
+}
+
+impl Baseline {
+    pub const fn new(system: System, half: DType) -> Baseline {
+        Baseline { system, half }
+    }
+}
+
 impl Policy {
     /// Every policy with its word.
     pub const WORDS: &'static [(&'static str, Policy)] = &[
@@ -312,6 +341,13 @@ impl Policy {
         ("f32", Policy::F32),
         ("bf16", Policy::Bf16),
         ("f16", Policy::F16),
+        ("torch-autocast", Policy::Baseline(Baseline::new(System::TorchCuda, DType::F16))),
+        ("torch-autocast-bf16", Policy::Baseline(Baseline::new(System::TorchCuda, DType::Bf16))),
+        ("torch-autocast-cpu", Policy::Baseline(Baseline::new(System::TorchCpu, DType::Bf16))),
+        ("tf-grappler", Policy::Baseline(Baseline::new(System::Grappler, DType::F16))),
+        ("tf-grappler-bf16", Policy::Baseline(Baseline::new(System::Grappler, DType::Bf16))),
+        ("all-16", Policy::Baseline(Baseline::new(System::All, DType::F16))),
+        ("all-16-bf16", Policy::Baseline(Baseline::new(System::All, DType::Bf16))),
     ];
 
     pub fn name(self) -> &'static str {
