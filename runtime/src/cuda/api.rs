@@ -41,7 +41,6 @@ macro_rules! functions {
         }
     };
 }
-
 pub(super) use functions;
 
 /// `CUresult`, `nvrtcResult` and `cublasStatus_t`: zero is success.

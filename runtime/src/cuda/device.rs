@@ -3,7 +3,7 @@
 use super::api;
 use super::blas::{Blas, Call};
 use super::cache::Cache;
-use super::driver::{Context, Function, Graph, Memory, Module, Stream};
+use super::driver::{self, Context, Function, Graph, Memory, Module, Stream};
 use super::graphs::Graphs;
 use super::launch::{Arg, Facts, Launch, Lowered, Place, Source, Table, Task};
 use super::lower::{self, Graph as Offered, Offers};
@@ -156,7 +156,7 @@ impl CudaBackend {
         let stream = Stream::new(&context)?;
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
         let places = Places::new(plan);
-        let mut graphs = Graphs::new(&context);
+        let mut graphs = Graphs::new(&context, &cache);
         let lowered = {
             let mut offers = Asked { blas: &blas, places: &places, graphs: &mut graphs };
             lower::lower(plan, &facts, &mut offers)?
@@ -269,7 +269,9 @@ impl CudaBackend {
             [&[Phase::Micro], &[Phase::Update], &[Phase::Eval], &[Phase::Micro, Phase::Update]];
         self.context.bind()?;
         self.inbound.send(self.regions.inputs.address, &self.stream)?;
-        self.outbound.begin(&self.stream)?;
+        if which != Phase::Eval as usize {
+            self.outbound.begin(&self.stream)?;
+        }
         if !self.capture {
             return self.steps(LISTS[which]);
         }
@@ -455,7 +457,7 @@ impl Needs {
         };
         let free = context.memory()?.0;
         all()?.ok_or_else(|| {
-            let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+            let gib = driver::gibibytes;
             let text = format!(
                 "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
                 gib(self.total()),

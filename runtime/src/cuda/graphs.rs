@@ -1,10 +1,13 @@
 //! Convolutions and attention that a library runs as graphs of its own.
 
+use super::cache::Cache;
+use super::dnn::{CUDNN_VARIABLE, Steps};
 use super::driver::{Context, Stream};
 use super::launch::{Lowered, Place};
 use super::lower::Graph;
 use crate::error::Result;
 use precast_plan::{Kernel, Plan};
+use std::env;
 use std::sync::Arc;
 
 /// A library for convolutions and attention.
@@ -44,8 +47,12 @@ pub struct Graphs {
 
 impl Graphs {
     /// The library for a device.
-    pub fn new(_context: &Arc<Context>) -> Graphs {
-        Graphs { library: Err("this version does not use it".into()) }
+    pub fn new(context: &Arc<Context>, cache: &Cache) -> Graphs {
+        if env::var_os(CUDNN_VARIABLE).is_some_and(|v| v == "0") {
+            return Graphs { library: Err(format!("{CUDNN_VARIABLE}=0")) };
+        }
+        let steps = Steps::new(context, cache.clone());
+        Graphs { library: steps.map(|s| Box::new(s) as _).map_err(|e| e.message) }
     }
 
     /// As [`Library::lower`].

@@ -9,6 +9,7 @@ pub mod api;
 pub mod blas;
 pub mod cache;
 pub mod device;
+pub mod dnn;
 pub mod driver;
 pub mod graphs;
 pub mod kernels;

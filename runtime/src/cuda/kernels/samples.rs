@@ -34,6 +34,7 @@ impl Sample {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };

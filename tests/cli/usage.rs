@@ -1,27 +1,7 @@
-//! The command line: what it prints, where, and how it exits.
+//! What the command prints, where, and how it exits.
 
+use super::{code, precast, stderr, stdout};
 use std::path::Path;
-use std::process::{Command, Output};
-
-fn precast(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_precast"))
-        .args(args)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("the binary runs")
-}
-
-fn stdout(o: &Output) -> String {
-    String::from_utf8(o.stdout.clone()).expect("UTF-8")
-}
-
-fn stderr(o: &Output) -> String {
-    String::from_utf8(o.stderr.clone()).expect("UTF-8")
-}
-
-fn code(o: &Output) -> i32 {
-    o.status.code().expect("an exit code")
-}
 
 #[test]
 fn usage_errors_exit_with_2() {
@@ -92,6 +72,54 @@ fn doctor_reports_what_is_there() {
     assert_eq!(code(&o), 0);
     let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
     assert!(v["cpu"]["threads"].as_u64().unwrap() >= 1);
-    assert_eq!(v["backends"], serde_json::json!(["cpu"]));
+    assert_eq!(v["backends"][0], "cpu");
+    for name in ["driver", "NVRTC", "cuBLASLt", "cuDNN"] {
+        let library = &v["cuda"]["libraries"][name];
+        assert!(library["version"].is_string() || library["error"].is_string(), "{name}");
+    }
     assert!(stdout(&precast(&["doctor"])).contains(std::env::consts::ARCH));
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_one_clear_error() {
+    let recipe = "examples/digits/recipe.toml";
+    // A number that no machine has, where this one has a GPU.
+    for command in ["train", "compile"] {
+        let o = precast(&[command, recipe, "--device", "cuda:4000", "--json"]);
+        assert_eq!(code(&o), 4, "{}", stderr(&o));
+        let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
+        let error = &v["errors"][0];
+        let help = error["help"].as_str().expect("help");
+        match error["code"].as_str().expect("a code") {
+            "R0701" => {
+                assert!(help.contains("PRECAST_CUDA_PATH (not set)"), "{help}");
+                assert!(help.contains("library path"), "{help}");
+            }
+            "R0704" => {}
+            other => panic!("{other}: {}", stderr(&o)),
+        }
+        assert!(!stderr(&o).contains("panicked"), "{}", stderr(&o));
+    }
+    let o = precast(&["compile", recipe, "--device", "cuda:x", "-o", "unused.plan"]);
+    assert_eq!(code(&o), 1, "a name that is no device is the recipe's fault");
+    assert!(stderr(&o).contains("P0602"), "{}", stderr(&o));
+}
+
+#[test]
+fn libraries_that_are_not_libraries_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("libcuda.so.1");
+    std::fs::write(&file, "not a library").unwrap();
+    let o = Command::new(env!("CARGO_BIN_EXE_precast"))
+        .args(["doctor", "--json"])
+        .env("PRECAST_CUDA_PATH", dir.path())
+        .output()
+        .expect("the binary runs");
+    assert_eq!(code(&o), 0, "{}", stderr(&o));
+    let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
+    let driver = &v["cuda"]["libraries"]["driver"];
+    // A driver elsewhere on this machine is taken instead; what failed is said where there is none.
+    if let Some(error) = driver["error"].as_str() {
+        assert!(error.contains(file.to_str().unwrap()), "{error}");
+    }
 }

@@ -1,0 +1,107 @@
+//! Convolutions and attention by cuDNN's graph interface.
+//!
+//! A graph knows extents, strides and formats; the addresses of its tensors come with a run, so that
+//! equal layers share one. It is built for described device properties, so that everything up to a finished execution
+//! plan can be checked without a GPU. What cuDNN refuses is not an error: kernels of ours take over,
+//! and [`Offer::No`] says why.
+
+mod api;
+mod attention;
+mod conv;
+mod desc;
+mod graph;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+pub use api::{Cudnn, cudnn, spelled};
+pub use conv::Stores;
+pub use graph::{Graph, Handle};
+pub use steps::{CUDNN_VARIABLE, DETERMINISTIC_VARIABLE, Steps};
+
+use crate::error::{Error, Result};
+use desc::{Desc, Kind, Name, Refusal, Values};
+use precast_plan::{Attention, AttentionGrad, Conv, Plan};
+
+/// Candidates of a graph that are worth timing.
+const CANDIDATES: usize = 6;
+
+/// Which device graphs are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For<'a> {
+    /// A device of this machine.
+    Ordinal(usize),
+    /// A described one: cuDNN's own JSON.
+    Described(&'a str),
+}
+
+/// cuDNN for one device.
+pub struct Dnn {
+    api: &'static Cudnn,
+    device: Desc,
+}
+
+/// A graph, or why cuDNN has none.
+pub enum Offer {
+    Graph(Graph),
+    No(String),
+}
+
+impl Offer {
+    fn of(built: std::result::Result<Graph, Refusal>) -> Offer {
+        match built {
+            Ok(graph) => Offer::Graph(graph),
+            Err(why) => Offer::No(why),
+        }
+    }
+
+    pub fn graph(self) -> Option<Graph> {
+        match self {
+            Offer::Graph(g) => Some(g),
+            Offer::No(_) => None,
+        }
+    }
+}
+
+impl Dnn {
+    /// # Errors
+    /// `R0701`, `R0702` where cuDNN is missing or too old; `R0720` where it refuses the device.
+    pub fn new(device: For) -> Result<Dnn> {
+        let api = api::cudnn()?;
+        let described = || -> std::result::Result<Desc, Refusal> {
+            let d = Desc::new(api, Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)?;
+            let d = match device {
+                For::Ordinal(i) => {
+                    d.set(Name::CUDNN_ATTR_DEVICEPROP_DEVICE_ID, Values::Int32(i as i32))?
+                }
+                For::Described(json) => d.set(
+                    Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
+                    Values::Chars(json.as_bytes()),
+                )?,
+            };
+            d.finalize()
+        };
+        let refused = |why| Error::new("R0720", format!("describing the device to cuDNN: {why}"));
+        Ok(Dnn { api, device: described().map_err(refused)? })
+    }
+
+    /// The functions, for a [`Handle`].
+    pub fn api(&self) -> &'static Cudnn {
+        self.api
+    }
+
+    /// A convolution. With [`Stores::Epilogue`] an epilogue that cuDNN lacks is refused.
+    pub fn conv(&self, c: &Conv, plan: &Plan, stores: Stores) -> Offer {
+        Offer::of(self.build_conv(c, plan, stores))
+    }
+
+    /// Attention forward.
+    pub fn attention(&self, a: &Attention, plan: &Plan) -> Offer {
+        Offer::of(self.build_attention(a, plan))
+    }
+
+    /// Attention backward. A deterministic one repeats bit for bit, and is slower.
+    pub fn attention_grad(&self, g: &AttentionGrad, plan: &Plan, deterministic: bool) -> Offer {
+        Offer::of(self.build_attention_grad(g, plan, deterministic))
+    }
+}

@@ -1,0 +1,297 @@
+//! Graphs for a described H200, finished up to their execution plans. They need cuDNN and no GPU.
+
+use super::*;
+use precast_plan::{
+    Access, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Storage, Summary,
+    TargetSummary, Tensor, VERSION,
+};
+
+const H200: &str = include_str!("h200.json");
+
+fn empty() -> Plan {
+    Plan {
+        version: VERSION,
+        model: "shapes".into(),
+        target: TargetSummary { name: "sm_90".into(), device: "cuda".into() },
+        tensors: vec![],
+        programs: vec![],
+        micro: vec![],
+        update: vec![],
+        eval: vec![],
+        accumulate: 1,
+        arena_bytes: 0,
+        arena_bound_bytes: 0,
+        persistent_bytes: 0,
+        results: vec![],
+        eval_results: vec![],
+        summary: Summary::default(),
+        journal: vec![],
+    }
+}
+
+fn tensor(plan: &mut Plan, dtype: DType, shape: &[u64]) -> u32 {
+    let name = format!("t{}", plan.tensors.len());
+    let storage = Storage::Arena { offset: 0 };
+    plan.tensors.push(Tensor { name, dtype, shape: shape.to_vec(), storage });
+    plan.tensors.len() as u32 - 1
+}
+
+/// Strides of [n,c,h,w] with channels last or in order.
+fn layout(d: [u64; 4], last: bool) -> Vec<i64> {
+    let [_, c, h, w] = d.map(|x| x as i64);
+    if last { vec![c * h * w, 1, w * c, c] } else { vec![c * h * w, h * w, w, 1] }
+}
+
+struct Case {
+    g: ConvGeometry,
+    kind: ConvKind,
+    input: DType,
+    output: DType,
+    math: Math,
+    /// Of activations, of filters.
+    last: [bool; 2],
+    epilogue: EpilogueKind,
+}
+
+fn conv(dnn: &Dnn, c: &Case) -> Offer {
+    let mut plan = empty();
+    let g = &c.g;
+    let x = ([g.n, g.c, g.h, g.w], c.last[0]);
+    let w = ([g.o, g.c / g.groups, g.kh, g.kw], c.last[1]);
+    let y = ([g.n, g.o, g.oh, g.ow], c.last[0]);
+    let (a, b, out) = match c.kind {
+        ConvKind::Forward => (x, w, y),
+        ConvKind::DataGrad => (y, w, x),
+        ConvKind::FilterGrad => (x, y, w),
+    };
+    let mut access = |t: ([u64; 4], bool), d| Access {
+        tensor: tensor(&mut plan, d, &t.0),
+        offset: 0,
+        strides: layout(t.0, t.1),
+    };
+    let (a, b) = (access(a, c.input), access(b, c.input));
+    let outputs = vec![access(out, c.output)];
+    let inputs = match c.epilogue {
+        EpilogueKind::Store => vec![],
+        _ => vec![Access { tensor: 0, offset: 0, strides: vec![0, 1, 0, 0] }],
+    };
+    let mut conv = Conv {
+        kind: c.kind,
+        geometry: g.clone(),
+        a,
+        b,
+        math: c.math,
+        epilogue: Epilogue { kind: c.epilogue, program: 0, inputs, outputs },
+    };
+    if let Some(bias) = conv.epilogue.inputs.first_mut() {
+        bias.tensor = tensor(&mut plan, DType::F32, &[g.o]);
+    }
+    dnn.conv(&conv, &plan, Stores::Epilogue)
+}
+
+fn geometry(n: u64, c: u64, hw: u64, o: u64, k: u64, stride: u64, pad: u64) -> ConvGeometry {
+    let out = (hw + 2 * pad - k) / stride + 1;
+    ConvGeometry {
+        n,
+        c,
+        h: hw,
+        w: hw,
+        o,
+        kh: k,
+        kw: k,
+        oh: out,
+        ow: out,
+        stride: [stride; 2],
+        pad: [pad; 4],
+        dilation: [1; 2],
+        groups: 1,
+    }
+}
+
+/// The distinct convolutions of a CIFAR network and of ResNet-50.
+fn geometries() -> Vec<(&'static str, ConvGeometry)> {
+    let g = geometry;
+    vec![
+        ("cifar 3>32 3x3", g(128, 3, 32, 32, 3, 1, 1)),
+        ("cifar 32>64 3x3", g(128, 32, 16, 64, 3, 1, 1)),
+        ("cifar 128>128 3x3", g(128, 128, 8, 128, 3, 1, 1)),
+        ("resnet 3>64 7x7/2", g(64, 3, 224, 64, 7, 2, 3)),
+        ("resnet 64>64 1x1", g(64, 64, 56, 64, 1, 1, 0)),
+        ("resnet 64>64 3x3", g(64, 64, 56, 64, 3, 1, 1)),
+        ("resnet 256>128 1x1", g(64, 256, 56, 128, 1, 1, 0)),
+        ("resnet 128>128 3x3/2", g(64, 128, 56, 128, 3, 2, 1)),
+        ("resnet 256>512 1x1/2", g(64, 256, 56, 512, 1, 2, 0)),
+        ("resnet 512>512 3x3", g(64, 512, 7, 512, 3, 1, 1)),
+        ("resnet 512>2048 1x1", g(64, 512, 7, 2048, 1, 1, 0)),
+    ]
+}
+
+fn said(offer: &Offer) -> String {
+    match offer {
+        Offer::Graph(g) => format!("{} ways, {} ({} B)", g.candidates(), g.tag(0), g.workspace(0)),
+        Offer::No(why) => format!("NO: {why}"),
+    }
+}
+
+/// `cargo test … -- --ignored --nocapture` prints what is supported.
+#[test]
+#[ignore = "needs cuDNN: pip install nvidia-cudnn-cu13"]
+fn convolutions_have_plans() {
+    let dnn = Dnn::new(For::Described(H200)).unwrap_or_else(|e| panic!("{e}"));
+    eprintln!("cuDNN {}", spelled(dnn.api().version()));
+    let kinds = [ConvKind::Forward, ConvKind::DataGrad, ConvKind::FilterGrad];
+    let mut missing = vec![];
+    for (name, g) in geometries() {
+        for kind in kinds {
+            let weights = kind == ConvKind::FilterGrad;
+            for (input, math) in [
+                (DType::F32, Math::Exact),
+                (DType::F32, Math::Tf32),
+                (DType::F16, Math::Exact),
+                (DType::Bf16, Math::Exact),
+            ] {
+                for last in [[false, false], [true, true], [true, false]] {
+                    let outputs: &[DType] =
+                        if input == DType::F32 { &[input] } else { &[input, DType::F32] };
+                    for &output in outputs {
+                        let g = g.clone();
+                        let epilogue = EpilogueKind::Store;
+                        let case = Case { g, kind, input, output, math, last, epilogue };
+                        let offer = conv(&dnn, &case);
+                        let what = format!(
+                            "{name} {kind:?} {input}{} -> {output} x {} w {}",
+                            if math == Math::Tf32 { " tf32" } else { "" },
+                            if last[0] { "nhwc" } else { "nchw" },
+                            if last[1] { "krsc" } else { "kcrs" },
+                        );
+                        eprintln!("{what}: {}", said(&offer));
+                        // What plans ask for: weight gradients in f32, the rest in the format of
+                        // the operands.
+                        let asked = if weights { output == DType::F32 } else { output == input };
+                        if asked && last[0] == last[1] && matches!(offer, Offer::No(_)) {
+                            missing.push(what);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+#[ignore = "needs cuDNN: pip install nvidia-cudnn-cu13"]
+fn convolutions_end_in_bias_and_relu() {
+    let dnn = Dnn::new(For::Described(H200)).unwrap_or_else(|e| panic!("{e}"));
+    let mut missing = vec![];
+    for epilogue in [EpilogueKind::Bias, EpilogueKind::BiasRelu] {
+        for input in [DType::F16, DType::Bf16, DType::F32] {
+            let case = Case {
+                g: geometry(64, 64, 56, 64, 3, 1, 1),
+                kind: ConvKind::Forward,
+                input,
+                output: input,
+                math: Math::Tf32,
+                last: [true, true],
+                epilogue,
+            };
+            let offer = conv(&dnn, &case);
+            eprintln!("{input} {epilogue:?}: {}", said(&offer));
+            if matches!(offer, Offer::No(_)) {
+                missing.push(format!("{input} {epilogue:?}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// q, k and v as columns of one [b,t,3hd] tensor, o as [b,t,hd].
+fn attention(plan: &mut Plan, d: DType, s: [u64; 4], causal: bool) -> Attention {
+    let [batch, heads, t, width] = s;
+    let all = heads * width;
+    let qkv = tensor(plan, d, &[batch, t, 3 * all]);
+    let out = tensor(plan, d, &[batch, t, all]);
+    let lse = tensor(plan, DType::F32, &[batch, heads, t]);
+    let n = |x: u64| x as i64;
+    let part = |i: u64| Access {
+        tensor: qkv,
+        offset: i * all,
+        strides: vec![n(t * 3 * all), n(width), n(3 * all), 1],
+    };
+    Attention {
+        batch,
+        heads,
+        tq: t,
+        tk: t,
+        d: width,
+        scale: 1.0 / (width as f32).sqrt(),
+        causal,
+        mask: None,
+        q: part(0),
+        k: part(1),
+        v: part(2),
+        o: Access { tensor: out, offset: 0, strides: vec![n(t * all), n(width), n(all), 1] },
+        lse: Access { tensor: lse, offset: 0, strides: vec![n(heads * t), n(t), 1] },
+    }
+}
+
+fn gradient(plan: &mut Plan, d: DType, forward: Attention) -> AttentionGrad {
+    let shape = plan.tensors[forward.q.tensor as usize].shape.clone();
+    let d_qkv = tensor(plan, d, &shape);
+    let shape = plan.tensors[forward.o.tensor as usize].shape.clone();
+    let d_o = tensor(plan, d, &shape);
+    let moved = |a: &Access, tensor| Access { tensor, ..a.clone() };
+    AttentionGrad {
+        d_o: moved(&forward.o, d_o),
+        d_q: moved(&forward.q, d_qkv),
+        d_k: moved(&forward.k, d_qkv),
+        d_v: moved(&forward.v, d_qkv),
+        forward,
+    }
+}
+
+#[test]
+#[ignore = "needs cuDNN: pip install nvidia-cudnn-cu13"]
+fn attention_has_plans() {
+    let dnn = Dnn::new(For::Described(H200)).unwrap_or_else(|e| panic!("{e}"));
+    let mut missing = vec![];
+    for (name, shape, causal) in [
+        ("GPT-2 small", [8, 12, 1024, 64], true),
+        ("BERT base", [16, 12, 384, 64], false),
+        ("ViT-B/16", [32, 12, 197, 64], false),
+        ("head of 128", [2, 16, 2048, 128], true),
+        ("tiny GPT", [4, 4, 32, 16], true),
+    ] {
+        for d in [DType::Bf16, DType::F16] {
+            let mut plan = empty();
+            let a = attention(&mut plan, d, shape, causal);
+            let g = gradient(&mut plan, d, a.clone());
+            let offers = [
+                ("forward", dnn.attention(&a, &plan)),
+                ("backward", dnn.attention_grad(&g, &plan, false)),
+                ("backward, deterministic", dnn.attention_grad(&g, &plan, true)),
+            ];
+            for (what, offer) in offers {
+                eprintln!("{name} {d} {what}: {}", said(&offer));
+                if matches!(offer, Offer::No(_)) {
+                    missing.push(format!("{name} {d} {what}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+#[ignore = "needs cuDNN: pip install nvidia-cudnn-cu13"]
+fn what_cudnn_lacks_is_said() {
+    let dnn = Dnn::new(For::Described(H200)).unwrap_or_else(|e| panic!("{e}"));
+    let mut plan = empty();
+    let a = attention(&mut plan, DType::F32, [1, 1, 64, 64], false);
+    let Offer::No(why) = dnn.attention(&a, &plan) else { panic!("f32 attention has no plan") };
+    assert!(why.contains("f32"), "{why}");
+    let mut a = attention(&mut plan, DType::F16, [1, 1, 64, 64], true);
+    a.tk = 128;
+    assert!(matches!(dnn.attention(&a, &plan), Offer::No(_)));
+    assert!(Dnn::new(For::Described("no json")).is_err());
+}
