@@ -588,3 +588,46 @@ fn transposed_inputs_pass_through_tiles() {
     assert_eq!(tiled.count(), 3);
     check(&cases, spread);
 }
+
+/// The texts of a lowered step, without the hashes in their names.
+fn shown(case: &Case) -> String {
+    use crate::cuda::launch::Task;
+    let h200 = Facts { multiprocessors: 132, threads_per_multiprocessor: 2048, ..facts() };
+    let texts = case.lower(&h200).tasks.into_iter().map(|t| {
+        let Task::Launch(l) = t else { unreachable!("row programs are launches") };
+        let hash = l.source.entry.rfind('_').expect("a hash");
+        let text = l.source.text.replace(&l.source.entry[hash..], "");
+        format!("grid {:?} block {:?} shared {}\n{text}", l.grid, l.block, l.shared)
+    });
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn texts_a_person_may_read() {
+    let [softmax, norm, _] = <[Program; 3]>::try_from(stages()).expect("three programs");
+    let gelu = "load 0|load 1|add %0 %1|real 0.70710677|mul %2 %3|erf %4|real 1|add %5 %6|\
+        real 0.5|mul %2 %8|mul %9 %7";
+    let bf = DType::Bf16;
+    let mut case = Case::new(program(&[(bf, false), (DType::F32, false)], gelu, &[(bf, 10)]));
+    let dims = [512, 768];
+    let x = case.access(bf, &dims, 0, &[768, 1]);
+    let b = case.access(DType::F32, &dims, 0, &[0, 1]);
+    let y = case.access(bf, &dims, 0, &[768, 1]);
+    case.instance(&dims, 0, vec![x, b], vec![y]);
+    insta::assert_snapshot!("bias_gelu", shown(&case.whole()));
+    let mut case = Case::new(norm);
+    let dims = [8192, 768];
+    let x = case.access(bf, &dims, 0, &[768, 1]);
+    let g = case.access(DType::F32, &dims, 0, &[0, 1]);
+    let outs = [(bf, [768, 1]), (DType::F32, [1, 0]), (DType::F32, [1, 0])];
+    let outs = outs.map(|(d, s)| case.access(d, &dims, 0, &s)).into();
+    case.instance(&dims, 1, vec![x, g], outs);
+    insta::assert_snapshot!("norm_of_short_rows", shown(&case.whole()));
+    insta::assert_snapshot!("softmax_of_few_long_rows", shown(&simple(softmax, &[4, 1 << 18], 1)));
+    let p = program(&[(bf, false)], "load 0|reduce.sum %0", &[(DType::F32, 1)]);
+    let mut case = Case::new(p);
+    let x = case.access(bf, &[768, 8192], 0, &[1, 768]);
+    let y = case.access(DType::F32, &[768, 8192], 0, &[1, 0]);
+    case.instance(&[768, 8192], 1, vec![x], vec![y]);
+    insta::assert_snapshot!("column_sums", shown(&case.whole()));
+}
