@@ -2,14 +2,18 @@
 //! dropout through the whole of the compiler and the CPU backend.
 
 mod common;
+#[path = "cli/small.rs"]
+#[allow(dead_code, reason = "every test binary uses a part")]
+mod small;
 
 use common::Fixture;
 use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, TrainSpec, joint};
+use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::precision::Policy;
 use precast_compiler::{pipeline, text};
-use precast_plan::{Kernel, Plan};
-use precast_runtime::data::batch_of;
-use precast_runtime::{HostTensor, Options, Session};
+use precast_plan::{Kernel, Plan, Role, Storage};
+use precast_runtime::data::{Batch, batch_of};
+use precast_runtime::{HostTensor, ModelWeights, Options, Session};
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -100,20 +104,154 @@ fn the_average_of_parameters_follows_them() {
     }
 }
 
+/// A session of a model in textual IR, trained on `y` with the mean of squares against `t`.
+fn textual(model: &str, policy: &str, optimizer: &str, train: &str) -> Session {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(dir.path().join("model.pir"), model).expect("written");
+    let text = format!(
+        "model = \"model.pir\"\n[data]\ntargets = {{ t = \"t\" }}\n[loss]\nkind = \"mse\"\n\
+         [optimizer]\n{optimizer}\n[precision]\npolicy = \"{policy}\"\n\
+         [train]\nsteps = 9\n{train}\n"
+    );
+    let recipe =
+        Recipe::parse(dir.path().join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+    let plan = pipeline::compile(&recipe, &pipeline::Options::default())
+        .unwrap_or_else(|e| panic!("{e}"))
+        .plan;
+    let weights = ModelWeights::for_plan(&plan, dir.path(), None).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { threads: 1, seed: 0 };
+    Session::new(plan, &weights, &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A batch for [`textual`], of any number of rows.
+fn rows(s: &Session, x: &[f32], t: &[f32]) -> Batch {
+    let wanted = s.wanted();
+    let values = |name: &str, v: &[f32]| {
+        let shape = &wanted.iter().find(|w| w.name == name).expect("an input").shape;
+        HostTensor::from_f32(shape, v)
+    };
+    batch_of(&wanted, &[("x", values("x", x)), ("t", values("t", t))])
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
 #[test]
-fn two_batches_accumulate_to_their_mean() {
-    // The same batch twice is the batch once.
-    let f = Fixture::open("tiny_gpt");
-    let (mut once, batch) = f.session(plan("tiny_gpt", "f32"));
-    let (mut twice, _) =
-        f.session(f.compile_with("model.onnx", "f32", SGD, "accumulate = 2", false).plan);
-    for step in 0..3 {
-        let a = once.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
-        let b = twice.step(&[batch.clone(), batch.clone()]).unwrap_or_else(|e| panic!("{e}"));
-        assert!((a.loss - b.loss).abs() <= 1e-6 * a.loss, "step {step}: {} {}", a.loss, b.loss);
-        let (x, y) = (a.grad_norm.expect("reported"), b.grad_norm.expect("reported"));
-        assert!((x - y).abs() <= 1e-5 * x, "step {step}: {x} against {y}");
+fn batches_accumulate_to_one_of_all_their_rows() {
+    const ADAM: &str = "kind = \"adamw\"\nlr = 0.01";
+    let eight = small::MODEL
+        .replace("f32[4,3]\n  %w1", "f32[8,3]\n  %w1")
+        .replace("{shape=[4,4]}", "{shape=[8,4]}");
+    assert_ne!(eight, small::MODEL);
+    for (optimizer, train) in [(SGD, ""), (ADAM, "clip_norm = 0.1\nema = 0.5")] {
+        let mut once = textual(&eight, "f32", optimizer, train);
+        let mut twice =
+            textual(small::MODEL, "f32", optimizer, &format!("accumulate = 2\n{train}"));
+        let number = |i: usize| ((i * 37 + 11) % 29) as f32 / 14.0 - 1.0;
+        for step in 0..4 {
+            // Rows that nothing in them repeats: the two halves have other gradients.
+            let x: Vec<f32> = (0..24).map(|i| number(i + 40 * step)).collect();
+            let t: Vec<f32> = (0..16).map(|i| 3.0 * number(5 * i + 3 + step)).collect();
+            let whole = rows(&once, &x, &t);
+            let halves = [rows(&twice, &x[..12], &t[..8]), rows(&twice, &x[12..], &t[8..])];
+            let a = once.step(&[whole]).unwrap_or_else(|e| panic!("{e}"));
+            let b = twice.step(&halves).unwrap_or_else(|e| panic!("{e}"));
+            assert!((a.loss - b.loss).abs() <= 1e-6 * a.loss, "step {step}: {a:?} {b:?}");
+            let (m, n) = (a.grad_norm.expect("reported"), b.grad_norm.expect("reported"));
+            assert!((m - n).abs() <= 2e-6 * m, "step {step}: {m} against {n}");
+            assert!(m > 0.1, "clipping and the comparison need a gradient: {m}");
+            for name in ["w1", "b1", "w2"] {
+                let read = |s: &Session| s.read(name).unwrap_or_else(|e| panic!("{e}")).to_f32();
+                for (a, b) in read(&once).iter().zip(read(&twice)) {
+                    assert!((a - b).abs() <= 1e-5 * a.abs().max(0.1), "{name}: {a} against {b}");
+                }
+            }
+        }
     }
+}
+
+/// y = (x ⊙ table) w with the mean of squares; by hand, with x ⊙ table = [[2, 2], [3, 2]] and
+/// y = [-1, -0.5]: the loss is (4 + 0.25) / 2, its gradient for w is [-5.5, -5].
+#[test]
+fn frozen_parameters_keep_their_values() {
+    const MODEL: &str = "graph frozen
+var table: f32[2,2] param data(f32[2,2](2, 1, 1, 0.5))
+var w: f32[2,1] param data(f32[2,1](0.5, -1))
+forward:
+  %x = input {name=\"x\"} : f32[2,2]
+  %c = var {name=\"table\"} : f32[2,2] @table
+  %w = var {name=\"w\"} : f32[2,1] @w
+  %p = binary %x, %c {f=mul}
+  %y = matmul %p, %w {fused=none}
+result out.y = %y
+";
+    let adam = "kind = \"adamw\"\nlr = 0.1\nweight_decay = 0.5";
+    let sgd = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9\nweight_decay = 0";
+    for (policy, optimizer) in [("f32", sgd), ("f32", adam), ("bf16", sgd)] {
+        let train = "freeze = [\"tab*\"]\nema = 0.9";
+        let mut s = textual(MODEL, policy, optimizer, train);
+        let batch = rows(&s, &[1.0, 2.0, 3.0, 4.0], &[1.0, 0.0]);
+        let r = s.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+        // Every number here is exact in bf16, too.
+        assert_eq!(r.loss, 2.125, "{policy}");
+        let norm = r.grad_norm.expect("reported");
+        assert!((norm - 55.25f32.sqrt()).abs() < 1e-6, "{policy}: {norm}");
+        let read = |n: &str| s.read(n).unwrap_or_else(|e| panic!("{e}")).to_f32();
+        if optimizer == sgd {
+            let w = read("w");
+            assert!((w[0] - 1.05).abs() < 1e-6 && (w[1] + 0.5).abs() < 1e-6, "{policy}: {w:?}");
+        }
+        s.step(&[batch]).unwrap_or_else(|e| panic!("{e}"));
+        let read = |n: &str| s.read(n).unwrap_or_else(|e| panic!("{e}")).to_f32();
+        assert_eq!(read("table"), [2.0, 1.0, 1.0, 0.5], "{policy}");
+        assert_ne!(read("w"), [0.5, -1.0]);
+        let owned = |name: &str| name != "table" && name.contains("table.");
+        let extra: Vec<&str> = s
+            .plan()
+            .tensors
+            .iter()
+            .filter(|t| match t.storage {
+                Storage::Persistent { role, .. } => {
+                    role != Role::WeightCopy && (owned(&t.name) || t.name.contains("ema.table"))
+                }
+                _ => false,
+            })
+            .map(|t| t.name.as_str())
+            .collect();
+        assert!(extra.is_empty(), "{policy}: {extra:?}");
+    }
+    // Without `freeze` the same table is trained.
+    let mut s = textual(MODEL, "f32", sgd, "");
+    let batch = rows(&s, &[1.0, 2.0, 3.0, 4.0], &[1.0, 0.0]);
+    s.step(&[batch]).unwrap_or_else(|e| panic!("{e}"));
+    assert_ne!(s.read("table").unwrap_or_else(|e| panic!("{e}")).to_f32(), [2.0, 1.0, 1.0, 0.5]);
+}
+
+#[test]
+fn freezing_leaves_other_gradients_as_they_are() {
+    let f = Fixture::open("tiny_gpt");
+    let run = |train: &str| {
+        let plan = f.compile_with("model.onnx", "f32", SGD, train, true).plan;
+        let names: Vec<String> = plan
+            .results
+            .iter()
+            .filter_map(|r| Some(r.name.strip_prefix("grad.")?.to_string()))
+            .collect();
+        let (mut s, batch) = f.session(plan);
+        s.step(&[batch]).unwrap_or_else(|e| panic!("{e}"));
+        let read = |n: &String| {
+            let g = s.result(&format!("grad.{n}")).unwrap_or_else(|e| panic!("{e}")).to_f64();
+            (n.clone(), g)
+        };
+        names.iter().map(read).collect::<BTreeMap<_, _>>()
+    };
+    let (all, some) = (run(""), run("freeze = [\"*ln*\", \"*.bias\"]"));
+    assert!(!some.is_empty() && some.len() < all.len(), "{:?}", all.keys());
+    for (name, g) in &some {
+        let size = g.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let off = g.iter().zip(&all[name]).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+        assert!(off <= 1e-6 * size, "{name}: {off:e} of {size}");
+    }
+    let kept = all.keys().filter(|n| !n.contains("ln") && !n.ends_with(".bias")).count();
+    assert_eq!(some.len(), kept);
 }
 
 #[test]
@@ -167,6 +305,7 @@ result out.d = %3
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale: None,
     };
     let loss = g.result("loss").expect("written above");
@@ -225,7 +364,6 @@ fn attention_never_stores_its_scores() {
 
 #[test]
 fn evaluation_uses_running_statistics() {
-    use precast_compiler::frontend::recipe::Recipe;
     use precast_compiler::reference::{Tensor, eval};
     let f = Fixture::open("cifar_cnn");
     let plan = f.compile("model.onnx", "f32", SGD, false).plan;

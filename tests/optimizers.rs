@@ -72,6 +72,7 @@ fn spec(case: &Value) -> TrainSpec {
         clip_norm: case["clip_norm"].as_f64(),
         ema: Some(0.75),
         no_decay_vectors: false,
+        frozen: vec![],
         scale: None,
     }
 }

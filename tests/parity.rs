@@ -5,7 +5,6 @@
 mod common;
 
 use common::Fixture;
-use serde_json::Value;
 
 impl Fixture {
     /// Largest relative L2 distance of a gradient from PyTorch's in f64, divided by what is allowed.
@@ -26,21 +25,15 @@ impl Fixture {
             let e = (f64::from(report.loss) - loss).abs() / loss;
             assert!(e <= 1e-6, "{model}: loss {} against {loss}", report.loss);
         }
+        let errors = self.gradient_errors(&session);
         let mut faults = vec![];
-        let mut seen = 0;
-        let names: Vec<String> = session.plan().results.iter().map(|r| r.name.clone()).collect();
-        for name in names.iter().filter(|n| n.starts_with("grad.")) {
-            let have = session.result(name).expect("listed").to_f32();
-            let want = self.f64s(&name.replace("lm_head.weight", "wte.weight"));
-            let d: f64 = have.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-            let n: f64 = want.iter().map(|b| b * b).sum();
-            let (e, limit) = ((d / n).sqrt(), allowed(name));
-            if e.is_nan() || e > limit {
+        for (name, e) in &errors {
+            let limit = allowed(name);
+            if e.is_nan() || *e > limit {
                 faults.push(format!("{name}: {e:.2e}, allowed {limit:.2e}"));
             }
-            seen += 1;
         }
-        assert!(seen > 0);
+        assert!(!errors.is_empty());
         assert!(faults.is_empty(), "{model} {policy}:\n{}", faults.join("\n"));
     }
 
@@ -118,24 +111,12 @@ fn cnn_twenty_steps() {
     follows("cifar_cnn", "kind = \"adamw\"\nlr = 2e-3\nweight_decay = 0.01", "adamw", allowed);
 }
 
-/// PyTorch's own distance between bf16 autocast and f64, by parameter.
-fn yardstick(f: &Fixture) -> impl Fn(&str) -> f64 {
-    let text =
-        std::fs::read_to_string(f.folder.join("meta.json")).expect("the fixture is complete");
-    let meta: Value = serde_json::from_str(&text).expect("the fixture is JSON");
-    move |name: &str| {
-        let name = name.strip_prefix("grad.").expect("a gradient's name");
-        let name = name.replace("lm_head.weight", "wte.weight");
-        meta["grad_rel_l2_err_vs_f64"]["bf16"][name].as_f64().expect("listed")
-    }
-}
-
 /// At most twice as far from f64 as PyTorch's autocast in bf16.
 fn narrow_gradients(name: &str, models: &[&str]) {
     let f = Fixture::open(name);
-    let far = yardstick(&f);
+    let far = f.yardstick();
     for model in models {
-        for policy in ["bf16", "f16"] {
+        for policy in ["bf16", "f16", "torch-autocast-cpu", "torch-autocast", "tf-grappler"] {
             f.gradients(model, policy, |p| 2.0 * far(p));
         }
     }
@@ -165,7 +146,7 @@ fn losses_in_16_bits_end_where_those_in_f64_do() {
             ("adamw", "kind = \"adamw\"\nlr = 1e-3\nweight_decay = 0.01"),
         ] {
             let want = *f.f64s(&format!("losses20.{key}.f64")).last().expect("twenty");
-            for policy in ["bf16", "f16"] {
+            for policy in ["bf16", "f16", "torch-autocast-cpu", "tf-grappler"] {
                 let have = *f.losses("model.onnx", policy, optimizer).last().expect("twenty");
                 let e = (have - want).abs() / want;
                 assert!(e <= 0.02, "{name} {key} {policy}: {have} against {want}");

@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["schedule"],
     &["emit"],
     &["pipeline"],
+    &["snapshot"],
 ];
 
 fn root() -> &'static Path {

@@ -1,6 +1,8 @@
 //! `precast calibrate`: measures this machine and writes a target description.
 
 use crate::failure::Outcome;
+use crate::output::write_file;
+use crate::recipe_args;
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_runtime::calibrate::calibrate;
 use serde_json::json;
@@ -16,7 +18,7 @@ pub struct Args {
     #[arg(long, default_value = "cpu-calibrated")]
     name: String,
     /// Threads that plans will run with; 0 takes every core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
 }
 
@@ -30,7 +32,7 @@ pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
     })?;
     bar.finish_and_clear();
     let text = toml::to_string_pretty(&target).expect("a target is plain data");
-    std::fs::write(&args.output, text)?;
+    write_file(&args.output, text.as_bytes())?;
     if as_json {
         say!("{}", json!({ "output": args.output, "target": target }));
         return Ok(());

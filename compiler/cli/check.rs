@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Kind};
-use crate::recipe_args::{compile, open};
+use crate::recipe_args::{compile, open, open_data, options};
 use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
@@ -38,14 +38,19 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
             let recipe = input::read_recipe(path)?;
             let model = recipe.model_path();
             if !model.exists() {
-                return Err(Diagnostic::error("P0004", "the recipe's model does not exist")
-                    .at(Place::File { path: model })
+                let message = format!("the model {} does not exist", model.display());
+                return Err(Diagnostic::error("P0004", message)
+                    .at(recipe.place(&["model"], "no such file"))
                     .into());
             }
             // What a recipe names is right where it compiles and its data and weights fit the plan.
-            let plan = compile(&recipe, false)?.plan;
-            if recipe.data.source.is_some() && plan.target.device == "cpu" {
-                open(&recipe, plan, 1)?;
+            let data = match recipe.data.source {
+                Some(_) => Some(open_data(&recipe)?),
+                None => None,
+            };
+            let plan = compile(&recipe, &options())?.plan;
+            if let Some(data) = data.filter(|_| plan.target.device == "cpu") {
+                open(&recipe, plan, data, 1)?;
             }
             format!("model {}, policy {}", recipe.model.display(), recipe.precision.policy.name())
         }

@@ -2,9 +2,9 @@
 
 use crate::failure::Outcome;
 use crate::listing;
-use crate::recipe_args::{RecipeArgs, compile};
+use crate::output::{make_folder, write_file};
+use crate::recipe_args::{RecipeArgs, compile, stage};
 use serde_json::json;
-use std::fs;
 use std::path::PathBuf;
 
 /// Compile a recipe to a plan.
@@ -12,24 +12,43 @@ use std::path::PathBuf;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Where the plan goes; by default beside the recipe, with the extension .plan.
+    /// Where the plan goes; by default beside the recipe, with the extension .plan (of an earlier
+    /// stage: .STAGE.pir).
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Write every stage as a numbered text into this folder too.
-    #[arg(long)]
+    /// Stop after this stage and write its text: import, autodiff, egraph or plan.
+    #[arg(long, value_name = "STAGE")]
+    to: Option<String>,
+    /// Write every stage as a numbered file into this folder too.
+    #[arg(long, conflicts_with = "to")]
     dump: Option<PathBuf>,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let recipe = args.recipe.load()?;
-    let compiled = compile(&recipe, false)?;
-    let out = args.out.clone().unwrap_or_else(|| args.recipe.recipe.with_extension("plan"));
-    fs::write(&out, compiled.plan.to_json())?;
-    if let Some(folder) = &args.dump {
-        fs::create_dir_all(folder)?;
-        for (i, (stage, text)) in compiled.stages.iter().enumerate() {
-            fs::write(folder.join(format!("{i}-{stage}.pir")), text)?;
+    if let Some(name) = args.to.as_deref().filter(|s| *s != "plan") {
+        let text = stage(&recipe, &args.recipe.options(false), name)?;
+        let extension = format!("{name}.pir");
+        let out = args.out.clone().unwrap_or_else(|| args.recipe.recipe.with_extension(extension));
+        write_file(&out, text.as_bytes())?;
+        if json {
+            say!("{}", json!({ "ok": true, "stage": name, "text": out }));
+        } else {
+            say!("saved       {}", out.display());
         }
+        return Ok(());
+    }
+    let compiled = compile(&recipe, &args.recipe.options(false))?;
+    let out = args.out.clone().unwrap_or_else(|| args.recipe.recipe.with_extension("plan"));
+    let text = compiled.plan.to_json();
+    write_file(&out, text.as_bytes())?;
+    if let Some(folder) = &args.dump {
+        make_folder(folder)?;
+        for (i, (stage, text)) in compiled.stages.iter().enumerate() {
+            write_file(&folder.join(format!("{i}-{stage}.pir")), text.as_bytes())?;
+        }
+        let last = format!("{}-plan.plan", compiled.stages.len());
+        write_file(&folder.join(last), text.as_bytes())?;
     }
     let plan = &compiled.plan;
     if json {

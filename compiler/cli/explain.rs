@@ -3,6 +3,7 @@
 use crate::failure::Outcome;
 use crate::input;
 use crate::listing::{self, duration};
+use precast_compiler::precision::casts::is_cast;
 use precast_compiler::{Diagnostic, Place};
 use precast_plan::{Decision, Plan};
 use serde_json::json;
@@ -16,17 +17,23 @@ pub struct Args {
     plan: PathBuf,
     /// An operation, by its name or a glob over names; without it, all of them, briefly.
     node: Option<String>,
+    /// Every cast: who asked for it, what it costs, and what the step would cost without it.
+    #[arg(long, conflicts_with = "node")]
+    casts: bool,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let plan = input::read_plan(&args.plan)?;
     let chosen = match &args.node {
-        None => plan.journal.iter().collect(),
+        None if args.casts => plan.journal.iter().filter(|d| is_cast(d)).collect(),
+        None => plan.journal.iter().filter(|d| json || !is_cast(d)).collect(),
         Some(node) => select(&plan, node, &args.plan)?,
     };
     if json {
         say!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
-    } else if args.node.is_some() {
+    } else if args.casts && chosen.is_empty() {
+        say!("the plan has no casts");
+    } else if args.node.is_some() || args.casts {
         for (i, d) in chosen.iter().enumerate() {
             put!("{}{}", if i > 0 { "\n" } else { "" }, details(d));
         }
@@ -43,7 +50,10 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
         return Ok(exact);
     }
     let glob = globset::Glob::new(node)
-        .map_err(|e| Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind())))?
+        .map_err(|e| {
+            Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind()))
+                .at(Place::File { path: path.into() })
+        })?
         .compile_matcher();
     let found: Vec<_> = plan.journal.iter().filter(|d| glob.is_match(&d.op)).collect();
     if !found.is_empty() {
@@ -69,6 +79,7 @@ fn details(d: &Decision) -> String {
         .expect("writing to a String");
     for r in &d.rejected {
         let price = match r.extra_ns {
+            None if is_cast(d) => "not possible".into(),
             None => "not legal".into(),
             Some(ns) if ns < 0.0 => format!("−{}", duration(-ns)),
             Some(ns) => format!("+{}", duration(ns)),

@@ -11,7 +11,7 @@ pub enum Failure {
     Input(Diagnostics),
     /// The runtime refused: data, weights, device.
     Run(precast_runtime::Error),
-    /// Output could not be written.
+    /// Standard output could not be written.
     Io(std::io::Error),
     /// Training ended with a loss that is not a number.
     Diverged { step: u64, loss: f32 },
@@ -65,7 +65,7 @@ impl Failure {
                 }
             }
             Failure::Run(e) => eprintln!("{e}"),
-            Failure::Io(e) => eprintln!("error: cannot write the output: {e}"),
+            Failure::Io(e) => eprintln!("error[P0010]: cannot write to standard output: {e}"),
             Failure::Diverged { step, loss } => {
                 eprintln!("error: training diverged: the loss of step {step} is {loss}");
             }
@@ -81,7 +81,8 @@ impl Failure {
             Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
             Failure::Run(e) => json!([{ "code": e.code, "severity": "error",
                 "message": e.message, "place": e.place, "help": e.help }]),
-            Failure::Io(e) => json!([{ "severity": "error", "message": e.to_string() }]),
+            Failure::Io(e) => json!([{ "code": "P0010", "severity": "error",
+                "message": e.to_string() }]),
             Failure::Diverged { .. } => json!([]),
         }
     }

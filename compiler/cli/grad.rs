@@ -1,8 +1,7 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
 use crate::failure::Outcome;
-use crate::metrics::check_targets;
-use crate::recipe_args::{RecipeArgs, compile, open};
+use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use precast_plan::Storage;
 use precast_runtime::tensors::{Element, HostTensor, write_tensors};
 use serde_json::json;
@@ -18,21 +17,16 @@ pub struct Args {
     #[arg(short, long)]
     out: PathBuf,
     /// Threads to use; 0 for every core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let recipe = args.recipe.load()?;
-    let plan = compile(&recipe, true)?.plan;
-    let (mut session, mut data) = open(&recipe, plan, args.threads)?;
-    let mut batches = vec![];
-    for _ in 0..session.plan().accumulate {
-        let batch = data.next_batch()?;
-        check_targets(&recipe, &session, &batch)?;
-        batches.push(batch);
-    }
-    let report = session.step(&batches)?;
+    let data = open_data(&recipe)?;
+    let plan = compile(&recipe, &args.recipe.options(true))?.plan;
+    let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
+    let report = session.step_from(|| data.next_batch())?;
     let mut tensors = BTreeMap::new();
     let mut add = |name: String, t: HostTensor| {
         let Element::Plan(dtype) = t.element else { unreachable!("plans hold plan formats") };

@@ -19,7 +19,9 @@ macro_rules! put {
 
 mod calibrate;
 mod check;
+mod compare;
 mod compile;
+mod diff;
 mod doctor;
 mod explain;
 mod failure;
@@ -27,6 +29,7 @@ mod grad;
 mod input;
 mod listing;
 mod metrics;
+mod output;
 mod recipe_args;
 mod show;
 mod train;
@@ -56,6 +59,8 @@ enum Command {
     Train(train::Args),
     Grad(grad::Args),
     Explain(explain::Args),
+    Compare(compare::Args),
+    Diff(diff::Args),
     Check(check::Args),
     Calibrate(calibrate::Args),
     Doctor(doctor::Args),
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
         Command::Grad(args) => grad::run(&args, cli.json),
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
+        Command::Compare(args) => compare::run(&args, cli.json),
+        Command::Diff(args) => diff::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),

@@ -35,7 +35,6 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
         let batch = batch?;
         session.eval(&batch)?;
         let prediction = session.eval_result(&output)?;
-        check_targets(recipe, session, &batch)?;
         let target = target(recipe, session, &batch)?;
         // The last batch is padded; rows after `batch.rows` are not data.
         let rows = session_batch(&prediction);
@@ -67,30 +66,6 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
 
 fn session_batch(t: &HostTensor) -> usize {
     t.shape.first().copied().unwrap_or(1).max(1) as usize
-}
-
-/// Whether every target of a batch is a class of the prediction, or ignored.
-///
-/// # Errors
-/// `R0416` for the first that is neither.
-pub fn check_targets(recipe: &Recipe, session: &Session, batch: &Batch) -> Outcome {
-    let LossKind::CrossEntropy { ignore_index, .. } = recipe.loss.kind else { return Ok(()) };
-    let output = output_name(recipe, session)?;
-    let plan = session.plan();
-    let logits = plan.eval_results.iter().find(|r| r.name == output);
-    let classes = logits.and_then(|r| plan.tensors[r.tensor as usize].shape.last().copied());
-    let Some(classes) = classes else { return Ok(()) };
-    let fits = |t: f64| t == ignore_index as f64 || (t >= 0.0 && t < classes as f64);
-    match target(recipe, session, batch)?.to_f64().into_iter().find(|t| !fits(*t)) {
-        None => Ok(()),
-        Some(t) => Err(Error::new("R0416", format!("target {t} is not one of {classes} classes"))
-            .at(format!("target `{}`", recipe.loss.target))
-            .help(format!(
-                "targets are 0 to {}, or `ignore_index`, which is {ignore_index}",
-                classes - 1
-            ))
-            .into()),
-    }
 }
 
 fn output_name(recipe: &Recipe, session: &Session) -> Outcome<String> {

@@ -14,13 +14,26 @@ use std::path::{Path, PathBuf};
 pub struct RecipeArgs {
     /// A recipe (.toml).
     pub recipe: PathBuf,
-    /// Use this precision policy instead of the recipe's: auto, f32, bf16 or f16.
+    /// Use this precision policy instead of the recipe's: auto, f32, bf16, f16, or another system's
+    /// rules (see docs/RECIPE.md).
     #[arg(long)]
     pub policy: Option<Policy>,
     /// Plan for this device instead of the recipe's: cpu, cuda (or cuda:1, …) for a GPU of this
     /// machine, or a described target such as sm_90.
     #[arg(long)]
     pub device: Option<String>,
+    /// Check every graph after the pass that made it; a fault found so is a bug in Precast.
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    let most = precast_runtime::cpu::pool::MAX_THREADS;
+    match text.parse() {
+        Ok(n) if n <= most => Ok(n),
+        _ => Err(format!("a number from 0, which is every core, to {most}")),
+    }
 }
 
 impl RecipeArgs {
@@ -36,11 +49,22 @@ impl RecipeArgs {
         }
         Ok(recipe)
     }
+
+    pub fn options(&self, keep_gradients: bool) -> pipeline::Options {
+        pipeline::Options { keep_gradients, verify: self.verify, ..options() }
+    }
 }
 
-/// Compiles, with what the data says about extents and the length of the run. Warnings go to
-/// standard error.
-pub fn compile(recipe: &Recipe, keep_gradients: bool) -> Outcome<Compiled> {
+/// What the command line says about compiling.
+pub fn options() -> pipeline::Options {
+    let isa = precast_runtime::cpu::simd::isa();
+    let bf16_products = isa == precast_runtime::cpu::simd::Isa::Avx512Bf16;
+    pipeline::Options { bf16_products, ..Default::default() }
+}
+
+/// The recipe with what the data says about its extents, and the options with what it says about
+/// shapes and the length of the run.
+fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, pipeline::Options)> {
     let total_steps = match recipe.train.length {
         TrainLength::Epochs(_) if recipe.data.source.is_none() => None,
         _ => Some(recipe.total_steps()?),
@@ -48,20 +72,45 @@ pub fn compile(recipe: &Recipe, keep_gradients: bool) -> Outcome<Compiled> {
     let import = recipe.import_options(true)?;
     let mut recipe = recipe.clone();
     recipe.data.dims = import.dims.into_iter().collect();
+    let capability = gpu(&recipe)?.map(|gpu| gpu.facts.capability);
     let options = pipeline::Options {
         shapes: import.input_shapes,
         total_steps,
-        keep_gradients,
-        bf16_products: precast_runtime::cpu::simd::isa()
-            == precast_runtime::cpu::simd::Isa::Avx512Bf16,
-        capability: gpu(&recipe)?.map(|gpu| gpu.facts.capability),
-        ..Default::default()
+        capability,
+        ..options.clone()
     };
-    let compiled = pipeline::compile(&recipe, &options)?;
-    for warning in &compiled.warnings {
+    Ok((recipe, options))
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
         eprintln!("{warning}\n");
     }
+}
+
+/// Compiles, with what the data says about extents and the length of the run. Warnings go to
+/// standard error.
+pub fn compile(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled> {
+    let (recipe, options) = with_data(recipe, options)?;
+    let compiled = pipeline::compile(&recipe, &options)?;
+    warn(&compiled.warnings);
     Ok(compiled)
+}
+
+/// The text of a stage before the plan, as [`compile`] would pass through it.
+pub fn stage(recipe: &Recipe, options: &pipeline::Options, name: &str) -> Outcome<String> {
+    if !pipeline::STAGES.contains(&name) {
+        let message = format!("there is no stage `{name}`");
+        let help = format!("the stages are {}", pipeline::STAGES.join(", "));
+        return Err(Diagnostic::error("P0008", message)
+            .at(Place::File { path: recipe.path.clone() })
+            .help(help)
+            .into());
+    }
+    let (recipe, options) = with_data(recipe, options)?;
+    let (text, warnings) = pipeline::stage(&recipe, &options, name)?;
+    warn(&warnings);
+    Ok(text)
 }
 
 /// Number of the GPU that a recipe's device names; `None` where it names none.
@@ -120,10 +169,16 @@ fn data_spec(recipe: &Recipe) -> Outcome<data::DataSpec> {
     })
 }
 
-/// Loads a plan with its weights on the device it is for, and opens its data.
+/// Opens the recipe's data and checks what can be checked without a plan.
+pub fn open_data(recipe: &Recipe) -> Outcome<data::Opened> {
+    Ok(data::Opened::open(&data_spec(recipe)?)?)
+}
+
+/// Loads a plan with its weights on the device it is for, and feeds it the data.
 pub fn open(
     recipe: &Recipe,
     plan: precast_plan::Plan,
+    data: data::Opened,
     threads: usize,
 ) -> Outcome<(Session, data::Dataset)> {
     let model = recipe.model_path();
@@ -132,7 +187,9 @@ pub fn open(
     let weights = ModelWeights::for_plan(&plan, folder, file.as_deref())?;
     let gpu = gpu_number(recipe).unwrap_or(0);
     let options = precast_runtime::Options { threads, gpu, seed: recipe.train.seed };
-    let session = Session::new(plan, &weights, &options)?;
-    let data = data::Dataset::open(&data_spec(recipe)?, &session.wanted())?;
+    // What has no file of its own to name is the recipe's.
+    let place = |e: precast_runtime::Error| e.at(recipe.path.display());
+    let session = Session::new(plan, &weights, &options).map_err(place)?;
+    let data = data::Dataset::bind(data, &session.wanted()).map_err(place)?;
     Ok((session, data))
 }

@@ -3,14 +3,15 @@
 use crate::failure::{Failure, Outcome};
 use crate::listing;
 use crate::metrics::{self, Metrics};
-use crate::recipe_args::{RecipeArgs, compile, open};
+use crate::output::{make_folder, write_file};
+use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use indicatif::{ProgressBar, ProgressStyle};
-use precast_compiler::frontend::recipe::{Recipe, TrainLength};
+use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_runtime::data::Dataset;
-use precast_runtime::{Session, StepReport};
+use precast_runtime::{Error, Session, StepReport};
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ pub struct Args {
     recipe: RecipeArgs,
     /// Take this many optimizer steps instead of what the recipe says; a learning-rate schedule
     /// that ends with the run ends with it.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
     steps: Option<u64>,
     /// Write one JSON line a step to this file.
     #[arg(long)]
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long)]
     resume: Option<PathBuf>,
     /// Threads to use; 0 for every core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
 }
 
@@ -42,20 +43,25 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     if let Some(steps) = args.steps {
         recipe.train.length = TrainLength::Steps(steps);
     }
+    // What can be found wrong is found before the time of compiling and training is spent.
+    let data = open_data(&recipe)?;
     let begin = Instant::now();
-    let plan = compile(&recipe, false)?.plan;
+    let plan = compile(&recipe, &args.recipe.options(false))?.plan;
     let compiled_in = begin.elapsed().as_secs_f64();
     if !json {
         put!("{}", listing::summary(&plan));
         say!("compiled    in {compiled_in:.2} s");
     }
-    let (mut session, mut data) = open(&recipe, plan, args.threads)?;
+    let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
     if let Some(path) = &args.resume {
-        let position = session.load_checkpoint(path)?;
-        data.set_position(position);
+        let state = session.load_checkpoint(path)?;
+        data.resume(&state).map_err(|e| Error {
+            place: Some(format!("{}, on {}", path.display(), e.place.unwrap_or_default())),
+            ..e
+        })?;
     }
     let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
-    fs::create_dir_all(&out)?;
+    make_folder(&out)?;
     let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
     let mut saved = vec![];
     let last = steps(&recipe, &mut session, &mut data, log.as_deref(), &out, &mut saved, json)?;
@@ -82,24 +88,14 @@ fn steps(
     quiet: bool,
 ) -> Outcome<Option<StepReport>> {
     let total = recipe.total_steps()?;
-    // A resumed run goes on with its log; a new run begins one.
-    let resumed = session.steps() > 0;
-    let open = |path: &Path| {
-        File::options().create(true).write(true).append(resumed).truncate(!resumed).open(path)
-    };
-    let mut log = log.map(open).transpose()?.map(BufWriter::new);
+    let mut log = log.map(|path| Log::open(path, session.steps())).transpose()?;
     let bar = progress(total, session.steps(), quiet);
     let mut last = None;
     while session.steps() < total {
-        let mut batches = vec![];
-        for _ in 0..session.plan().accumulate {
-            let batch = data.next_batch()?;
-            metrics::check_targets(recipe, session, &batch)?;
-            batches.push(batch);
-        }
-        let submitted = session.submit(&batches);
+        let submitted = session.submit(|| data.next_batch());
         let step = session.steps();
-        let saves = recipe.train.checkpoint.is_some_and(|n| step % n == 0 || step == total);
+        let saves =
+            recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
         // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
         let waits = saves || step == total || submitted.is_err();
         let (failed, mut reports) = match submitted {
@@ -111,12 +107,7 @@ fn steps(
         }
         for r in reports {
             if let Some(log) = &mut log {
-                // JSON has no infinities and no NaN; those are null.
-                let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
-                    "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
-                writeln!(log, "{line}")?;
-                // An interrupted run keeps the lines of the steps it took.
-                log.flush()?;
+                log.line(&r)?;
             }
             bar.set_position(r.step);
             bar.set_message(format!("loss {:.4}", r.loss));
@@ -127,12 +118,60 @@ fn steps(
         }
         if saves {
             let path = out.join(format!("checkpoint-{step}.safetensors"));
-            session.save_checkpoint(&path, data.position())?;
+            session.save_checkpoint(&path, &data.state())?;
             saved.push(path);
         }
     }
     bar.finish_and_clear();
     Ok(last)
+}
+
+/// One JSON line a step.
+struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// A new run begins the file. A run resumed after `done` steps goes on with it, without the
+    /// lines of later steps, which will be taken again, and without a last line that was cut off.
+    fn open(path: &Path, done: u64) -> Outcome<Log> {
+        let step = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line.get("step")?.as_u64()
+        };
+        if done > 0
+            && let Ok(text) = fs::read_to_string(path)
+        {
+            let kept = text.lines().take_while(|l| step(l).is_some_and(|s| s <= done));
+            let kept: String = kept.map(|l| format!("{l}\n")).collect();
+            if kept != text {
+                write_file(path, kept.as_bytes())?;
+            }
+        }
+        let options = File::options()
+            .create(true)
+            .append(done > 0)
+            .write(true)
+            .truncate(done == 0)
+            .open(path);
+        let file = options.map_err(|e| Log::fail(path, &e))?;
+        Ok(Log { path: path.into(), file })
+    }
+
+    fn fail(path: &Path, e: &std::io::Error) -> Error {
+        Error::new("R0206", format!("cannot write the log: {e}")).at(path.display())
+    }
+
+    /// Unbuffered: an interrupted run keeps the lines of the steps it took.
+    fn line(&mut self, r: &StepReport) -> Outcome {
+        // JSON has no infinities and no NaN; those are null.
+        let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
+            "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+        let line = format!("{line}\n");
+        self.file.write_all(line.as_bytes()).map_err(|e| Log::fail(&self.path, &e))?;
+        Ok(())
+    }
 }
 
 fn progress(total: u64, done: u64, quiet: bool) -> ProgressBar {
@@ -153,7 +192,7 @@ fn save(session: &Session, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
         saved.push(ema);
     }
     let plan = out.join(format!("{}.plan", session.plan().model));
-    fs::write(&plan, session.plan().to_json())?;
+    write_file(&plan, session.plan().to_json().as_bytes())?;
     saved.push(plan);
     Ok(())
 }

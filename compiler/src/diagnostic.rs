@@ -69,6 +69,40 @@ impl Diagnostic {
     }
 }
 
+impl Diagnostics {
+    /// Gives `place` to every message that has none.
+    #[must_use]
+    pub fn at(mut self, place: impl Fn() -> Place) -> Diagnostics {
+        for d in &mut self.0 {
+            d.place.get_or_insert_with(&place);
+        }
+        self
+    }
+}
+
+/// The closest of some words, where one is close enough to be a slip.
+pub fn nearest<'a>(word: &str, set: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    set.into_iter()
+        .map(|w| (strsim::damerau_levenshtein(word, w), w))
+        // Of two single letters, neither is a slip for the other.
+        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4 && *d < w.len().max(word.len()))
+        .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())))
+        .map(|(_, w)| w)
+}
+
+/// ``did you mean `x`?`` where a name is close, else the list.
+pub fn suggestion(what: &str, word: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => format!("it has no {what}"),
+        None => {
+            let more = if known.len() > 12 { ", …" } else { "" };
+            let listed: Vec<&str> = known.iter().copied().take(12).collect();
+            format!("its {what} are {}{more}", listed.join(", "))
+        }
+    }
+}
+
 impl From<Diagnostic> for Diagnostics {
     fn from(d: Diagnostic) -> Diagnostics {
         Diagnostics(vec![d])

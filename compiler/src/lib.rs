@@ -15,6 +15,7 @@ pub mod precision;
 pub mod reference;
 pub mod schedule;
 pub mod simplify;
+pub mod snapshot;
 pub mod text;
 pub mod turn;
 

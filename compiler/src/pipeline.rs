@@ -1,21 +1,24 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
+mod baseline;
+
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
-use crate::diagnostic::{Diagnostic, Place, Result};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
-    LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind, WeightInit,
+    Facts, LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind,
+    WeightInit,
 };
 use crate::frontend::recognise;
-use crate::ir::{Graph, VarInit, VarRole};
+use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
-use crate::precision::PrecisionOptions;
+use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Math, Plan, Step, Summary, Target};
+use precast_plan::{Classes, DType, Math, Plan, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -33,15 +36,19 @@ pub struct Options {
     pub capability: Option<(u32, u32)>,
     /// Keep every parameter's gradient as a result `grad.<parameter>`.
     pub keep_gradients: bool,
+    /// Run the verifier after every pass; builds with debug assertions do so anyway.
+    pub verify: bool,
 }
 
 /// A plan and how it came about.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     pub plan: Plan,
-    /// Name and text of every stage, in order; each text can be read back in.
+    /// Name and text of every stage before the plan, in order; each text can be read back in.
     pub stages: Vec<(&'static str, String)>,
     pub warnings: Vec<Diagnostic>,
+    /// Every change of format in a step, in the order of the graph.
+    pub casts: Vec<casts::CastRecord>,
 }
 
 /// Names of the stages, in order.
@@ -53,74 +60,233 @@ pub const STAGES: &[&str] = &["import", "autodiff", "egraph", "plan"];
 /// Whatever is wrong with model, recipe or data shapes, each with its place.
 pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let mut stages = Vec::new();
-    // import: the forward graph as trained (batch statistics, dropout), and as evaluated. Two
-    // imports, because what differs between them is the exporter's business, not ours.
-    let imported = import(recipe, options, true)?;
-    let warnings = imported.warnings;
-    let mut forward = imported.graph;
-    seed(&mut forward, recipe.train.seed);
-    let loss_spec = loss_spec(recipe, &imported.outputs)?;
-    let loss = autodiff::attach_loss(&mut forward, &loss_spec)?;
-    let mut eval = import(recipe, options, false)?.graph;
-    autodiff::attach_loss(&mut eval, &loss_spec)?;
-    eval.updates.clear();
-    stages.push(("import", text::print(&forward)));
-
-    // autodiff: on the whole forward graph, before any rewriting, so that rewriting sees forward
-    // and backward together. With and without a loss scale: which of the two is cheaper is not
-    // known before formats are chosen.
+    let forward = forward(recipe, options)?;
+    stages.push(("import", text::print(&forward.train)));
     let target = target(recipe, options)?;
-    let policy = options.policy.unwrap_or(recipe.precision.policy);
+    let joint = differentiate(recipe, options, &forward)?;
+    stages.push(("autodiff", text::print(joint.shown())));
+    let (outcome, plan) = choose(recipe, options, &target, &forward, &joint)?;
+    stages.push(("egraph", text::print(&outcome.graph)));
+    let warnings = warnings(recipe, options, &forward);
+    let casts = casts::records(&outcome.graph);
+    let plan = finish(recipe, options, &forward, outcome, plan);
+    Ok(Compiled { plan, stages, warnings, casts })
+}
+
+/// The text of one stage before the plan, with the warnings so far; later passes do not run.
+///
+/// # Errors
+/// As [`compile`].
+///
+/// # Panics
+/// If there is no such stage.
+pub fn stage(recipe: &Recipe, options: &Options, stage: &str) -> Result<(String, Vec<Diagnostic>)> {
+    assert!(STAGES.contains(&stage) && stage != "plan", "`{stage}` is no stage before the plan");
+    let forward = forward(recipe, options)?;
+    let warnings = warnings(recipe, options, &forward);
+    if stage == "import" {
+        return Ok((text::print(&forward.train), warnings));
+    }
+    let joint = differentiate(recipe, options, &forward)?;
+    if stage == "autodiff" {
+        return Ok((text::print(joint.shown()), warnings));
+    }
+    let target = target(recipe, options)?;
+    let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
+    Ok((text::print(&outcome.graph), warnings))
+}
+
+/// What a pass made, after the verifier: a graph that it refuses is a bug of the pass.
+fn verified(pass: &str, g: Graph, options: &Options) -> Graph {
+    if (options.verify || cfg!(debug_assertions))
+        && let Err(e) = ir::verify::verify(&g)
+    {
+        panic!("the pass `{pass}` made an inconsistent graph:\n{e}");
+    }
+    g
+}
+
+fn policy(recipe: &Recipe, options: &Options) -> Policy {
+    options.policy.unwrap_or(recipe.precision.policy)
+}
+
+/// The imported model with its loss.
+struct Forward {
+    /// As trained: batch statistics, dropout.
+    train: Graph,
+    loss: ValueId,
+    /// As evaluated.
+    eval: Graph,
+    /// Parameters that keep their values.
+    frozen: Vec<String>,
+    drawn: bool,
+    warnings: Vec<Diagnostic>,
+}
+
+/// import: the forward graph as trained, and as evaluated. Two imports, because what differs between
+/// them is the exporter's business, not ours.
+fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
+    let imported = import(recipe, options, true)?;
+    let frozen = recipe.frozen(&imported.params)?;
+    let mut train = imported.graph;
+    seed(&mut train, recipe.train.seed);
+    let spec = loss_spec(recipe, &imported.outputs)?;
+    let place = |e: Diagnostics| {
+        let keys: &[&str] = match e.0.first().map(|d| d.code) {
+            Some("P0404") => &["loss.target", "data.targets"],
+            _ => &["loss.prediction", "loss.kind"],
+        };
+        e.at(|| recipe.place(keys, "the loss"))
+    };
+    let loss = autodiff::attach_loss(&mut train, &spec).map_err(place)?;
+    let mut eval = import(recipe, options, false)?.graph;
+    autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
+    eval.updates.clear();
+    Ok(Forward {
+        train: verified("import", train, options),
+        loss,
+        eval: verified("import", eval, options),
+        frozen,
+        drawn: !imported.drawn.is_empty(),
+        warnings: imported.warnings,
+    })
+}
+
+/// What a person should know though it is no error.
+fn warnings(recipe: &Recipe, options: &Options, forward: &Forward) -> Vec<Diagnostic> {
+    let facts = Facts {
+        policy: policy(recipe, options),
+        total_steps: options.total_steps,
+        drawn: forward.drawn,
+        textual: recipe.is_textual(),
+    };
+    let mut warnings = forward.warnings.clone();
+    warnings.extend(recipe.idle_keys(&facts));
+    warnings
+}
+
+/// The joint graph without a loss scale and with one; the recipe may leave only one of them.
+struct Joint {
+    plain: Option<Graph>,
+    scaled: Option<Graph>,
+}
+
+impl Joint {
+    fn shown(&self) -> &Graph {
+        self.plain.as_ref().or(self.scaled.as_ref()).expect("one of the modes was built")
+    }
+}
+
+/// autodiff: on the whole forward graph, before any rewriting, so that rewriting sees forward and
+/// backward together. With and without a loss scale: which of the two is cheaper is not known before
+/// formats are chosen.
+fn differentiate(recipe: &Recipe, options: &Options, forward: &Forward) -> Result<Joint> {
     let joint = |scale: Option<ScaleSpec>| -> Result<Graph> {
-        let spec = train_spec(recipe, options, scale)?;
-        let g = autodiff::joint(forward.clone(), loss, &spec, options.keep_gradients)?;
+        let spec = train_spec(recipe, options, forward, scale)?;
+        let g = forward.train.clone();
+        let g = autodiff::joint(g, forward.loss, &spec, options.keep_gradients)
+            .map_err(|e| e.at(|| Place::File { path: recipe.model_path() }))?;
         // simplify: what differentiation leaves behind (zeros, identities, repeats) would only
         // feed the e-graph.
-        let g = simplify::simplify(&g)?;
-        ir::verify::verify(&g)?;
-        Ok(g)
+        Ok(verified("autodiff", simplify::simplify(&g)?, options))
     };
     let fixed = scale_spec(recipe);
-    let (plain, scaled) = match recipe.loss_scale.mode {
-        LossScaleMode::Off => (Some(joint(None)?), None),
-        LossScaleMode::Static | LossScaleMode::Dynamic => (None, Some(joint(Some(fixed))?)),
-        LossScaleMode::Auto => {
-            let wants_f16 = matches!(policy, Policy::F16 | Policy::Auto);
-            (Some(joint(None)?), if wants_f16 { Some(joint(Some(fixed))?) } else { None })
+    Ok(match recipe.loss_scale.mode {
+        LossScaleMode::Off => Joint { plain: Some(joint(None)?), scaled: None },
+        LossScaleMode::Static | LossScaleMode::Dynamic => {
+            Joint { plain: None, scaled: Some(joint(Some(fixed))?) }
         }
-    };
-    let shown = plain.as_ref().or(scaled.as_ref()).expect("one of the modes was built");
-    stages.push(("autodiff", text::print(shown)));
+        LossScaleMode::Auto => {
+            let wants_f16 = matches!(policy(recipe, options), Policy::F16 | Policy::Auto);
+            let scaled = if wants_f16 { Some(joint(Some(fixed))?) } else { None };
+            Joint { plain: Some(joint(None)?), scaled }
+        }
+    })
+}
 
-    // egraph: structure, formats and scale motion, priced on the target.
+/// The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
+fn evaluated(options: &Options, target: &Target, forward: &Forward) -> Result<Graph> {
+    let eval = simplify::simplify(&forward.eval)?;
+    let f32_only = PrecisionOptions::new(Policy::F32);
+    let eval = egraph::restructure(&eval, &f32_only, target).graph;
+    Ok(verified("egraph", eval, options))
+}
+
+/// egraph: structure, formats and scale motion, priced on the target. turn: after the e-graph, which
+/// sees no difference between a product and its transpose. schedule: last, since what is one kernel
+/// decides what is stored, and what is stored decides the memory; every candidate is scheduled, so
+/// that what is compared is what would run.
+fn choose(
+    recipe: &Recipe,
+    options: &Options,
+    target: &Target,
+    forward: &Forward,
+    joint: &Joint,
+) -> Result<(egraph::Outcome, Plan)> {
+    let policy = policy(recipe, options);
+    let eval = evaluated(options, target, forward)?;
+    let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
+    let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
+        let lowering = emit::Options {
+            target: target.summary(),
+            capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
+            accumulate: recipe.train.accumulate,
+            seed: recipe.weights.seed,
+            math: Math::Exact,
+            price: Some(&price),
+        };
+        emit::lower(g, Some(&eval), &lowering)
+    };
+    let decides = |e: Diagnostics| {
+        e.at(|| recipe.place(&["precision.policy", "target.device"], "decides the formats"))
+    };
     let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
-    let modes = Modes { plain: plain.as_ref(), scaled: scaled.as_ref() };
-    let mut outcome = egraph::run(modes, &precision, &target)?;
-    // turn: after the e-graph, which sees no difference between a product and its transpose.
-    outcome.graph = turn_products(&outcome.graph);
-    stages.push(("egraph", text::print(&outcome.graph)));
-
-    // The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
-    let eval_graph = simplify::simplify(&eval)?;
-    let f32_only = PrecisionOptions::new(Policy::F32);
-    let eval_graph = egraph::restructure(&eval_graph, &f32_only, &target).graph;
-
-    // schedule: last, since what is one kernel decides what is stored, and what is stored decides
-    // the memory.
-    let price = |step: &Step, plan: &Plan| cost::step_ns(&target, step, plan);
-    let lowering = emit::Options {
-        target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.any_epilogue() },
-        accumulate: recipe.train.accumulate,
-        seed: recipe.weights.seed,
-        math: Math::Exact,
-        price: Some(&price),
+    let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
+    let mut lowered: Vec<Plan> = Vec::new();
+    let mut scheduled = |g: &Graph| -> Result<f64> {
+        let plan = lower(&turn_products(g), false)?;
+        let ns = plan.summary.predicted_ns;
+        lowered.push(plan);
+        Ok(ns)
     };
-    let mut plan = emit::lower(&outcome.graph, Some(&eval_graph), &lowering)?;
+    let mut outcome = egraph::run_scheduled(modes, &precision, target, Some(&mut scheduled))
+        .map_err(decides)?;
+    let mut plan = lowered.swap_remove(outcome.chosen);
+    outcome.graph = verified("egraph", outcome.graph, options);
+    outcome.graph = verified("turn", turn_products(&outcome.graph), options);
+    if let Policy::Baseline(b) = policy {
+        // A baseline casts in the forward graph, before it is differentiated, and is compared with
+        // the f32 plan that the e-graph made.
+        let scale = match recipe.loss_scale.mode {
+            LossScaleMode::Off => None,
+            LossScaleMode::Auto if b.half != DType::F16 => None,
+            _ => Some(ScaleSpec { at_seed: true, ..scale_spec(recipe) }),
+        };
+        let joint = |g: Graph, loss: ValueId| -> Result<Graph> {
+            let spec = train_spec(recipe, options, forward, scale)?;
+            autodiff::joint(g, loss, &spec, options.keep_gradients)
+        };
+        let built = baseline::build(&forward.train, b, target, &joint).map_err(decides)?;
+        outcome.graph = verified("turn", turn_products(&built.graph), options);
+        plan = lower(&outcome.graph, true)?;
+        built.describe(&mut outcome, policy, target, plan.summary.predicted_ns, scale.is_some());
+    }
+    Ok((outcome, plan))
+}
+
+/// Names the plan, and says what was compared and why everything is as it is.
+fn finish(
+    recipe: &Recipe,
+    options: &Options,
+    forward: &Forward,
+    outcome: egraph::Outcome,
+    mut plan: Plan,
+) -> Plan {
     plan.model = model_name(recipe);
+    plan.classes = classes(recipe, &forward.train, &plan);
     plan.summary = Summary {
-        policy: policy.name().into(),
+        policy: policy(recipe, options).name().into(),
         choice: outcome.choice,
         candidates: outcome.candidates,
         scaled: outcome.scaled,
@@ -129,12 +295,33 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
         cast_elements: outcome.cast_elements,
         product_flops: outcome.product_flops,
     };
+    // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
+    plan.journal.extend(outcome.cast_journal);
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
-    Ok(Compiled { plan, stages, warnings })
+    plan
+}
+
+/// The target input of a cross-entropy, with the number of its classes.
+fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
+    let LossKind::CrossEntropy { ignore_index, .. } = recipe.loss.kind else { return vec![] };
+    let count = forward.nodes().find_map(|(_, n)| match n.op {
+        Op::CrossEntropy(_) => forward.shape(n.inputs[0]).last().copied(),
+        _ => None,
+    });
+    let tensor = plan
+        .tensors
+        .iter()
+        .position(|t| t.name == recipe.loss.target && matches!(t.storage, Storage::Input { .. }));
+    let found = count.zip(tensor).map(|(count, tensor)| Classes {
+        tensor: tensor as u32,
+        count: count as u64,
+        ignore: ignore_index,
+    });
+    found.into_iter().collect()
 }
 
 /// The imported forward graph alone, for `check` and `show`.
@@ -150,8 +337,11 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         training,
     };
     let path = recipe.model_path();
-    if path.extension().is_some_and(|e| e == "pir") {
-        return textual(&path);
+    if recipe.is_textual() {
+        let imported = textual(&path)?;
+        let inputs: Vec<&str> = imported.inputs.iter().map(|(n, _)| n.as_str()).collect();
+        recipe.check_against(&inputs, &[])?;
+        return Ok(imported);
     }
     let mut imported = onnx::load(&path, &import)?;
     // recognise: before differentiation, so that composite operations get their own gradients.
@@ -181,6 +371,12 @@ fn textual(path: &std::path::Path) -> Result<Imported> {
             .filter_map(|r| Some(r.name.strip_prefix("out.")?.to_string()))
             .collect(),
         params: params.map(|(name, _)| name.clone()).collect(),
+        drawn: graph
+            .vars
+            .iter()
+            .filter(|(_, v)| matches!(v.init, VarInit::Uniform { .. } | VarInit::Normal { .. }))
+            .map(|(name, _)| name.clone())
+            .collect(),
         warnings: vec![],
         graph,
     })
@@ -200,6 +396,14 @@ fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
         let text = std::fs::read_to_string(&path).map_err(|e| bad(e.to_string()))?;
         let target: Target = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
         target.check().map_err(bad)?;
+        if recipe.wrote("target.device") && t.device != target.device && t.device != target.name {
+            let message = format!("`device` is `{}`, and `table` describes another", t.device);
+            let label = format!("`{}`, which runs on `{}`", target.name, target.device);
+            return Err(Diagnostic::error("P0107", message)
+                .at(recipe.place(&["target.table"], &label))
+                .help("remove one of the two")
+                .into());
+        }
         return Ok(target);
     }
     if is_gpu(&t.device) {
@@ -230,7 +434,7 @@ fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
     };
     Target::shipped(name).ok_or_else(|| {
         Diagnostic::error("P0602", format!("there is no target `{name}`"))
-            .at(Place::File { path: recipe.path.clone() })
+            .at(recipe.place(&["target.device"], "unknown"))
             .help(format!(
                 "`[target] device` is `cpu`, `cuda`, `cuda:1` or one of {}; `table` names a description of another",
                 Target::SHIPPED.join(", ")
@@ -269,7 +473,7 @@ fn loss_spec(recipe: &Recipe, outputs: &[String]) -> Result<LossSpec> {
                     outputs.len()
                 ),
             )
-            .at(Place::File { path: recipe.path.clone() })
+            .at(recipe.place(&["loss.prediction", "loss.kind"], "which output?"))
             .help(format!("set `[loss] prediction` to one of: {}", outputs.join(", ")))
             .into());
         }
@@ -287,6 +491,7 @@ fn scale_spec(recipe: &Recipe) -> ScaleSpec {
     let s = &recipe.loss_scale;
     let pytorch = ScaleSpec::default();
     ScaleSpec {
+        at_seed: false,
         init: s.init,
         dynamic: s.mode != LossScaleMode::Static,
         growth: s.growth,
@@ -298,7 +503,12 @@ fn scale_spec(recipe: &Recipe) -> ScaleSpec {
     }
 }
 
-fn train_spec(recipe: &Recipe, options: &Options, scale: Option<ScaleSpec>) -> Result<TrainSpec> {
+fn train_spec(
+    recipe: &Recipe,
+    options: &Options,
+    forward: &Forward,
+    scale: Option<ScaleSpec>,
+) -> Result<TrainSpec> {
     let o = &recipe.optimizer;
     let optimizer = match o.kind {
         OptimizerKind::Sgd { momentum, nesterov } => {
@@ -317,7 +527,7 @@ fn train_spec(recipe: &Recipe, options: &Options, scale: Option<ScaleSpec>) -> R
     let end = || -> Result<u64> {
         s.steps.or(options.total_steps).ok_or_else(|| {
             Diagnostic::error("P0406", "the learning-rate curve has no end")
-                .at(Place::File { path: recipe.path.clone() })
+                .at(recipe.place(&["schedule.kind"], "ends with the run"))
                 .help("set `[schedule] steps`, or give the run a length the data can tell")
                 .into()
         })
@@ -335,6 +545,7 @@ fn train_spec(recipe: &Recipe, options: &Options, scale: Option<ScaleSpec>) -> R
         clip_norm: recipe.train.clip_norm,
         ema: recipe.train.ema,
         no_decay_vectors: o.no_decay == NoDecay::BiasAndNorm,
+        frozen: forward.frozen.clone(),
         scale,
     })
 }

@@ -62,14 +62,15 @@ impl Simplifier {
         if let Some(same) = self.identity(&op, &inputs, &types) {
             return Ok(SmallVec::from_slice(&[same]));
         }
-        let op = match self.folded(&op, &inputs, &types)? {
-            Some(literal) => literal,
-            None => op,
-        };
+        // A cast between formats stands where the precision pass put it, once or twice, and also
+        // behind a literal.
+        let placed = matches!(op, Op::Cast(_));
+        let literal = if placed { None } else { self.folded(&op, &inputs, &types)? };
+        let op = literal.unwrap_or(op);
         let inputs: SmallVec<[ValueId; 4]> =
             if matches!(op, Op::Const(_)) { SmallVec::new() } else { inputs };
         let key = (op.clone(), inputs.clone(), node.region.phase(), types.clone());
-        if let Some(known) = self.known.get(&key) {
+        if let Some(known) = self.known.get(&key).filter(|_| !placed) {
             return Ok(known.clone());
         }
         let outputs = self.out.push(op, &inputs, types, node.name.clone(), node.region);

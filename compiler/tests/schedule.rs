@@ -22,6 +22,7 @@ fn spec(optimizer: OptimizerSpec) -> TrainSpec {
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale: None,
     }
 }
@@ -317,4 +318,36 @@ fn low_precision_copies_are_written_by_the_update() {
     let Kernel::Rows(r) = &p.update[0].kernel else { panic!("{:?}", p.update[0]) };
     let written: Vec<u32> = r.instances[0].outputs.iter().map(|a| a.tensor).collect();
     assert_eq!(written, [of, at as u32]);
+}
+
+/// A residual addition and the layer normalisation behind it are one kernel without a rule that
+/// says so: both are row programs over the same rows.
+#[test]
+fn addition_and_layer_norm_are_one_kernel() {
+    let text = "graph residual\n\nforward:\n\
+        \x20 %x = input {name=\"x\"} : f32[8,16] @x\n\
+        \x20 %r = input {name=\"r\"} : f32[8,16] @r\n\
+        \x20 %w = input {name=\"w\"} : f32[16] @w\n\
+        \x20 %b = input {name=\"b\"} : f32[16] @b\n\
+        \x20 %s = binary %x, %r {f=add} @sum\n\
+        \x20 %y, %mean, %rstd = layer_norm %s, %w, %b {eps=1e-5, axes=1, center=true} @ln\n\n\
+        result out.y = %y\nresult out.sum = %s\n";
+    let g = precast_compiler::text::parse(std::path::Path::new("residual.pir"), text)
+        .unwrap_or_else(|e| panic!("{e}"));
+    for any_epilogue in [true, false] {
+        let options = Options {
+            capabilities: Capabilities { any_epilogue, ..Capabilities::CPU },
+            accumulate: 1,
+            seed: 0,
+            target: TargetSummary { name: "test".into(), device: "cpu".into() },
+            math: Math::Exact,
+            price: None,
+        };
+        let plan = lower(&g, None, &options).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(plan.micro.len(), 1, "{:?}", plan.micro);
+        assert_eq!(plan.micro[0].ops, ["sum", "ln"]);
+        let Kernel::Rows(rows) = &plan.micro[0].kernel else { panic!("not a row program") };
+        // x, r, w and b are read once each; the sum is stored because it is asked for.
+        assert_eq!(rows.instances[0].inputs.len(), 4);
+    }
 }

@@ -25,39 +25,40 @@ const FORMATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 /// If memory cannot be had.
 pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> Result<Target> {
     progress("row programs");
-    let launch_ns = rows(threads, 16, &[DType::F32; 2], |_| vec![])?;
+    let (entry, launch_ns) = starts(threads)?;
+    let clock = Clock { threads, entry };
     // 64 MB read and 64 MB written: beyond any cache that a core has to itself.
     let stream = 16 << 20;
-    let streamed = rows(threads, stream, &[DType::F32; 2], |_| vec![])?;
+    let streamed = rows(&clock, stream, &[DType::F32; 2], |_| vec![])?;
     let bandwidth_gbs = (8 * stream) as f64 / streamed;
     // In cache, the difference to a copy is the instructions; 64 of them make it large.
     let n = 1 << 16;
-    let copy = rows(threads, n, &[DType::F32; 2], |_| vec![])?;
+    let copy = rows(&clock, n, &[DType::F32; 2], |_| vec![])?;
     let per_element = |t: f64, times: u64| ((t - copy) / (n * times) as f64).max(0.0);
     let chain =
         |times: u64, f: &dyn Fn(u32) -> Instr| -> Vec<Instr> { (0..times as u32).map(f).collect() };
     let simple = |r: u32| {
         Instr::Binary(if r.is_multiple_of(2) { BinaryOp::Add } else { BinaryOp::Mul }, r, 0)
     };
-    let simple_ns = per_element(rows(threads, n, &[DType::F32; 2], |_| chain(64, &simple))?, 64);
+    let simple_ns = per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(64, &simple))?, 64);
     let divide = |r: u32| Instr::Binary(BinaryOp::Div, r, 0);
-    let divide_ns = per_element(rows(threads, n, &[DType::F32; 2], |_| chain(16, &divide))?, 16);
+    let divide_ns = per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(16, &divide))?, 16);
     let tanh = |r: u32| Instr::Unary(UnaryOp::Tanh, r);
     let transcendental_ns =
-        per_element(rows(threads, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
+        per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
     let mut convert_ns = vec![];
     for format in FORMATS.into_iter().filter(|f| f.is_low_precision()) {
         let round = |r: u32| Instr::Round(format, r);
         convert_ns.push((
             format,
-            per_element(rows(threads, n, &[DType::F32; 2], |_| chain(16, &round))?, 16),
+            per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(16, &round))?, 16),
         ));
     }
     let mut products = vec![];
     for format in FORMATS {
         for family in Family::ALL {
             progress(&format!("{family:?} in {format}"));
-            products.push(Speed { family, format, points: points(family, format, threads)? });
+            products.push(Speed { family, format, points: points(family, format, &clock)? });
         }
     }
     let target = Target {
@@ -84,21 +85,21 @@ fn describe(threads: usize) -> Result<String> {
 /// Nanoseconds of a row program `out = code(in)` over `n` elements; `code` lists what follows the
 /// load (register 0), each instruction reading earlier ones.
 fn rows(
-    threads: usize,
+    clock: &Clock,
     n: u64,
     formats: &[DType; 2],
     code: impl Fn(u32) -> Vec<Instr>,
 ) -> Result<f64> {
     let mut plan = Builder::default();
     plan.rows(n, formats, code(0));
-    time(plan.finish(), threads)
+    clock.time(plan.finish())
 }
 
 /// Speed by size, GFLOP/s. Sizes are as [`Speed::points`] defines them.
-fn points(family: Family, format: DType, threads: usize) -> Result<Vec<(f64, f64)>> {
+fn points(family: Family, format: DType, clock: &Clock) -> Result<Vec<(f64, f64)>> {
     let mut list = vec![];
     let mut add = |size: f64, flops: f64, plan: Builder| -> Result<()> {
-        list.push((size, flops / time(plan.finish(), threads)?));
+        list.push((size, flops / clock.time(plan.finish())?));
         Ok(())
     };
     match family {
@@ -154,6 +155,33 @@ fn geometry(n: u64, c: u64, size: u64) -> ConvGeometry {
         pad: [1; 4],
         dilation: [1, 1],
         groups: 1,
+    }
+}
+
+/// Nanoseconds that a phase takes before its first kernel (waking the threads), and that each of
+/// its kernels takes to start: the ends and the slope of phases of 1 and of 33 tiny kernels.
+fn starts(threads: usize) -> Result<(f64, f64)> {
+    let of = |kernels: usize| {
+        let mut plan = Builder::default();
+        (0..kernels).for_each(|_| plan.rows(16, &[DType::F32; 2], vec![]));
+        time(plan.finish(), threads)
+    };
+    let (one, many) = (of(1)?, of(33)?);
+    let launch = ((many - one) / 32.0).max(1.0);
+    Ok(((one - launch).max(0.0), launch))
+}
+
+/// Times plans of one kernel without the entry into their phase, which a step pays once.
+struct Clock {
+    threads: usize,
+    entry: f64,
+}
+
+impl Clock {
+    fn time(&self, plan: Plan) -> Result<f64> {
+        // At least a tenth of what was measured: the entry varies, and speed must be positive.
+        let all = time(plan, self.threads)?;
+        Ok((all - self.entry).max(0.1 * all))
     }
 }
 
@@ -311,6 +339,7 @@ impl Builder {
             persistent_bytes: self.bytes,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         }

@@ -76,13 +76,15 @@ fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>)
                 );
                 return Err(Error::new("R0302", text).at(weights.describe()));
             }
-            found.convert(0..n, t.dtype, (1.0, 0.0), out)?;
+            let place = || format!("{}: tensor `{name}`", weights.describe());
+            found.convert(0..n, t.dtype, (1.0, 0.0), out).map_err(|e| e.at(place()))?;
         }
         Init::File { path, offset, dtype } => {
             let bytes = weights.part(path, *offset, (n * dtype.size()) as u64)?;
             let element = crate::tensors::Element::Plan(*dtype);
             let host = crate::tensors::HostTensor { element, shape: t.shape.clone(), bytes };
-            host.convert(0..n, t.dtype, (1.0, 0.0), out)?;
+            let place = || format!("{path}: tensor `{}`", t.name);
+            host.convert(0..n, t.dtype, (1.0, 0.0), out).map_err(|e| e.at(place()))?;
         }
         Init::Uniform { bound, seed, stream } => {
             for i in 0..n {

@@ -1,16 +1,19 @@
 //! The training loop over a loaded plan.
 
-use crate::backend::{Backend, Phase, Queue};
+use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
-use crate::data::{Batch, Position, Wanted};
+use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
 use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::time::Instant;
+
+mod steps;
+
+use steps::Pending;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
@@ -38,16 +41,6 @@ pub struct StepReport {
     /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
     /// for the host not counted.
     pub seconds: f64,
-}
-
-/// A step that was submitted and whose values have not all come back.
-struct Pending {
-    step: u64,
-    /// Sum over the micro batches whose losses have come.
-    loss: f64,
-    /// Requests that have not come back, those not yet made included.
-    requests: usize,
-    seconds: f64,
 }
 
 /// Inputs the session feeds by itself, one element each.
@@ -154,8 +147,14 @@ impl Session {
             .iter()
             .enumerate()
             .filter(|(i, t)| matches!(t.storage, Storage::Input { .. }) && !fed(*i as TensorId))
-            .map(|(_, t)| Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+            .map(|(i, _)| self.input(i as TensorId))
             .collect()
+    }
+
+    fn input(&self, id: TensorId) -> Wanted {
+        let t = &self.plan.tensors[id as usize];
+        let classes = self.plan.classes.iter().find(|c| c.tensor == id).copied();
+        Wanted { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), classes }
     }
 
     /// Feeds the one-element input `name` with `f(step)` before every step, e.g. `lr`.
@@ -166,7 +165,8 @@ impl Session {
         let id = self.id(name)?;
         let t = &self.plan.tensors[id as usize];
         if !matches!(t.storage, Storage::Input { .. }) || t.shape.iter().product::<u64>() != 1 {
-            return Err(Error::new("R0501", format!("`{name}` is not an input of one element")));
+            let text = format!("`{name}` is not an input of one element");
+            return Err(Error::new("R0501", text).at(format!("tensor `{name}`")));
         }
         self.scalars.push((id, t.dtype, f));
         Ok(())
@@ -201,6 +201,7 @@ impl Session {
             if !matches!(self.plan.tensors[id as usize].storage, Storage::Input { .. }) {
                 return Err(Error::new("R0503", format!("`{name}` is not an input of the plan")));
             }
+            self.input(id).check(bytes)?;
             self.backend.write(id, bytes).map_err(|e| e.at(format!("input `{name}`")))?;
         }
         for k in 0..self.own.len() {
@@ -232,157 +233,6 @@ impl Session {
     pub fn micro(&mut self, batch: &Batch) -> Result<()> {
         self.upload(batch, 0)?;
         self.backend.run(Phase::Micro)
-    }
-
-    /// One optimizer step over `batches`, as many as the plan accumulates.
-    ///
-    /// # Errors
-    /// If there are more or fewer batches, one does not fit the plan, or the device failed.
-    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
-        let start = Instant::now();
-        self.check_count(batches)?;
-        if self.backend.queue().is_some() {
-            self.enqueue(batches)?;
-            self.receive_all()?;
-            return Ok(self.ready.pop().expect("the step just submitted is the last to report"));
-        }
-        let mut loss = 0.0;
-        for (i, batch) in batches.iter().enumerate() {
-            self.upload(batch, i as u64)?;
-            self.backend.run(Phase::Micro)?;
-            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
-        }
-        self.backend.run(Phase::Update)?;
-        self.steps += 1;
-        Ok(StepReport {
-            step: self.steps,
-            loss: (loss / batches.len() as f64) as f32,
-            scale: self.scalar(self.scale)?,
-            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
-            grad_norm: self.scalar(self.grad_norm)?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
-    }
-
-    fn check_count(&self, batches: &[Batch]) -> Result<()> {
-        if batches.len() as u64 == u64::from(self.plan.accumulate) {
-            return Ok(());
-        }
-        let text =
-            format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
-        Err(Error::new("R0504", text))
-    }
-
-    /// As [`Session::step`], without waiting for a device that works behind the host: reports come
-    /// in order, some steps later, with the numbers that `step` would give. An error of the data is
-    /// that of an earlier step, then.
-    ///
-    /// # Errors
-    /// As [`Session::step`].
-    pub fn submit(&mut self, batches: &[Batch]) -> Result<Vec<StepReport>> {
-        if self.backend.queue().is_none() {
-            return Ok(vec![self.step(batches)?]);
-        }
-        self.check_count(batches)?;
-        self.enqueue(batches)?;
-        while self.receive(false)? {}
-        Ok(std::mem::take(&mut self.ready))
-    }
-
-    /// Waits for every step that was submitted, and gives the reports that are left.
-    ///
-    /// # Errors
-    /// As [`Session::step`].
-    pub fn finish(&mut self) -> Result<Vec<StepReport>> {
-        self.receive_all()?;
-        Ok(std::mem::take(&mut self.ready))
-    }
-
-    /// Tensors of a report that stand in the plan, the loss first.
-    fn reported(&self) -> Vec<TensorId> {
-        [self.loss, self.scale, self.skipped, self.grad_norm].into_iter().flatten().collect()
-    }
-
-    fn enqueue(&mut self, batches: &[Batch]) -> Result<()> {
-        let queued = self.enqueue_all(batches);
-        if queued.is_err() {
-            self.abandon();
-        }
-        queued
-    }
-
-    /// After an error: what is still on its way belongs to no step.
-    fn abandon(&mut self) {
-        while self.asked > 0 && matches!(self.queue().receive(true), Ok(Some(_))) {}
-        self.pending.clear();
-        self.asked = 0;
-    }
-
-    fn enqueue_all(&mut self, batches: &[Batch]) -> Result<()> {
-        let room = self.queue().room();
-        let values = self.reported();
-        let (step, requests) = (self.steps + 1, batches.len());
-        self.pending.push_back(Pending { step, loss: 0.0, requests, seconds: 0.0 });
-        for (i, batch) in batches.iter().enumerate() {
-            self.upload(batch, i as u64)?;
-            while self.asked >= room {
-                self.receive(true)?;
-            }
-            let last = i + 1 == batches.len();
-            let queue = self.queue();
-            queue.submit(last)?;
-            // Every micro batch overwrites the loss of the one before.
-            queue.request(if last { &values } else { &values[..1.min(values.len())] })?;
-            self.asked += 1;
-        }
-        self.steps = step;
-        Ok(())
-    }
-
-    fn queue(&mut self) -> &mut dyn Queue {
-        self.backend.queue().expect("the caller has asked")
-    }
-
-    fn receive_all(&mut self) -> Result<()> {
-        while self.receive(true)? {}
-        Ok(())
-    }
-
-    /// Takes in the oldest values on their way; whether there were any.
-    fn receive(&mut self, wait: bool) -> Result<bool> {
-        if self.asked == 0 {
-            return Ok(false);
-        }
-        let received = self.queue().receive(wait).inspect_err(|_| self.abandon())?;
-        let Some(late) = received else { return Ok(false) };
-        self.asked -= 1;
-        let ids = self.reported();
-        let value = |id: Option<TensorId>| -> Option<f32> {
-            let at = ids.iter().position(|i| Some(*i) == id)?;
-            let dtype = self.plan.tensors[id? as usize].dtype;
-            let bytes = late.values.get(at)?.clone().into();
-            let host = HostTensor { element: Element::Plan(dtype), shape: vec![], bytes };
-            Some(host.to_f32()[0])
-        };
-        let (loss, scale) = (value(self.loss), value(self.scale));
-        let (skipped, grad_norm) = (value(self.skipped), value(self.grad_norm));
-        let accumulate = f64::from(self.plan.accumulate);
-        let pending = self.pending.front_mut().expect("asked above");
-        pending.loss += loss.map_or(f64::NAN, f64::from);
-        pending.seconds += late.seconds;
-        pending.requests -= 1;
-        if pending.requests == 0 {
-            let pending = self.pending.pop_front().expect("asked above");
-            self.ready.push(StepReport {
-                step: pending.step,
-                loss: (pending.loss / accumulate) as f32,
-                scale,
-                skipped: skipped.is_some_and(|x| x != 0.0),
-                grad_norm,
-                seconds: pending.seconds,
-            });
-        }
-        Ok(true)
     }
 
     /// Runs the forward-only phase over one batch; its results are then read with
@@ -509,12 +359,12 @@ impl Session {
     }
 
     /// Writes everything a bit-exact continuation needs: all persistent tensors, the step count,
-    /// the seed and where the data stands.
+    /// the seed, and where in which data the run stands.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn save_checkpoint(&self, path: &Path, position: Position) -> Result<()> {
-        let data = serde_json::to_string(&position).expect("two numbers");
+    pub fn save_checkpoint(&self, path: &Path, data: &DataState) -> Result<()> {
+        let data = serde_json::to_string(data).expect("a few numbers");
         let metadata = BTreeMap::from([
             ("precast.data".to_string(), data),
             ("precast.model".to_string(), self.plan.model.clone()),
@@ -524,11 +374,12 @@ impl Session {
         write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
     }
 
-    /// Continues from a checkpoint; returns where its data stood. Nothing changes on an error.
+    /// Continues from a checkpoint; returns where its data stood, for
+    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
     ///
     /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<Position> {
+    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
         let file = TensorFile::open(path)?;
         let bad = |code, text: String| {
             Error::new(code, text)
@@ -542,10 +393,15 @@ impl Session {
             value.map(String::as_str)
         };
         let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
-        let position: Position =
+        let state: DataState =
             serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
         let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
         let seed: u64 = meta("precast.seed")?.parse().map_err(|_| damaged("precast.seed"))?;
+        if seed != self.seed {
+            let text =
+                format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
+            return Err(bad("R0510", text));
+        }
         let mut values = vec![];
         let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
@@ -574,7 +430,7 @@ impl Session {
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
         }
-        (self.steps, self.seed) = (steps, seed);
-        Ok(position)
+        self.steps = steps;
+        Ok(state)
     }
 }

@@ -63,7 +63,8 @@ impl HostTensor<'_> {
         }
     }
 
-    fn int(&self, i: usize) -> i64 {
+    /// Element `i` as an integer.
+    pub(crate) fn int(&self, i: usize) -> i64 {
         let b = &self.bytes[i * self.element.size()..];
         match self.element {
             Element::Plan(DType::I64) => i64::from_le_bytes(b[..8].try_into().expect("8 bytes")),
@@ -331,21 +332,43 @@ pub fn write_tensors(
     }
     let mut head = serde_json::Value::Object(header).to_string().into_bytes();
     head.resize(head.len().next_multiple_of(8), b' ');
+    write_whole(path, |file| {
+        file.write_all(&(head.len() as u64).to_le_bytes())?;
+        file.write_all(&head)?;
+        tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
+    })
+}
+
+/// Writes a file as a whole or not at all: what `write` writes goes to `PATH.partial`, which takes
+/// the place of `path` once it is on the disk. An interruption leaves what was at `path` before.
+///
+/// # Errors
+/// `R0206` if the disk refuses.
+pub fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<()> {
     let fail = |e: std::io::Error| {
         Error::new("R0206", format!("cannot write the file: {e}")).at(path.display())
     };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".partial");
-    let temporary = PathBuf::from(temporary);
-    let mut file = File::create(&temporary).map_err(fail)?;
-    file.write_all(&(head.len() as u64).to_le_bytes()).map_err(fail)?;
-    file.write_all(&head).map_err(fail)?;
-    for (_, _, bytes) in tensors.values() {
-        file.write_all(bytes).map_err(fail)?;
+    // A link keeps pointing where it points; a pipe or a device is written, not replaced.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if target.metadata().is_ok_and(|m| !m.is_file()) {
+        return File::create(&target).and_then(|mut file| write(&mut file)).map_err(fail);
     }
-    file.sync_all().map_err(fail)?;
-    drop(file);
-    std::fs::rename(&temporary, path).map_err(fail)
+    let mut partial = target.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let written = File::create(&partial).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, &target)
+    });
+    written.map_err(|e| {
+        // The file may not have come to be; the error that counts is the first.
+        let _ = std::fs::remove_file(&partial);
+        fail(e)
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod common;
 
 use common::{BATCH, HIDDEN, IN, OUT, mlp};
 use precast_plan::{DType, Plan};
-use precast_runtime::data::{Batch, Position};
+use precast_runtime::data::{Batch, DataState, Position};
 use precast_runtime::tensors::TensorFile;
 use precast_runtime::{HostTensor, Options, Session};
 use std::collections::BTreeMap;
@@ -123,8 +123,15 @@ fn a_checkpoint_continues_to_the_bit() {
     train(&mut whole, 0..6);
     let mut first = session(mlp(), 1);
     train(&mut first, 0..3);
-    let at = Position { epoch: 2, batch: 7 };
-    first.save_checkpoint(&path, at).unwrap();
+    let at = DataState {
+        position: Position { epoch: 2, batch: 7 },
+        rows: 100,
+        batch: BATCH,
+        split: 0.0,
+        shuffle: true,
+        seed: 0,
+    };
+    first.save_checkpoint(&path, &at).unwrap();
     let mut second = session(mlp(), 1);
     assert_eq!(second.load_checkpoint(&path).unwrap(), at);
     train(&mut second, 3..6);
@@ -132,7 +139,11 @@ fn a_checkpoint_continues_to_the_bit() {
     for t in ["w1", "b1", "w2", "w1.momentum", "ema.w2", "count"] {
         assert_eq!(whole.read(t).unwrap(), second.read(t).unwrap(), "{t}");
     }
-    // Another plan, and a file that is no checkpoint, change nothing.
+    // Another seed, another plan, and a file that is no checkpoint, change nothing.
+    let options = Options { threads: 1, seed: 1 };
+    let mut seeded = Session::new(mlp(), &Weights::new(), &options).unwrap();
+    assert_eq!(seeded.load_checkpoint(&path).unwrap_err().code, "R0510");
+    assert_eq!(seeded.steps(), 0);
     let mut other = mlp();
     other.tensors.iter_mut().find(|t| t.name == "count").unwrap().dtype = DType::F32;
     other.programs.iter_mut().find(|p| p.name == "tick").unwrap().inputs[0].dtype = DType::F32;

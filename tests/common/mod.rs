@@ -60,6 +60,46 @@ impl Fixture {
         pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{model} {policy}: {e}"))
     }
 
+    /// As [`Fixture::compile_with`], for a GPU of compute capability 9.0.
+    pub fn compile_gpu(
+        &self,
+        model: &str,
+        policy: &str,
+        optimizer: &str,
+        train: &str,
+        keep_gradients: bool,
+    ) -> Compiled {
+        let train = format!("{train}\n[target]\ndevice = \"sm_90\"");
+        self.compile_with(model, policy, optimizer, &train, keep_gradients)
+    }
+
+    /// Relative L2 distances of the gradients a session has computed from PyTorch's in f64.
+    pub fn gradient_errors(&self, session: &Session) -> Vec<(String, f64)> {
+        let names = session.plan().results.iter().map(|r| r.name.clone());
+        let gradients = names.filter(|n| n.starts_with("grad."));
+        gradients
+            .map(|name| {
+                let have = session.result(&name).expect("listed").to_f32();
+                let want = self.f64s(&name.replace("lm_head.weight", "wte.weight"));
+                let d: f64 = have.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+                let n: f64 = want.iter().map(|b| b * b).sum();
+                (name, (d / n).sqrt())
+            })
+            .collect()
+    }
+
+    /// PyTorch's own distance between bf16 autocast and f64, by gradient.
+    pub fn yardstick(&self) -> impl Fn(&str) -> f64 + use<> {
+        let text =
+            std::fs::read_to_string(self.folder.join("meta.json")).expect("the fixture is complete");
+        let meta: serde_json::Value = serde_json::from_str(&text).expect("the fixture is JSON");
+        move |name: &str| {
+            let name = name.strip_prefix("grad.").expect("a gradient's name");
+            let name = name.replace("lm_head.weight", "wte.weight");
+            meta["grad_rel_l2_err_vs_f64"]["bf16"][name].as_f64().expect("listed")
+        }
+    }
+
     /// A recipe's text, and the extents of its inputs.
     pub fn recipe(
         &self,
@@ -93,10 +133,19 @@ impl Fixture {
 
     /// With so many threads; 0: every core.
     pub fn session_on(&self, plan: Plan, threads: usize) -> (Session, Batch) {
-        let weights =
-            ModelWeights::for_plan(&plan, &self.folder, None).unwrap_or_else(|e| panic!("{e}"));
+        let weights = self.weights(&plan);
         let options = Options { threads, ..Options::default() };
         let session = Session::new(plan, &weights, &options).unwrap_or_else(|e| panic!("{e}"));
+        let batch = self.batch(&session);
+        (session, batch)
+    }
+
+    pub fn weights(&self, plan: &Plan) -> ModelWeights {
+        ModelWeights::for_plan(plan, &self.folder, None).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The fixture's one batch, as a session wants it.
+    pub fn batch(&self, session: &Session) -> Batch {
         let wanted = session.wanted();
         let tensors: Vec<_> = wanted
             .iter()
@@ -110,8 +159,7 @@ impl Fixture {
             })
             .collect();
         let tensors: Vec<(&str, HostTensor)> = tensors;
-        let batch = batch_of(&wanted, &tensors).unwrap_or_else(|e| panic!("{e}"));
-        (session, batch)
+        batch_of(&wanted, &tensors).unwrap_or_else(|e| panic!("{e}"))
     }
 
     pub fn f64s(&self, name: &str) -> Vec<f64> {
@@ -127,13 +175,18 @@ impl Fixture {
 
 /// Lowers a training graph for a generic CPU, formats by `policy`.
 pub fn lower(train: &Graph, policy: Policy) -> Plan {
+    lowered(train, policy).1
+}
+
+/// As [`lower`], with the graph that was scheduled.
+pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
     let target = Target::shipped("cpu-generic").expect("shipped");
     let train = simplify::simplify(train).unwrap_or_else(|e| panic!("{e}"));
     let modes = egraph::Modes { plain: Some(&train), scaled: None };
     let outcome = egraph::run(modes, &PrecisionOptions::new(policy), &target)
         .unwrap_or_else(|e| panic!("{e}"));
     let options = emit::Options {
-        capabilities: Capabilities { any_epilogue: true },
+        capabilities: Capabilities::CPU,
         accumulate: 1,
         seed: 0,
         target: target.summary(),
@@ -144,5 +197,5 @@ pub fn lower(train: &Graph, policy: Policy) -> Plan {
     if let Err(e) = plan.validate() {
         panic!("{e:?}\n{}", precast_compiler::text::print(&outcome.graph));
     }
-    plan
+    (outcome.graph, plan)
 }

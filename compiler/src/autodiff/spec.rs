@@ -56,6 +56,9 @@ pub struct LrSpec {
 /// Loss scaling. Dynamic scaling follows PyTorch's `GradScaler`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleSpec {
+    /// The factor enters at the seed of the backward pass, as frameworks scale a loss; otherwise at
+    /// the gradients, from where the e-graph moves it.
+    pub at_seed: bool,
     pub init: f64,
     /// Off for a static scale.
     pub dynamic: bool,
@@ -74,6 +77,7 @@ impl Default for ScaleSpec {
     /// PyTorch's defaults.
     fn default() -> ScaleSpec {
         ScaleSpec {
+            at_seed: false,
             init: 65536.0,
             dynamic: true,
             growth: 2.0,
@@ -99,5 +103,7 @@ pub struct TrainSpec {
     pub ema: Option<f64>,
     /// Parameters of rank 0 or 1 (biases, norm weights) are not decayed.
     pub no_decay_vectors: bool,
+    /// Parameters that keep their values: no gradient, no optimizer state, no part in the norm.
+    pub frozen: Vec<String>,
     pub scale: Option<ScaleSpec>,
 }

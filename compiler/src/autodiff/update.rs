@@ -18,22 +18,35 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 ///
 /// With a loss scale S the gradients are `scale_by(S, g)` and the updates multiply by 1/S. The
 /// e-graph's scale motion carries the factor back to the seed of the backward pass; as written
-/// here the graph means the same and scales too late.
+/// here the graph means the same and scales too late, unless [`super::ScaleSpec::at_seed`].
 ///
 /// # Errors
 /// P0402, see [`backward`]; P0405 where no parameter influences the loss.
 pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool) -> Result<Graph> {
-    let params: Vec<(String, ValueId)> = param_reads(&g);
+    let params: Vec<(String, ValueId)> = trained_reads(&g, &spec.frozen);
     let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let seed = {
         let data = ConstData::scalar(1.0 / spec.accumulate as f32);
         Build { g: &mut g, region: Region::Backward }.op(SEED, Const { data }, &[])
     };
+    let at_seed = spec.scale.is_some_and(|s| s.at_seed);
+    let seed = if at_seed {
+        let s = loss_scale(&mut g, spec).expect("there is a scale");
+        Build { g: &mut g, region: Region::Backward }.op("loss.scaled_seed", ScaleBy {}, &[s, seed])
+    } else {
+        seed
+    };
     let grads = backward(&mut g, loss, seed, &wrt)?;
     if grads.iter().all(Option::is_none) {
-        return Err(Diagnostic::error("P0405", "the loss depends on no parameter")
-            .help("export the model with its weights as initializers, not folded into constants")
-            .into());
+        let (message, help) = if spec.frozen.is_empty() {
+            (
+                "the loss depends on no parameter",
+                "export the model with its weights as initializers, not folded into constants",
+            )
+        } else {
+            ("the loss depends on no parameter that is trained", "freeze fewer parameters")
+        };
+        return Err(Diagnostic::error("P0405", message).help(help).into());
     }
     let mut trained: Vec<Trained> = Vec::new();
     for ((name, value), grad) in params.into_iter().zip(grads) {
@@ -47,6 +60,17 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     Ok(g)
 }
 
+/// The loss scale as the backward pass reads it.
+fn loss_scale(g: &mut Graph, spec: &TrainSpec) -> Option<ValueId> {
+    let scale = spec.scale?;
+    let known = g.nodes().find(|(_, n)| n.name == names::LOSS_SCALE).map(|(_, n)| n.outputs[0]);
+    Some(known.unwrap_or_else(|| {
+        let mut b = Build { g, region: Region::Backward };
+        let init = VarInit::Value(scale.init);
+        b.var(names::LOSS_SCALE, TensorType::f32([]), VarRole::Machine, init)
+    }))
+}
+
 struct Trained {
     name: String,
     /// The parameter as the forward pass read it.
@@ -54,11 +78,11 @@ struct Trained {
     grad: ValueId,
 }
 
-/// Every parameter the graph reads, in the order of [`Graph::vars`].
-fn param_reads(g: &Graph) -> Vec<(String, ValueId)> {
+/// Every parameter the graph reads and trains, in the order of [`Graph::vars`].
+fn trained_reads(g: &Graph, frozen: &[String]) -> Vec<(String, ValueId)> {
     let mut found = Vec::new();
     for (name, var) in &g.vars {
-        if var.role != VarRole::Param {
+        if var.role != VarRole::Param || frozen.contains(name) {
             continue;
         }
         let read = g.nodes().find_map(|(_, n)| match &n.op {
@@ -73,14 +97,11 @@ fn param_reads(g: &Graph) -> Vec<(String, ValueId)> {
 }
 
 fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_gradients: bool) {
-    let scalar = || TensorType::f32([]);
-    let scale = spec.scale.map(|s| {
-        let mut b = Build { g, region: Region::Backward };
-        b.var(names::LOSS_SCALE, scalar(), VarRole::Machine, VarInit::Value(s.init))
-    });
+    let scale = loss_scale(g, spec);
+    let late = scale.filter(|_| spec.scale.is_some_and(|s| !s.at_seed));
     for t in trained.iter_mut() {
         let mut b = Build { g, region: Region::Backward };
-        if let Some(s) = scale {
+        if let Some(s) = late {
             t.grad = b.op(&format!("{}.scaled_grad", t.name), ScaleBy {}, &[s, t.grad]);
         }
         if spec.accumulate > 1 {

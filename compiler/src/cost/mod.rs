@@ -12,7 +12,7 @@
 
 mod step;
 
-pub use step::step_ns;
+pub use step::{step_bytes, step_ns};
 
 use crate::ir::TensorType;
 use crate::ops::{Lowering, Op, matmul::Fused};
@@ -119,19 +119,25 @@ impl Prices<'_> {
         }
     }
 
-    /// The whole price of an operation on its own, all reals in f32: what structure is chosen by.
-    pub fn alone(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
-        match op.lowering() {
-            Lowering::Leaf | Lowering::View => 0.0,
-            _ => {
-                let bytes: usize = x.iter().chain(y).map(|t| t.bytes()).sum();
-                self.beside(op, y)
-                    + self.target.launch_ns
-                    + bytes as f64 / self.target.bandwidth_gbs
-                    + self.work(op, x, y)
-                    + self.product(op, x, y, DType::F32).unwrap_or(0.0)
-            }
+    /// The whole price of an operation on its own: what structure is chosen by. Products that the
+    /// target has in `format` read and multiply it; all else is f32.
+    pub fn alone(&self, op: &Op, x: &[&TensorType], y: &[&TensorType], format: DType) -> f64 {
+        if matches!(op.lowering(), Lowering::Leaf | Lowering::View) {
+            return 0.0;
         }
+        let bytes: usize = x.iter().chain(y).map(|t| t.bytes()).sum();
+        let plain = bytes as f64 / self.target.bandwidth_gbs
+            + self.product(op, x, y, DType::F32).unwrap_or(0.0);
+        let in_format = self.product(op, x, y, format).map(|multiply| {
+            // The two operands of a product; three of attention, whose price they dominate.
+            let narrow: usize = x.iter().take(2).map(|t| t.shape.elements()).sum();
+            let less = narrow * (4 - format.size().min(4));
+            (bytes - less) as f64 / self.target.bandwidth_gbs + multiply
+        });
+        self.beside(op, y)
+            + self.target.launch_ns
+            + self.work(op, x, y)
+            + in_format.map_or(plain, |narrow| narrow.min(plain))
     }
 
     /// What an epilogue costs that the target's product cannot run itself: vendor libraries know

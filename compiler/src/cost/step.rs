@@ -127,12 +127,11 @@ impl Coster<'_> {
         use precast_plan::ConvKind::{DataGrad, FilterGrad, Forward};
         let g: &ConvGeometry = &conv.geometry;
         let volume = (g.n * g.oh * g.ow * (g.o / g.groups) * (g.c / g.groups) * g.kh * g.kw) as f64;
-        let (x, w, y) =
-            ([g.n, g.c, g.h, g.w], [g.o, g.c / g.groups, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
-        let (family, a, b, out) = match conv.kind {
-            Forward => (Family::Conv, x, w, y),
-            DataGrad => (Family::ConvDataGrad, y, w, x),
-            FilterGrad => (Family::ConvFilterGrad, x, y, w),
+        let (a, b, out) = conv_extents(conv);
+        let family = match conv.kind {
+            Forward => Family::Conv,
+            DataGrad => Family::ConvDataGrad,
+            FilterGrad => Family::ConvFilterGrad,
         };
         self.product(family, &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
             + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
@@ -147,5 +146,71 @@ impl Coster<'_> {
         let moved = (batch * heads * (2 * tq + 2 * tk) * d) as f64 * passes;
         self.product(family, q, volume.cbrt(), flops)
             + moved * self.format(q).size() as f64 / self.target.bandwidth_gbs
+    }
+}
+
+/// Bytes that one run of a step reads and writes, every tensor once an access.
+pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
+    let size = |a: &Access| plan.tensors[a.tensor as usize].dtype.size() as u64;
+    let touched = |a: &Access, dims: &[u64]| Coster::touched(dims, a) * size(a);
+    let all = |list: &[Access], dims: &[u64]| list.iter().map(|a| touched(a, dims)).sum::<u64>();
+    let epilogue = |e: &Epilogue, dims: &[u64]| all(&e.inputs, dims) + all(&e.outputs, dims);
+    match &step.kernel {
+        Kernel::Rows(r) => {
+            r.instances.iter().map(|i| all(&i.inputs, &i.dims) + all(&i.outputs, &i.dims)).sum()
+        }
+        Kernel::Gemm(g) => {
+            let [b0, b1] = g.batch;
+            touched(&g.a, &[b0, b1, g.m, g.k])
+                + touched(&g.b, &[b0, b1, g.k, g.n])
+                + epilogue(&g.epilogue, &[b0, b1, g.m, g.n])
+        }
+        Kernel::Conv(c) => {
+            let (a, b, out) = conv_extents(c);
+            touched(&c.a, &a) + touched(&c.b, &b) + epilogue(&c.epilogue, &out)
+        }
+        Kernel::Attention(a) => {
+            let (q, k) = ([a.batch, a.heads, a.tq, a.d], [a.batch, a.heads, a.tk, a.d]);
+            touched(&a.q, &q)
+                + touched(&a.k, &k)
+                + touched(&a.v, &k)
+                + touched(&a.o, &q)
+                + touched(&a.lse, &[a.batch, a.heads, a.tq])
+        }
+        Kernel::AttentionGrad(g) => {
+            let a = &g.forward;
+            let (q, k) = ([a.batch, a.heads, a.tq, a.d], [a.batch, a.heads, a.tk, a.d]);
+            let long = [&a.q, &a.o, &g.d_o, &g.d_q].map(|x| touched(x, &q));
+            let short = [&a.k, &a.v, &g.d_k, &g.d_v].map(|x| touched(x, &k));
+            long.iter().chain(&short).sum::<u64>()
+                + touched(&a.lse, &[a.batch, a.heads, a.tq])
+        }
+        Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
+            let g = &p.geometry;
+            let y = [g.n, g.c, g.oh, g.ow];
+            touched(&p.x, &[g.n, g.c, g.h, g.w]) + touched(&p.y, &y) + touched(&p.index, &y)
+        }
+        Kernel::Gather(g) | Kernel::ScatterAdd(g) => {
+            let rows = touched(&g.out, &[g.rows, g.width]);
+            // A gather reads the rows it copies; a sum writes its whole table.
+            let table = match &step.kernel {
+                Kernel::Gather(_) => g.rows * g.width * size(&g.table),
+                _ => touched(&g.table, &[g.table_rows, g.width]),
+            };
+            rows + table + g.rows * size(&g.ids)
+        }
+    }
+}
+
+/// Extents of a convolution's operands and result.
+fn conv_extents(conv: &Conv) -> ([u64; 4], [u64; 4], [u64; 4]) {
+    use precast_plan::ConvKind::{DataGrad, FilterGrad, Forward};
+    let g: &ConvGeometry = &conv.geometry;
+    let (x, w, y) =
+        ([g.n, g.c, g.h, g.w], [g.o, g.c / g.groups, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
+    match conv.kind {
+        Forward => (x, w, y),
+        DataGrad => (y, w, x),
+        FilterGrad => (x, y, w),
     }
 }

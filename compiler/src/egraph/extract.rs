@@ -8,6 +8,7 @@ use super::lang::{ENode, Eg, Sym};
 use crate::cost::Prices;
 use crate::ir::TensorType;
 use egg::{Id, Language};
+use precast_plan::DType;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -32,7 +33,7 @@ pub struct Problem {
 pub type Choice = Vec<Option<u32>>;
 
 impl Problem {
-    pub fn new(eg: &Eg, roots: &[Id], prices: &Prices) -> Problem {
+    pub fn new(eg: &Eg, roots: &[Id], prices: &Prices, format: DType) -> Problem {
         let mut p = Problem {
             classes: Vec::new(),
             index: FxHashMap::default(),
@@ -47,7 +48,7 @@ impl Problem {
             for node in &eg[class].nodes {
                 let children = node.children().iter().map(|&c| p.class(eg.find(c))).collect();
                 list.push(Candidate {
-                    price: price(eg, node, class, prices),
+                    price: price(eg, node, class, prices, format),
                     node: node.clone(),
                     children,
                 });
@@ -361,9 +362,9 @@ fn union_price(
 
 /// The price of an e-node on its own. At least one picosecond, so that totals fall along every
 /// chosen edge and no choice can be cyclic.
-fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices) -> Price {
+fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices, format: DType) -> Price {
     let Some(op) = eg.analysis.op(node) else { return 1 };
     let x: SmallVec<[&TensorType; 4]> = node.children.iter().map(|&c| eg[c].data.ty()).collect();
     let y: SmallVec<[&TensorType; 4]> = eg[class].data.types.iter().collect();
-    (prices.alone(op, &x, &y) * 1e3) as Price + 1
+    (prices.alone(op, &x, &y, format) * 1e3) as Price + 1
 }

@@ -4,11 +4,13 @@
 use super::Plan;
 use crate::cost::Prices;
 use crate::ir::{Graph, Node};
-use crate::ops::{Lowering, NumericClass};
-use crate::precision::Policy;
+use crate::ops::{Lowering, NumericClass, Op};
+use crate::precision::{self, Policy};
 use precast_plan::{DType, Decision, Rejected, Target};
+use std::collections::BTreeMap;
 
-fn ms(ns: f64) -> String {
+/// `1.234 ms`
+pub fn ms(ns: f64) -> String {
     if ns >= 1e6 { format!("{:.3} ms", ns * 1e-6) } else { format!("{:.1} µs", ns * 1e-3) }
 }
 
@@ -42,9 +44,9 @@ pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> S
 }
 
 /// Why every operation is what it is.
-pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
+pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
     let mut out = Vec::new();
-    let labels = &plan.labels;
+    let (g, labels) = (&plan.structured.graph, &plan.labels);
     for (id, n) in g.nodes() {
         if matches!(n.op.lowering(), Lowering::Leaf | Lowering::View) {
             continue;
@@ -100,6 +102,37 @@ pub fn decisions(g: &Graph, plan: &Plan, prices: &Prices) -> Vec<Decision> {
         });
     }
     out
+}
+
+/// Who asked for every cast, what it costs, and what doing without it would cost.
+pub fn casts(plan: &Plan) -> Vec<Decision> {
+    let (g, placed) = (&plan.structured.graph, &plan.placed);
+    let by_name: BTreeMap<&str, &Node> = g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
+    let casts = placed.nodes().map(|(_, n)| n).filter(|n| matches!(n.op, Op::Cast(_)));
+    casts
+        .zip(precision::casts::records(placed))
+        .map(|(n, record)| {
+            let x = placed.value(n.inputs[0]);
+            // The value as it was before casts were placed; operations keep their names.
+            let v = by_name.get(placed.node(x.node).name.as_str()).map(|n| n.outputs[x.index as usize]);
+            let price = v.and_then(|v| plan.model.cast_price(&plan.labels, v));
+            let extra = v.and_then(|v| plan.model.without_cast(&plan.labels, v));
+            let why = match extra {
+                Some(_) => "with its readers in the format that is stored",
+                None => "its readers may not take the format that is stored",
+            };
+            record.decision(price.unwrap_or(0.0), extra, why)
+        })
+        .collect()
+}
+
+/// `bf16,bf16->f32` of a node whose values have their formats.
+pub fn formats(g: &Graph, n: &Node) -> String {
+    let list = |values: &[crate::ir::ValueId]| {
+        let names: Vec<String> = values.iter().map(|&v| g.ty(v).dtype.to_string()).collect();
+        names.join(",")
+    };
+    format!("{}->{}", list(&n.inputs), list(&n.outputs))
 }
 
 /// `bf16,bf16->f32`

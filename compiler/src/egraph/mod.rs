@@ -1,6 +1,8 @@
 //! The e-graph pass: structure by equality saturation and extraction, then precision by minimum
 //! cut, for every candidate plan; the cheapest legal one that the policy admits wins.
 
+pub use journal::{formats, ms as duration};
+
 pub mod convert;
 pub mod extract;
 mod journal;
@@ -34,10 +36,14 @@ pub struct Outcome {
     pub graph: Graph,
     /// Whether it is the scaled graph.
     pub scaled: bool,
+    /// Which of the candidates it is.
+    pub chosen: usize,
     pub candidates: Vec<Candidate>,
     /// One sentence: what was compared and why this won.
     pub choice: String,
     pub journal: Vec<Decision>,
+    /// The same of casts.
+    pub cast_journal: Vec<Decision>,
     /// How often each rule united two classes of the chosen graph's e-graph.
     pub rule_firings: BTreeMap<String, u64>,
     pub casts: u64,
@@ -61,6 +67,9 @@ pub struct Structured {
     pub graph: Graph,
     pub rule_firings: BTreeMap<String, u64>,
 }
+
+/// Nanoseconds of a step as it will run: what the schedule makes of a graph with formats and casts.
+pub type Scheduled<'a> = dyn FnMut(&Graph) -> Result<f64> + 'a;
 
 /// Saturates a verified graph whose reals are f32 and extracts the cheapest equal graph.
 ///
@@ -88,111 +97,165 @@ pub fn restructure_with(
     rules: impl Iterator<Item = &'static rules::Rule>,
     prefer: Prefer,
 ) -> Structured {
-    let leaves = convert::Leaves { seed: &options.seed, loss_scale: &options.loss_scale };
-    let mut loaded = convert::load(g, &leaves);
-    let eg = std::mem::take(&mut loaded.eg);
-    let runner = Runner::<_, _, ()>::new(lang::Kernels::default())
-        .with_egraph(eg)
-        .with_scheduler(SimpleScheduler)
-        .with_iter_limit(ROUNDS)
-        .with_node_limit(NODES)
-        .with_time_limit(Duration::from_secs(u64::from(u32::MAX)))
-        .run(&rules::rewrites(rules));
-    if !matches!(runner.stop_reason, Some(StopReason::Saturated)) {
-        tracing::warn!("saturation of `{}` stopped early: {:?}", g.name, runner.stop_reason);
+    Saturated::new(g, options, rules).extract(target, DType::F32, prefer)
+}
+
+/// A graph with everything that the rules found equal to it.
+struct Saturated<'g> {
+    g: &'g Graph,
+    loaded: convert::Loaded,
+}
+
+impl<'g> Saturated<'g> {
+    fn new(
+        g: &'g Graph,
+        options: &PrecisionOptions,
+        rules: impl Iterator<Item = &'static rules::Rule>,
+    ) -> Saturated<'g> {
+        let leaves = convert::Leaves { seed: &options.seed, loss_scale: &options.loss_scale };
+        let mut loaded = convert::load(g, &leaves);
+        let eg = std::mem::take(&mut loaded.eg);
+        let runner = Runner::<_, _, ()>::new(lang::Kernels::default())
+            .with_egraph(eg)
+            .with_scheduler(SimpleScheduler)
+            .with_iter_limit(ROUNDS)
+            .with_node_limit(NODES)
+            .with_time_limit(Duration::from_secs(u64::from(u32::MAX)))
+            .run(&rules::rewrites(rules));
+        if !matches!(runner.stop_reason, Some(StopReason::Saturated)) {
+            tracing::warn!("saturation of `{}` stopped early: {:?}", g.name, runner.stop_reason);
+        }
+        loaded.eg = runner.egraph;
+        Saturated { g, loaded }
     }
-    loaded.eg = runner.egraph;
-    let roots: Vec<egg::Id> =
-        g.results.iter().chain(&g.updates).map(|r| loaded.class[r.value.0 as usize]).collect();
-    let prices = Prices { target };
-    let mut problem = extract::Problem::new(&loaded.eg, &roots, &prices);
-    if prefer == Prefer::New {
-        problem.avoid(&loaded.originals());
+
+    /// The cheapest equal graph where products run in `format`.
+    fn extract(&self, target: &Target, format: DType, prefer: Prefer) -> Structured {
+        let (g, loaded) = (self.g, &self.loaded);
+        let class = |r: &crate::ir::Result_| loaded.class[r.value.0 as usize];
+        let roots: Vec<egg::Id> = g.results.iter().chain(&g.updates).map(class).collect();
+        let prices = Prices { target };
+        let mut problem = extract::Problem::new(&loaded.eg, &roots, &prices, format);
+        if prefer == Prefer::New {
+            problem.avoid(&loaded.originals());
+        }
+        let choice = problem.solve(&loaded.eg);
+        let graph = convert::unload(g, loaded, &problem, &choice);
+        if let Err(e) = crate::ir::verify::verify(&graph) {
+            panic!("extraction built a graph that does not verify:\n{e}");
+        }
+        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone() }
     }
-    let choice = problem.solve(&loaded.eg);
-    let graph = convert::unload(g, &loaded, &problem, &choice);
-    if let Err(e) = crate::ir::verify::verify(&graph) {
-        panic!("extraction built a graph that does not verify:\n{e}");
-    }
-    Structured { graph, rule_firings: loaded.eg.analysis.firings }
 }
 
 /// One labelled plan.
 struct Plan {
     name: &'static str,
     scaled: bool,
+    structured: Structured,
     model: Model,
     labels: Labels,
     legal: Legal,
     note: String,
+    /// Formats on every value, casts in place.
+    placed: Graph,
     ns: f64,
 }
 
-/// Chooses structure, formats and casts.
+/// Whether a target multiplies and stores a format.
+pub fn supports(target: &Target, d: DType) -> bool {
+    target.products.iter().any(|s| s.format == d) && target.convert(d).is_some()
+}
+
+/// The target's refusal of a policy that demands a format it does not have.
+///
+/// # Errors
+/// P0503.
+pub fn demand(target: &Target, d: DType) -> Result<()> {
+    if supports(target, d) {
+        return Ok(());
+    }
+    Err(Diagnostic::error("P0503", format!("{} has no products in {d}", target.name))
+        .help("choose `policy = \"auto\"` or \"f32\"")
+        .into())
+}
+
+/// Chooses structure, formats and casts, candidates priced before scheduling.
+///
+/// # Errors
+/// As [`run_scheduled`].
+pub fn run(modes: Modes, options: &PrecisionOptions, target: &Target) -> Result<Outcome> {
+    run_scheduled(modes, options, target, None)
+}
+
+/// Chooses structure, formats and casts. Within a candidate, formats are chosen by the prices of
+/// the graph; among candidates `scheduled` decides, where it is given.
 ///
 /// # Errors
 /// P0501, see [`precision::legal::legality`]; P0502 where neither mode is given; P0503 where the
-/// policy asks for a format that the target does not have.
-pub fn run(modes: Modes, options: &PrecisionOptions, target: &Target) -> Result<Outcome> {
-    let plain = modes.plain.map(|g| restructure(g, options, target));
-    let scaled = modes.scaled.map(|g| restructure(g, options, target));
-    let (Some(any), prefers_plain) = (plain.as_ref().or(scaled.as_ref()), plain.is_some()) else {
+/// policy asks for a format that the target does not have; what `scheduled` finds wrong.
+pub fn run_scheduled(
+    modes: Modes,
+    options: &PrecisionOptions,
+    target: &Target,
+    mut scheduled: Option<&mut Scheduled>,
+) -> Result<Outcome> {
+    let saturate = |g| Saturated::new(g, options, rules::all());
+    let plain = modes.plain.map(saturate);
+    let scaled = modes.scaled.map(saturate);
+    if plain.is_none() && scaled.is_none() {
         return Err(Diagnostic::error("P0502", "there is no graph to choose formats for").into());
-    };
+    }
     let prices = Prices { target };
-    let build = |name: &'static str, s: bool, half: DType, forced: bool| -> Result<Plan> {
-        let g = if s { scaled.as_ref() } else { plain.as_ref() };
-        let g = &g.expect("the mode was given").graph;
+    let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
+        let mode = if s { scaled.as_ref() } else { plain.as_ref() };
+        let format = if kind == Kind::Full { DType::F32 } else { half };
+        let structured =
+            mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
+        let g = &structured.graph;
         let legal = precision::legal::legality(g, half, options, target)?;
-        let model = Model::new(g, &legal, &prices, forced);
-        let labels = model.cut();
-        let ns = model.price(&labels) as f64 * 1e-3;
-        let note = if forced { "every legal product" } else { "by cost" }.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, ns })
-    };
-    let base_scaled = !prefers_plain;
-    let f32_plan = || -> Result<Plan> {
-        let g = &any.graph;
-        let legal = precision::legal::legality(g, DType::Bf16, options, target)?;
-        let model = Model::new(g, &legal, &prices, false);
-        let labels = model.full();
-        let ns = model.price(&labels) as f64 * 1e-3;
-        let note = "everything in f32".to_string();
-        Ok(Plan { name: "f32", scaled: base_scaled, model, labels, legal, note, ns })
-    };
-    let has =
-        |d: DType| target.products.iter().any(|s| s.format == d) && target.convert(d).is_some();
-    let mut plans = vec![f32_plan()?];
-    let policy = options.policy;
-    let demand = |d: DType| -> Result<()> {
-        if has(d) {
-            return Ok(());
+        let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
+        let labels = if kind == Kind::Full { model.full() } else { model.cut() };
+        let note = match kind {
+            Kind::Full => "everything in f32",
+            Kind::Forced => "every legal product",
+            Kind::Priced => "by cost",
+        };
+        let placed = precision::place::place(g, &model, &labels);
+        if let Err(e) = crate::ir::verify::verify(&placed) {
+            panic!("placing casts built a graph that does not verify:\n{e}");
         }
-        Err(Diagnostic::error("P0503", format!("{} has no products in {d}", target.name))
-            .help("choose `policy = \"auto\"` or \"f32\"")
-            .into())
+        let ns = match &mut scheduled {
+            Some(price) => price(&placed)?,
+            None => model.price(&labels) as f64 * 1e-3,
+        };
+        let note = note.to_string();
+        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured })
     };
+    let base = plain.is_none();
+    let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
+    let policy = options.policy;
     match policy {
-        Policy::F32 => {}
         Policy::Bf16 => {
-            demand(DType::Bf16)?;
-            plans.push(build("bf16", base_scaled, DType::Bf16, true)?);
+            demand(target, DType::Bf16)?;
+            plans.push(build("bf16", base, DType::Bf16, Kind::Forced)?);
         }
         Policy::F16 => {
-            demand(DType::F16)?;
-            plans.push(build("f16", scaled.is_some(), DType::F16, true)?);
+            demand(target, DType::F16)?;
+            plans.push(build("f16", scaled.is_some(), DType::F16, Kind::Forced)?);
         }
         Policy::Auto => {
-            if has(DType::Bf16) {
-                plans.push(build("bf16", base_scaled, DType::Bf16, false)?);
+            if supports(target, DType::Bf16) {
+                plans.push(build("bf16", base, DType::Bf16, Kind::Priced)?);
             }
-            if has(DType::F16) && scaled.is_some() {
-                plans.push(build("f16", true, DType::F16, false)?);
+            if supports(target, DType::F16) && scaled.is_some() {
+                plans.push(build("f16", true, DType::F16, Kind::Priced)?);
             }
         }
+        Policy::F32 | Policy::Baseline(_) => {}
     }
     let best = match policy {
-        Policy::F32 => 0,
+        Policy::F32 | Policy::Baseline(_) => 0,
         Policy::Bf16 | Policy::F16 => 1,
         Policy::Auto => (0..plans.len())
             .filter(|&i| i == 0 || plans[i].ns < plans[0].ns * (1.0 - WORTHWHILE))
@@ -212,32 +275,45 @@ pub fn run(modes: Modes, options: &PrecisionOptions, target: &Target) -> Result<
             },
         })
         .collect();
-    let chosen = &plans[best];
-    let source = if chosen.scaled { &scaled } else { &plain };
-    let source = source.as_ref().expect("the chosen mode was given");
-    let journal = journal::decisions(&source.graph, chosen, &prices);
-    let graph = precision::place::place(&source.graph, &chosen.model, &chosen.labels);
-    if let Err(e) = crate::ir::verify::verify(&graph) {
-        panic!("placing casts built a graph that does not verify:\n{e}");
-    }
-    let is_cast = |n: &&crate::ir::Node| matches!(n.op, Op::Cast(_));
-    let cast_nodes = || graph.nodes().map(|(_, n)| n).filter(is_cast);
+    let journal = journal::decisions(&plans[best], &prices);
+    let cast_journal = journal::casts(&plans[best]);
+    let chosen = plans.swap_remove(best);
+    let graph = chosen.placed;
+    let casts = count_casts(&graph);
     Ok(Outcome {
-        casts: cast_nodes().count() as u64,
-        cast_elements: cast_nodes().map(|n| graph.shape(n.outputs[0]).elements() as u64).sum(),
+        casts: casts.0,
+        cast_elements: casts.1,
         product_flops: product_flops(&graph),
         scaled: chosen.scaled,
+        chosen: best,
         candidates,
         choice,
         journal,
-        rule_firings: source.rule_firings.clone(),
+        cast_journal,
+        rule_firings: chosen.structured.rule_firings,
         predicted_ns: chosen.ns,
         graph,
     })
 }
 
+/// How formats of a candidate are chosen.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Full,
+    Forced,
+    Priced,
+}
+
+/// Casts of a graph, and the elements they convert.
+pub fn count_casts(g: &Graph) -> (u64, u64) {
+    let casts = g.nodes().map(|(_, n)| n).filter(|n| matches!(n.op, Op::Cast(_)));
+    casts.fold((0, 0), |(n, elements), c| {
+        (n + 1, elements + g.shape(c.outputs[0]).elements() as u64)
+    })
+}
+
 /// Share of the floating-point operations of products by the format of their first operand.
-fn product_flops(g: &Graph) -> Vec<(DType, f64)> {
+pub fn product_flops(g: &Graph) -> Vec<(DType, f64)> {
     let mut by: BTreeMap<DType, f64> = BTreeMap::new();
     let mut total = 0.0;
     for (_, n) in g.nodes().filter(|(_, n)| n.op.class() == NumericClass::Product) {

@@ -123,6 +123,7 @@ impl<'a> Emit<'a> {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };

@@ -25,7 +25,9 @@ impl OpDef for Cast {
         Linear::All
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
-        Ok(vec![Some(cx.only_dy(0)?)])
+        // A cast back: the cotangent has the format of what it is the cotangent of.
+        let dy = cx.only_dy(0)?;
+        Ok(vec![Some(cx.op(Cast {}, &[dy]))])
     }
     fn row_spec(&self, _: &[&TensorType], y: &[&TensorType]) -> RowSpec {
         RowSpec::elementwise(1, y)

@@ -118,7 +118,9 @@ impl Model {
                 at.full += price.full;
                 at.half += price.half;
             }
-            if operands.is_empty() {
+            // Operands without a store (a gather of masks or ids) have no format to choose.
+            let real = |&i: &usize| m.store_of[n.inputs[i].0 as usize].is_some();
+            if !operands.iter().any(real) {
                 continue;
             }
             let i = id.0 as usize;
@@ -285,6 +287,35 @@ impl Model {
         if let (false, Some(full)) = (other.kernels[k], self.kernels[k].unasked) {
             price = price - NEVER + full;
         }
+        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
+    }
+}
+
+impl Model {
+    /// What the copy of a value in its other format costs, ns.
+    pub fn cast_price(&self, l: &Labels, v: ValueId) -> Option<f64> {
+        let s = self.store_of[v.0 as usize]?;
+        let cast = &self.stores[s].cast;
+        Some(if l.stores[s] { cast.full } else { cast.half } as f64 * 1e-3)
+    }
+
+    /// What the step would cost more, in ns, if every kernel read a value in the format it is
+    /// stored in and everything else stayed; `None` where that is illegal.
+    pub fn without_cast(&self, l: &Labels, v: ValueId) -> Option<f64> {
+        let s = self.store_of[v.0 as usize]?;
+        let mut other = l.clone();
+        let mut unasked = 0;
+        for (k, kernel) in self.kernels.iter().enumerate() {
+            if !kernel.reads.contains(&s) || l.kernels[k] == l.stores[s] {
+                continue;
+            }
+            other.kernels[k] = l.stores[s];
+            kernel.writes.iter().for_each(|&w| other.stores[w] = l.stores[s]);
+            if let (false, Some(full)) = (l.stores[s], kernel.unasked) {
+                unasked += NEVER - full;
+            }
+        }
+        let price = self.price(&other).saturating_sub(unasked);
         (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
     }
 }

@@ -79,3 +79,24 @@ fn the_cut_is_the_cheapest_of_all_labels() {
     }
     assert!(mixed > 20, "the graphs do not exercise the cut: {mixed}");
 }
+
+/// A gather of a mask (an embedding of positions does this) has no format to choose.
+#[test]
+fn a_gather_of_booleans_has_no_label() {
+    let mut g = Graph::new("mask");
+    let mut add =
+        |op: Op, x: &[ValueId], name: &str| g.try_add(op, x, name, Region::Forward).unwrap()[0];
+    let mask = TensorType::new(DType::Bool, [64, 8]);
+    let mask = add(Input::new("mask", &mask).into(), &[], "mask");
+    let ids = TensorType::new(DType::I32, [16]);
+    let ids = add(Input::new("ids", &ids).into(), &[], "ids");
+    let rows = add(Gather {}.into(), &[mask, ids], "rows");
+    g.results.push(Result_ { name: "y".into(), value: rows });
+    let target = Target::shipped("sm_90").unwrap();
+    let options = PrecisionOptions::new(Policy::Bf16);
+    let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
+    let model = Model::new(&g, &legal, &Prices { target: &target }, true);
+    let placed = crate::precision::place::place(&g, &model, &model.cut());
+    crate::ir::verify::verify(&placed).unwrap();
+    assert!(placed.nodes().all(|(_, n)| !matches!(n.op, Op::Cast(_))));
+}

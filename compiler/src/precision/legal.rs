@@ -219,7 +219,11 @@ fn gradient_paths(g: &Graph) -> Vec<ValueId> {
 fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
     for pin in &o.pins {
         let fault = |message: String, help: &str| {
-            Diagnostic::error("P0501", message).help(help.to_string())
+            let d = Diagnostic::error("P0501", message).help(help.to_string());
+            match &pin.place {
+                Some(place) => d.at(place.clone()),
+                None => d,
+            }
         };
         let glob: GlobMatcher = Glob::new(&pin.op)
             .map_err(|e| {

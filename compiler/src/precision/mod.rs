@@ -4,6 +4,8 @@
 //! format) and every product one for its operands; legality fixes some, and an exact minimum cut
 //! chooses the others, every cast paid once however many read it.
 
+pub mod baselines;
+pub mod casts;
 pub mod degree;
 pub mod labels;
 pub mod legal;

@@ -128,6 +128,7 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
         order: (0..items.items.len()).map(Some).collect(),
         position: (0..items.items.len()).collect(),
         groups: (0..items.items.len()).map(|i| Some(Group::of(items, i))).collect(),
+        casts_alone: caps.casts_alone,
     };
     if caps.any_epilogue {
         f.epilogues();
@@ -157,6 +158,7 @@ struct Fuser<'a> {
     order: Vec<Option<usize>>,
     /// Where in `order` each group is.
     position: Vec<usize>,
+    casts_alone: bool,
 }
 
 impl Fuser<'_> {
@@ -331,6 +333,12 @@ impl Fuser<'_> {
             || c.opaque
             || (p.product.is_some() && c.product.is_some())
         {
+            return None;
+        }
+        let cast = |g: &Group| {
+            matches!(self.items.items[g.items[0]].body, Body::Rows(Op::Cast(_)))
+        };
+        if self.casts_alone && (cast(p) || cast(c)) {
             return None;
         }
         // A clone exists so that the original's value need not be stored.

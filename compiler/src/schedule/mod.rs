@@ -32,10 +32,13 @@ pub struct Capabilities {
     /// Any elementwise program may finish a product. Otherwise a product carries only what its own
     /// operation fuses.
     pub any_epilogue: bool,
+    /// Casts are kernels of their own, also those of weights, instead of being folded into what
+    /// writes or reads them: how systems behave that cast eagerly.
+    pub casts_alone: bool,
 }
 
 impl Capabilities {
-    pub const CPU: Capabilities = Capabilities { any_epilogue: true };
+    pub const CPU: Capabilities = Capabilities { any_epilogue: true, casts_alone: false };
 }
 
 /// A graph, scheduled.
@@ -54,7 +57,10 @@ pub struct Schedule {
 /// # Errors
 /// An update of a variable that does not exist (P0402).
 pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) -> Result<Schedule> {
-    let graph = weight_copies(graph, existing).without_dead_nodes();
+    let graph = match caps.casts_alone {
+        true => graph.without_dead_nodes(),
+        false => weight_copies(graph, existing).without_dead_nodes(),
+    };
     let mut items = items::lower(&graph)?;
     deps::sort(&mut items);
     place::place_parts(&mut items);

@@ -49,6 +49,7 @@ fn spec(scale: Option<ScaleSpec>, accumulate: u32) -> TrainSpec {
         clip_norm: Some(1.0),
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale,
     }
 }
@@ -310,7 +311,7 @@ fn the_same_input_gives_the_same_bytes() {
 #[test]
 fn pins_hold_and_wrong_ones_are_refused() {
     let c = case("mlp_mnist", 1);
-    let pin = |op: &str, dtype| vec![Pin { op: op.into(), dtype }];
+    let pin = |op: &str, dtype| vec![Pin { op: op.into(), dtype, place: None }];
     let o = c.run(Policy::Bf16, "cpu-avx512bf16", pin("*fc1*", DType::F32));
     c.same(&o);
     let mut pinned = 0;

@@ -57,6 +57,7 @@ fn spec(scale: Option<ScaleSpec>) -> TrainSpec {
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale,
     }
 }

@@ -17,6 +17,7 @@ fn spec() -> TrainSpec {
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
+        frozen: vec![],
         scale: None,
     }
 }

@@ -47,6 +47,9 @@ pub struct Plan {
     /// Named results of `eval`.
     #[serde(default)]
     pub eval_results: Vec<Named>,
+    /// Inputs whose elements are numbers of classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<Classes>,
     pub summary: Summary,
     pub journal: Vec<Decision>,
 }
@@ -57,6 +60,15 @@ pub struct Plan {
 pub struct Named {
     pub name: String,
     pub tensor: TensorId,
+}
+
+/// What the elements of an integer input may be: 0 to `count` - 1, or `ignore`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Classes {
+    pub tensor: TensorId,
+    pub count: u64,
+    pub ignore: i64,
 }
 
 /// The target a plan was priced for.

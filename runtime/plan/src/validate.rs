@@ -118,6 +118,7 @@ impl Plan {
         for (what, list) in [("result", &self.results), ("eval result", &self.eval_results)] {
             results(&mut cx, what, list);
         }
+        classes(&mut cx);
         // Liveness reads sizes and offsets, which must be sound.
         if cx.errors.is_empty() {
             let eval = all.pop().expect("three phases");
@@ -257,6 +258,24 @@ fn results(cx: &mut Context, what: &str, list: &[Named]) {
         if names.insert(&r.name, ()).is_some() {
             cx.error(&place, "listed twice");
         }
+    }
+}
+
+fn classes(cx: &mut Context) {
+    for c in &cx.plan.classes {
+        let fault = match cx.plan.tensors.get(c.tensor as usize) {
+            None => format!("there is no tensor {}", c.tensor),
+            Some(t)
+                if !matches!(t.storage, Storage::Input { .. }) || t.dtype.kind() != Kind::Int =>
+            {
+                format!("`{}` is not an integer input", t.name)
+            }
+            Some(_) if c.count == 0 || i64::try_from(c.count).is_err() => {
+                format!("{} classes", c.count)
+            }
+            Some(_) => continue,
+        };
+        cx.error("classes", fault);
     }
 }
 

@@ -63,6 +63,9 @@ impl Drop for Aligned {
     }
 }
 
+/// Most threads of a pool, unless the machine has more cores: each has a stack and scratch memory.
+pub const MAX_THREADS: usize = 1024;
+
 /// A thread pool whose workers own scratch memory.
 pub struct Pool {
     pool: rayon::ThreadPool,
@@ -80,6 +83,10 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores } else { threads };
+        if threads > MAX_THREADS.max(cores) {
+            let text = format!("{threads} threads are more than {}", MAX_THREADS.max(cores));
+            return Err(Error::new("R0102", text).help("0 threads take every core"));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("precast-{i}"))

@@ -7,7 +7,7 @@
 
 use super::api::{Candidate, CublasLt, Status};
 use super::cache::Cache;
-use super::driver::{Context, Event, Memory, Stream};
+use super::driver::{Context, Event, Memory, Stream, gibibytes};
 use super::launch::Place;
 use super::product::{Fused, Matrix, Product, Vector};
 use crate::error::{Error, Result};
@@ -61,9 +61,13 @@ impl Blas {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the pointer is to a local; the context is current.
         check(unsafe { api.cublasLtCreate(&raw mut handle) }, "opening it")?;
-        let memory = |bytes| {
-            let text = "there is no memory for the workspace of cuBLASLt";
-            Memory::new(context, bytes)?.ok_or_else(|| Error::new("R0708", text))
+        let memory = |bytes| -> Result<Memory> {
+            if let Some(memory) = Memory::new(context, bytes)? {
+                return Ok(memory);
+            }
+            let (need, free) = (gibibytes(bytes), gibibytes(context.memory()?.0));
+            let text = format!("cuBLASLt needs {need} of device memory, and {free} are free");
+            Err(Error::new("R0708", text).at(format!("cuda:{}", context.info.ordinal)))
         };
         let constants = memory(8)?;
         let values: Vec<u8> = [0.0f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();

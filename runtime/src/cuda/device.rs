@@ -3,7 +3,7 @@
 use super::api;
 use super::blas::{Blas, Call};
 use super::cache::Cache;
-use super::driver::{Context, Function, Graph, Memory, Module, Stream};
+use super::driver::{self, Context, Function, Graph, Memory, Module, Stream};
 use super::graphs::Graphs;
 use super::launch::{Arg, Facts, Launch, Lowered, Place, Source, Table, Task};
 use super::lower::{self, Graph as Offered, Offers};
@@ -457,7 +457,7 @@ impl Needs {
         };
         let free = context.memory()?.0;
         all()?.ok_or_else(|| {
-            let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+            let gib = driver::gibibytes;
             let text = format!(
                 "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
                 gib(self.total()),

@@ -191,6 +191,14 @@ impl Drop for Context {
     }
 }
 
+/// A number of bytes for people.
+pub fn gibibytes(bytes: u64) -> String {
+    match bytes as f64 / f64::from(1 << 20) {
+        mib if mib < 1000.0 => format!("{mib:.1} MiB"),
+        mib => format!("{:.2} GiB", mib / 1024.0),
+    }
+}
+
 /// Memory of the device.
 pub struct Memory {
     context: Arc<Context>,
@@ -564,8 +572,8 @@ impl Module {
             );
             return Err(Error::new("R0706", text));
         }
-        // Up to 48 KiB need no permission.
-        if shared > 48 << 10 {
+        // Beyond 48 KiB, the kernel's static memory included, a launch needs permission.
+        if shared > 0 {
             let attribute =
                 cu::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: as above.

@@ -120,6 +120,9 @@ impl Places {
         if !self.last.is_empty() {
             let _ = write!(text, ", {}", list(&self.last));
         }
+        if !self.last.iter().any(|f| f.components().any(|c| c.as_os_str() == "nvidia")) {
+            text.push_str(", pip's nvidia packages (python3 has none)");
+        }
         text
     }
 }

@@ -43,6 +43,7 @@ fn case(batch: [u64; 2], (m, n, k): (u64, u64, u64), strides: [[i64; 4]; 3]) -> 
         persistent_bytes: 0,
         results: vec![],
         eval_results: vec![],
+        classes: vec![],
         summary: precast_plan::Summary::default(),
         journal: vec![],
     };

@@ -261,18 +261,43 @@ pub fn expected(plan: &Plan, rows: &Rows, before: &Memory) -> Memory {
     after
 }
 
-/// The first element in which two memories differ by more than `tolerance`, relative to the larger
-/// of 1e-3 and the element (one step of the format where it is narrower than f32), in words.
-pub fn difference(plan: &Plan, got: &Memory, want: &Memory, tolerance: f32) -> Option<String> {
+/// How far a result may be from the interpreter's.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Of f32 elements; narrower formats may be one step apart.
+    pub relative: f32,
+    /// The magnitude below which `relative` no longer shrinks: that of the operands, where
+    /// differences cancel.
+    pub floor: f32,
+}
+
+/// The tensors that a step writes.
+pub fn written(rows: &Rows) -> BTreeSet<TensorId> {
+    rows.instances.iter().flat_map(|i| &i.outputs).map(|a| a.tensor).collect()
+}
+
+/// The first element of `tensors` in which two memories differ, in words.
+pub fn difference(
+    plan: &Plan,
+    tensors: impl IntoIterator<Item = TensorId>,
+    got: &Memory,
+    want: &Memory,
+    tolerance: Tolerance,
+) -> Option<String> {
     let same = |a: Value, b: Value, dtype: DType| match (a, b) {
         (Value::Real(a), Value::Real(b)) => {
             let step = 2f32.powi(-(dtype.facts().mantissa_bits as i32));
-            let tolerance = if dtype == DType::F32 || tolerance == 0.0 { tolerance } else { step };
-            a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= tolerance * b.abs().max(1e-3)
+            let Tolerance { relative, floor } = tolerance;
+            let near = match dtype {
+                DType::F32 => relative * b.abs().max(floor),
+                // One step of the element, and what the f32 before rounding may be off by.
+                _ => step * b.abs().max(1e-3) + relative * floor,
+            };
+            a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= near
         }
         (a, b) => a == b,
     };
-    (0..plan.tensors.len() as TensorId).find_map(|t| {
+    tensors.into_iter().find_map(|t| {
         (0..got.elements(t)).find_map(|i| {
             let (a, b) = (got.get(t, i), want.get(t, i));
             let name = &plan.tensors[t as usize].name;

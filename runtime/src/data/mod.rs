@@ -7,7 +7,7 @@ pub use order::Order;
 
 use crate::error::{Error, Result};
 use crate::tensors::{Element, HostTensor};
-use precast_plan::DType;
+use precast_plan::{Classes, DType};
 use serde::{Deserialize, Serialize};
 use source::Rows;
 use std::path::PathBuf;
@@ -26,6 +26,20 @@ pub struct DataSpec {
     pub seed: u64,
     /// Share of the rows held back for testing, in [0, 1).
     pub split: f64,
+}
+
+impl DataSpec {
+    /// For messages: its files.
+    fn describe(&self) -> String {
+        let (DataSource::Safetensors { files }
+        | DataSource::Csv { files, .. }
+        | DataSource::Bytes { files, .. }) = &self.source;
+        match files.as_slice() {
+            [] => "the data".into(),
+            [one] => one.display().to_string(),
+            [first, rest @ ..] => format!("{} and {} more", first.display(), rest.len()),
+        }
+    }
 }
 
 /// Where rows come from.
@@ -76,6 +90,34 @@ pub struct Wanted {
     pub dtype: DType,
     /// Extent 0 is the batch.
     pub shape: Vec<u64>,
+    /// Where the elements are numbers of classes.
+    pub classes: Option<Classes>,
+}
+
+impl Wanted {
+    /// Checks that every element, in the input's format, is a class or what the loss ignores.
+    ///
+    /// # Errors
+    /// `R0416` for the first that is neither.
+    pub fn check(&self, bytes: &[u8]) -> Result<()> {
+        let Some(classes) = self.classes else { return Ok(()) };
+        let fits = |x: i64| x == classes.ignore || (x >= 0 && (x as u64) < classes.count);
+        let tensor = HostTensor {
+            element: Element::Plan(self.dtype),
+            shape: self.shape.clone(),
+            bytes: bytes.into(),
+        };
+        match (0..tensor.elements()).map(|i| tensor.int(i)).find(|x| !fits(*x)) {
+            None => Ok(()),
+            Some(x) => {
+                let text = format!("target {x} is not one of {} classes", classes.count);
+                let (last, ignore) = (classes.count - 1, classes.ignore);
+                Err(Error::new("R0416", text)
+                    .at(format!("target `{}`", self.name))
+                    .help(format!("targets are 0 to {last}, or `ignore_index`, which is {ignore}")))
+            }
+        }
+    }
 }
 
 /// One batch: bytes for each input, in its own format.
@@ -94,15 +136,78 @@ pub struct Position {
     pub batch: u64,
 }
 
+/// Where in which data a run stands: what a checkpoint keeps, so that another cut of the data is not
+/// mistaken for its continuation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataState {
+    pub position: Position,
+    pub rows: u64,
+    pub batch: u64,
+    pub split: f64,
+    pub shuffle: bool,
+    pub seed: u64,
+}
+
+/// Files that have been opened and agree with each other, whatever plan they will feed.
+pub struct Opened {
+    spec: DataSpec,
+    rows: Vec<Rows>,
+    count: u64,
+    test: u64,
+}
+
+impl Opened {
+    /// Opens the files, finds every field, and counts rows.
+    ///
+    /// # Errors
+    /// Missing files, columns or tensors; fields with different numbers of rows; fewer rows than a
+    /// batch, where the batch is given.
+    pub fn open(spec: &DataSpec) -> Result<Opened> {
+        if !(0.0..1.0).contains(&spec.split) {
+            let text = format!("split = {} is not in [0, 1)", spec.split);
+            return Err(Error::new("R0406", text).at(spec.describe()));
+        }
+        let rows = source::open(&spec.source, &spec.fields)?;
+        let count = rows.first().map_or(0, Rows::count);
+        for (field, r) in spec.fields.iter().zip(&rows) {
+            if r.count() != count {
+                let first = &spec.fields[0].input;
+                let text = format!(
+                    "the data for `{first}` has {count} rows, that for `{}` has {}",
+                    field.input,
+                    r.count()
+                );
+                return Err(Error::new("R0405", text).at(spec.describe()));
+            }
+        }
+        let test = (count as f64 * spec.split).round() as u64;
+        let opened = Opened { spec: spec.clone(), rows, count, test };
+        opened.fills(spec.batch.unwrap_or(1))?;
+        Ok(opened)
+    }
+
+    fn fills(&self, batch: u64) -> Result<()> {
+        let train = self.count - self.test;
+        if train >= batch.max(1) {
+            return Ok(());
+        }
+        let text = format!("{train} training rows are fewer than one batch of {batch}");
+        Err(Error::new("R0407", text)
+            .at(self.spec.describe())
+            .help("lower `batch` or `split`, or give more data"))
+    }
+}
+
 /// Open data.
 pub struct Dataset {
     fields: Vec<(Field, Wanted, Rows)>,
+    source: String,
     batch: u64,
     train: u64,
     test: u64,
     order: Order,
-    shuffle: bool,
-    position: Position,
+    state: DataState,
     /// Rows of the current epoch, in the order they are drawn.
     current: Option<(u64, Vec<u64>)>,
 }
@@ -111,64 +216,57 @@ impl Dataset {
     /// Opens the files and checks that every wanted input is fed with rows of its shape.
     ///
     /// # Errors
-    /// Missing files, columns or tensors; shapes that do not agree (expected and found are named);
-    /// fewer rows than a batch.
+    /// As [`Opened::open`] and [`Dataset::bind`].
     pub fn open(spec: &DataSpec, wanted: &[Wanted]) -> Result<Dataset> {
+        Dataset::bind(Opened::open(spec)?, wanted)
+    }
+
+    /// Feeds open files to the inputs of a plan.
+    ///
+    /// # Errors
+    /// Inputs that nothing feeds, and fields that feed nothing; shapes that do not agree (expected
+    /// and found are named); fewer rows than a batch.
+    pub fn bind(opened: Opened, wanted: &[Wanted]) -> Result<Dataset> {
+        let source = opened.spec.describe();
         let batch = wanted.first().and_then(|w| w.shape.first().copied()).unwrap_or(1);
-        if spec.batch.is_some_and(|b| b != batch) {
-            let text = format!(
-                "the data gives batches of {}, the plan takes {batch}",
-                spec.batch.unwrap_or(0)
-            );
-            return Err(Error::new("R0401", text).help("compile the plan for this batch size"));
+        let fault = |code, text: String| Error::new(code, text).at(&source);
+        if let Some(b) = opened.spec.batch.filter(|b| *b != batch) {
+            let text = format!("the data gives batches of {b}, the plan takes {batch}");
+            return Err(fault("R0401", text).help("compile the plan for this batch size"));
         }
+        opened.fills(batch)?;
+        let Opened { spec, rows, count, test } = opened;
+        let mut given: Vec<(Field, Rows)> = spec.fields.into_iter().zip(rows).collect();
         let mut fields = vec![];
-        let mut counts: Vec<(String, u64)> = vec![];
         for w in wanted {
-            let field = spec.fields.iter().find(|f| f.input == w.name).ok_or_else(|| {
-                Error::new("R0402", format!("the data feeds nothing to the input `{}`", w.name))
+            let at = given.iter().position(|(f, _)| f.input == w.name).ok_or_else(|| {
+                fault("R0402", format!("the data feeds nothing to the input `{}`", w.name))
                     .help(format!("add `{}` to the inputs or targets of `[data]`", w.name))
             })?;
+            let (field, rows) = given.swap_remove(at);
             if w.shape.first() != Some(&batch) {
                 let text = format!(
                     "input `{}` has shape {:?}; its first axis is not the batch of {batch}",
                     w.name, w.shape
                 );
-                return Err(Error::new("R0403", text));
+                return Err(fault("R0403", text));
             }
-            let rows = source::open(&spec.source, field, w)?;
-            counts.push((w.name.clone(), rows.count()));
-            fields.push((field.clone(), w.clone(), rows));
+            rows.check(&field, w)?;
+            fields.push((field, w.clone(), rows));
         }
-        for f in &spec.fields {
-            if !wanted.iter().any(|w| w.name == f.input) {
-                return Err(Error::new("R0404", format!("the plan has no input `{}`", f.input)));
-            }
+        if let Some((f, _)) = given.first() {
+            return Err(fault("R0404", format!("the plan has no input `{}`", f.input)));
         }
-        let count = counts.first().map_or(0, |c| c.1);
-        if let Some((name, n)) = counts.iter().find(|c| c.1 != count) {
-            let text = format!("`{}` has {count} rows, `{name}` has {n}", counts[0].0);
-            return Err(Error::new("R0405", text));
-        }
-        if !(0.0..1.0).contains(&spec.split) {
-            return Err(Error::new("R0406", format!("split = {} is not in [0, 1)", spec.split)));
-        }
-        let test = (count as f64 * spec.split).round() as u64;
-        let train = count - test;
-        if train < batch {
-            let text = format!("{train} training rows are fewer than one batch of {batch}");
-            return Err(Error::new("R0407", text).help("lower `batch` or `split`"));
-        }
-        let shuffle = spec.shuffle;
-        let order = Order::new(spec.seed, count);
+        let (shuffle, seed, split) = (spec.shuffle, spec.seed, spec.split);
+        let position = Position::default();
         Ok(Dataset {
             fields,
+            source,
             batch,
-            train,
+            train: count - test,
             test,
-            order,
-            shuffle,
-            position: Position::default(),
+            order: Order::new(seed, count),
+            state: DataState { position, rows: count, batch, split, shuffle, seed },
             current: None,
         })
     }
@@ -184,12 +282,37 @@ impl Dataset {
     }
 
     pub fn position(&self) -> Position {
-        self.position
+        self.state.position
+    }
+
+    /// For a checkpoint.
+    pub fn state(&self) -> DataState {
+        self.state
     }
 
     /// Continues where a run stood.
-    pub fn set_position(&mut self, position: Position) {
-        self.position = position;
+    ///
+    /// # Errors
+    /// `R0510` where it stood in other data, or in data cut another way.
+    pub fn resume(&mut self, state: &DataState) -> Result<()> {
+        let (here, there) = (&self.state, state);
+        let differs = [
+            ("seed", here.seed.to_string(), there.seed.to_string()),
+            ("rows", here.rows.to_string(), there.rows.to_string()),
+            ("batch", here.batch.to_string(), there.batch.to_string()),
+            ("split", here.split.to_string(), there.split.to_string()),
+            ("shuffle", here.shuffle.to_string(), there.shuffle.to_string()),
+        ];
+        if let Some((what, here, there)) = differs.iter().find(|(_, a, b)| a != b) {
+            let text = format!(
+                "the checkpoint was made with {what} = {there} of the data, this run has {here}"
+            );
+            return Err(Error::new("R0510", text)
+                .at(&self.source)
+                .help("resume with the recipe and the data the checkpoint was made with"));
+        }
+        self.state.position = state.position;
+        Ok(())
     }
 
     /// The next training batch, over the epochs without end.
@@ -197,18 +320,19 @@ impl Dataset {
     /// # Errors
     /// If a value does not fit its input.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        if self.position.batch >= self.batches_per_epoch() {
-            self.position = Position { epoch: self.position.epoch + 1, batch: 0 };
+        if self.state.position.batch >= self.batches_per_epoch() {
+            self.state.position = Position { epoch: self.state.position.epoch + 1, batch: 0 };
         }
-        let epoch = self.position.epoch;
+        let epoch = self.state.position.epoch;
         if self.current.as_ref().is_none_or(|c| c.0 != epoch) {
-            let rows = self.order.epoch(self.train, self.test > 0, self.shuffle.then_some(epoch));
+            let rows =
+                self.order.epoch(self.train, self.test > 0, self.state.shuffle.then_some(epoch));
             self.current = Some((epoch, rows));
         }
-        let from = (self.position.batch * self.batch) as usize;
+        let from = (self.state.position.batch * self.batch) as usize;
         let rows = &self.current.as_ref().expect("just filled").1[from..from + self.batch as usize];
         let batch = self.gather(rows)?;
-        self.position.batch += 1;
+        self.state.position.batch += 1;
         Ok(batch)
     }
 
@@ -234,9 +358,14 @@ impl Dataset {
         for (field, wanted, source) in &self.fields {
             let mut bytes = vec![];
             for &r in rows {
+                let from = bytes.len();
+                let place = || format!("{}, for input `{}`", source.place(r), wanted.name);
                 source
                     .row(r, wanted, (field.scale, field.shift), &mut bytes)
-                    .map_err(|e| e.at(format!("row {r} for input `{}`", wanted.name)))?;
+                    .map_err(|e| e.at(place()))?;
+                if let Err(e) = wanted.check(&bytes[from..]) {
+                    return Err(Error { place: Some(place()), ..e });
+                }
             }
             batch.tensors.push((wanted.name.clone(), bytes));
         }
@@ -259,10 +388,12 @@ pub fn batch_of(wanted: &[Wanted], tensors: &[(&str, HostTensor)]) -> Result<Bat
                 "input `{}` takes shape {:?}, the batch has {:?}",
                 w.name, w.shape, t.shape
             );
-            return Err(Error::new("R0408", text));
+            return Err(Error::new("R0408", text).at(format!("input `{}`", w.name)));
         }
         let mut bytes = vec![];
-        t.convert(0..t.elements(), w.dtype, (1.0, 0.0), &mut bytes)?;
+        t.convert(0..t.elements(), w.dtype, (1.0, 0.0), &mut bytes)
+            .map_err(|e| e.at(format!("input `{}`", w.name)))?;
+        w.check(&bytes)?;
         batch.rows = w.shape.first().copied().unwrap_or(1);
         batch.tensors.push((w.name.clone(), bytes));
     }

@@ -10,12 +10,18 @@ use std::sync::Arc;
 
 /// The rows that feed one input.
 pub(super) enum Rows {
-    /// Files with the tensor's name and first row.
-    Tensors { files: Vec<(TensorFile, u64)>, name: String, count: u64 },
-    /// A table of numbers: `width` of each row.
-    Table { values: Vec<f64>, width: usize },
-    /// Windows of bytes, `shift` further.
-    Text { bytes: Arc<Vec<u8>>, context: u64, shift: u64 },
+    /// Files with the tensor's name and first row; the extents of a row.
+    Tensors { files: Vec<(TensorFile, u64)>, name: String, row: Vec<u64>, count: u64 },
+    /// A table of numbers: `width` of each row. Files with their first rows.
+    Table { values: Vec<f64>, width: usize, files: Vec<(PathBuf, u64)> },
+    /// Windows of bytes, `shift` further. Files with their first bytes.
+    Text { text: Arc<Text>, context: u64, shift: u64 },
+}
+
+/// Files as one text.
+pub(super) struct Text {
+    bytes: Vec<u8>,
+    files: Vec<(PathBuf, u64)>,
 }
 
 fn row_elements(w: &Wanted) -> u64 {
@@ -26,34 +32,38 @@ fn no_files() -> Error {
     Error::new("R0409", "`[data]` names no files")
 }
 
-/// Opens the rows of `field`.
-pub(super) fn open(source: &DataSource, field: &Field, wanted: &Wanted) -> Result<Rows> {
+/// Opens the rows of every field.
+pub(super) fn open(source: &DataSource, fields: &[Field]) -> Result<Vec<Rows>> {
     match source {
-        DataSource::Safetensors { files } => tensors(files, field, wanted),
-        DataSource::Csv { files, header } => table(files, *header, field, wanted),
-        DataSource::Bytes { files, context } => text(files, *context, field, wanted),
+        DataSource::Safetensors { files } => fields.iter().map(|f| tensors(files, f)).collect(),
+        DataSource::Csv { files, header } => {
+            fields.iter().map(|f| table(files, *header, f)).collect()
+        }
+        DataSource::Bytes { files, context } => text(files, *context, fields),
     }
 }
 
-fn tensors(paths: &[PathBuf], field: &Field, wanted: &Wanted) -> Result<Rows> {
+fn tensors(paths: &[PathBuf], field: &Field) -> Result<Rows> {
     let Columns::Name(name) = &field.columns else {
-        return Err(Error::new(
-            "R0410",
-            format!("`{}` of a safetensors file takes one name", field.input),
-        ));
+        let text = format!("`{}` of a safetensors file takes one name", field.input);
+        let place = paths.first().map_or_else(String::new, |p| p.display().to_string());
+        return Err(Error::new("R0410", text).at(place));
     };
-    let (mut files, mut count) = (vec![], 0);
+    let (mut files, mut count, mut row) = (vec![], 0, None);
     for path in paths {
         let file = TensorFile::open(path)?;
         let t = file.tensor(name)?;
-        let rows = t.shape.first().copied().unwrap_or(0);
-        let each: u64 = t.shape.iter().skip(1).product();
-        if rows == 0 || each != row_elements(wanted) {
+        let (rows, each) = match t.shape.split_first() {
+            Some((&rows, each)) if rows > 0 => (rows, each.to_vec()),
+            _ => {
+                let text = format!("tensor `{name}` has shape {:?}, which is no rows", t.shape);
+                return Err(Error::new("R0411", text).at(path.display()));
+            }
+        };
+        let first = row.get_or_insert_with(|| each.clone());
+        if *first != each {
             let text = format!(
-                "tensor `{name}` has shape {:?}; input `{}` takes rows of shape {:?}",
-                t.shape,
-                wanted.name,
-                &wanted.shape[1..]
+                "tensor `{name}` has rows of shape {each:?}, in the file before of {first:?}"
             );
             return Err(Error::new("R0411", text).at(path.display()));
         }
@@ -63,11 +73,11 @@ fn tensors(paths: &[PathBuf], field: &Field, wanted: &Wanted) -> Result<Rows> {
     if files.is_empty() {
         return Err(no_files());
     }
-    Ok(Rows::Tensors { files, name: name.clone(), count })
+    Ok(Rows::Tensors { files, name: name.clone(), row: row.unwrap_or_default(), count })
 }
 
-fn table(paths: &[PathBuf], header: bool, field: &Field, wanted: &Wanted) -> Result<Rows> {
-    let (mut values, mut width) = (vec![], 0);
+fn table(paths: &[PathBuf], header: bool, field: &Field) -> Result<Rows> {
+    let (mut values, mut width, mut files) = (vec![], 0, vec![]);
     for path in paths {
         let bad = |text: String| Error::new("R0412", text).at(path.display());
         let mut reader = csv::ReaderBuilder::new()
@@ -81,7 +91,16 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, wanted: &Wanted) -> Res
         let names: Option<Vec<String>> = header.then(|| first.iter().map(str::to_string).collect());
         let columns =
             columns(&field.columns, names.as_deref(), cells).map_err(|e| e.at(path.display()))?;
+        if columns.is_empty() {
+            let text = format!("`{}` names no column", field.input);
+            return Err(Error::new("R0413", text).at(path.display()));
+        }
+        if !files.is_empty() && columns.len() != width {
+            let text = format!("`{}` reads {} columns, {width} before", field.input, columns.len());
+            return Err(Error::new("R0411", text).at(path.display()));
+        }
         width = columns.len();
+        files.push((path.clone(), (values.len() / width) as u64));
         for (line, record) in reader.records().enumerate() {
             let line = line + 1 + usize::from(header);
             let record = record.map_err(|e| bad(format!("line {line}: {e}")))?;
@@ -98,16 +117,7 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, wanted: &Wanted) -> Res
     if paths.is_empty() {
         return Err(no_files());
     }
-    if width as u64 != row_elements(wanted) {
-        let text = format!(
-            "`{}` reads {width} columns; input `{}` takes rows of shape {:?}",
-            field.input,
-            wanted.name,
-            &wanted.shape[1..]
-        );
-        return Err(Error::new("R0411", text).at(paths[0].display()));
-    }
-    Ok(Rows::Table { values, width })
+    Ok(Rows::Table { values, width, files })
 }
 
 /// Indices of the named columns: names of the header, numbers without one, `first..last` inclusive.
@@ -141,40 +151,82 @@ fn columns(columns: &Columns, header: Option<&[String]>, cells: usize) -> Result
     }
 }
 
-fn text(paths: &[PathBuf], context: u64, field: &Field, wanted: &Wanted) -> Result<Rows> {
-    let mut bytes = vec![];
+fn text(paths: &[PathBuf], context: u64, fields: &[Field]) -> Result<Vec<Rows>> {
+    let (mut bytes, mut files) = (vec![], vec![]);
     for path in paths {
         let more = std::fs::read(path).map_err(|e| {
             Error::new("R0414", format!("cannot read the file: {e}")).at(path.display())
         })?;
+        files.push((path.clone(), bytes.len() as u64));
         bytes.extend(more);
     }
     if paths.is_empty() {
         return Err(no_files());
-    }
-    if row_elements(wanted) != context {
-        let text = format!(
-            "windows have {context} bytes; input `{}` takes rows of shape {:?}",
-            wanted.name,
-            &wanted.shape[1..]
-        );
-        return Err(Error::new("R0411", text));
     }
     if (bytes.len() as u64) <= context {
         let text =
             format!("{} bytes hold no window of {context} and the byte after it", bytes.len());
         return Err(Error::new("R0415", text).at(paths[0].display()));
     }
-    let shift = u64::from(field.columns == Columns::Name("next".into()));
-    Ok(Rows::Text { bytes: Arc::new(bytes), context, shift })
+    let text = Arc::new(Text { bytes, files });
+    let rows = fields.iter().map(|f| {
+        let shift = u64::from(f.columns == Columns::Name("next".into()));
+        Rows::Text { text: text.clone(), context, shift }
+    });
+    Ok(rows.collect())
 }
 
 impl Rows {
     pub fn count(&self) -> u64 {
         match self {
             Rows::Tensors { count, .. } => *count,
-            Rows::Table { values, width } => (values.len() / width) as u64,
-            Rows::Text { bytes, context, .. } => (bytes.len() as u64 - 1) / context,
+            Rows::Table { values, width, .. } => (values.len() / width) as u64,
+            Rows::Text { text, context, .. } => (text.bytes.len() as u64 - 1) / context,
+        }
+    }
+
+    /// Checks that rows have as many elements as the input takes.
+    pub fn check(&self, field: &Field, w: &Wanted) -> Result<()> {
+        let takes = &w.shape[1..];
+        let (have, what) = match self {
+            Rows::Tensors { row, name, .. } => {
+                (row.iter().product(), format!("rows of tensor `{name}` have shape {row:?}"))
+            }
+            Rows::Table { width, .. } => {
+                (*width as u64, format!("`{}` reads {width} columns", field.input))
+            }
+            Rows::Text { context, .. } => (*context, format!("windows have {context} bytes")),
+        };
+        if have == row_elements(w) {
+            return Ok(());
+        }
+        let text = format!("{what}; input `{}` takes rows of shape {takes:?}", w.name);
+        Err(Error::new("R0411", text).at(self.file(0).0))
+    }
+
+    /// The file that holds row `r`, and the number of the row in it.
+    fn file(&self, r: u64) -> (String, u64) {
+        let find = |files: &[(PathBuf, u64)], at: u64| {
+            let (path, first) =
+                files.iter().rev().find(|f| f.1 <= at).expect("files begin at their first row");
+            (path.display().to_string(), at - first)
+        };
+        match self {
+            Rows::Tensors { files, .. } => {
+                let (file, first) = files.iter().rev().find(|f| f.1 <= r).expect("a row");
+                (file.path().display().to_string(), r - first)
+            }
+            Rows::Table { files, .. } => find(files, r),
+            Rows::Text { text, context, .. } => find(&text.files, r * context),
+        }
+    }
+
+    /// For messages: where row `r` is.
+    pub fn place(&self, r: u64) -> String {
+        let (file, at) = self.file(r);
+        match self {
+            Rows::Text { .. } => format!("{file}: byte {at}"),
+            _ => format!("{file}: row {at}"),
         }
     }
 
@@ -188,19 +240,19 @@ impl Rows {
                 let from = (r - first) as usize * each;
                 file.tensor(name)?.convert(from..from + each, w.dtype, affine, out)
             }
-            Rows::Table { values, width } => {
+            Rows::Table { values, width, .. } => {
                 let row = &values[r as usize * width..][..*width];
                 let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
                 let t =
                     HostTensor { element: F64, shape: vec![each as u64], bytes: Cow::Owned(bytes) };
                 t.convert(0..each, w.dtype, affine, out)
             }
-            Rows::Text { bytes, context, shift } => {
+            Rows::Text { text, context, shift } => {
                 let from = (r * context + shift) as usize;
                 let t = HostTensor {
                     element: Element::Plan(DType::U8),
                     shape: vec![each as u64],
-                    bytes: Cow::Borrowed(&bytes[from..from + each]),
+                    bytes: Cow::Borrowed(&text.bytes[from..from + each]),
                 };
                 t.convert(0..each, w.dtype, affine, out)
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn wanted(name: &str, dtype: DType, shape: &[u64]) -> Wanted {
-    Wanted { name: name.into(), dtype, shape: shape.to_vec() }
+    Wanted { name: name.into(), dtype, shape: shape.to_vec(), classes: None }
 }
 
 fn field(input: &str, column: &str) -> Field {
@@ -48,7 +48,8 @@ fn epochs_visit_every_row_once_in_an_order_the_seed_fixes() {
     let mut seen: Vec<i64> = first.iter().flat_map(ids).collect();
     let again = {
         let mut other = Dataset::open(&s, &want).unwrap();
-        other.set_position(Position { epoch: 0, batch: 1 });
+        let position = Position { epoch: 0, batch: 1 };
+        other.resume(&DataState { position, ..other.state() }).unwrap();
         other.next_batch().unwrap()
     };
     assert_eq!(again, first[1]);
@@ -107,7 +108,10 @@ fn tables_find_columns_by_name_and_range() {
     s.fields[1].columns = Columns::Name("p0".into());
     let mut data = Dataset::open(&s, &want).unwrap();
     let e = data.next_batch().unwrap_err();
-    assert_eq!((e.code, e.place.as_deref()), ("R0201", Some("row 0 for input `y`")));
+    assert_eq!(
+        (e.code, e.place.as_deref()),
+        ("R0201", Some(&*format!("{}: row 0, for input `y`", dir.path().join("t.csv").display())))
+    );
 }
 
 #[test]
@@ -137,7 +141,7 @@ fn faults_name_both_sides() {
     let open = |s: DataSpec, w: &[Wanted]| Dataset::open(&s, w).err().unwrap();
     let e =
         open(spec(source(), Some(2), vec![field("x", "x")]), &[wanted("x", DType::F32, &[2, 5])]);
-    assert!(e.to_string().contains("[5, 2, 2]") && e.to_string().contains("[5]"), "{e}");
+    assert!(e.to_string().contains("[2, 2]") && e.to_string().contains("[5]"), "{e}");
     let e = open(spec(source(), Some(2), vec![]), &[wanted("x", DType::F32, &[2, 4])]);
     assert_eq!(e.code, "R0402");
     let e =

@@ -41,6 +41,7 @@ impl Builder {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };

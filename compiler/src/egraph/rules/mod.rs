@@ -34,6 +34,11 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
     RULES.iter().flat_map(|r| r.iter())
 }
 
+/// Rules whose results can still be differentiated: nothing is fused yet.
+pub fn before_gradients() -> impl Iterator<Item = &'static Rule> {
+    [movement::RULES, algebra::RULES, products::RULES].into_iter().flatten()
+}
+
 /// The e-graph while a rule is applied.
 pub struct Rw<'a> {
     pub eg: &'a mut Eg,

@@ -4,7 +4,7 @@ use super::convert;
 use super::fold;
 use super::moves::{self, Move};
 use super::node::{Attrs, fail};
-use super::params::{InitScheme, Role, WeightFile, roles};
+use super::params::{Role, WeightFile, roles};
 use super::source::{Source, Storage};
 use super::tensor::{Data, Elem, Tensor, checked_elements};
 use super::{ImportOptions, Imported};
@@ -120,6 +120,8 @@ pub struct Importer<'a> {
     pub dropouts: u32,
     /// Whether the node being converted only moves elements, so that moves carry its name.
     pub moving: bool,
+    /// Variables that begin as drawn.
+    drawn: Vec<String>,
 }
 
 /// Imports a model.
@@ -143,6 +145,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         at: 0,
         dropouts: 0,
         moving: false,
+        drawn: Vec::new(),
     };
     let inputs = cx.inputs()?;
     for (i, node) in src.graph.node.iter().enumerate() {
@@ -258,7 +261,8 @@ impl<'a> Importer<'a> {
             .map(|(n, _)| n.clone())
             .collect();
         self.warn_about_names(&params);
-        Ok(Imported { graph: self.graph, inputs, outputs, params, warnings: self.warnings })
+        let Importer { graph, warnings, drawn, .. } = self;
+        Ok(Imported { graph, inputs, outputs, params, drawn, warnings })
     }
 
     fn warn_about_names(&mut self, params: &[String]) {
@@ -334,15 +338,19 @@ impl<'a> Importer<'a> {
         v
     }
 
-    fn first_value(&self, name: &str, role: Role, stream: u32) -> Res<VarInit> {
+    fn first_value(&mut self, name: &str, role: Role, stream: u32) -> Res<VarInit> {
         let init = &self.src.initializers[name];
         let place = || self.src.tensor_place(name);
-        if let Some(file) = &self.weights {
+        if let Some(file) = &self.weights
+            && (self.opts.init.is_none() || file.holds(name))
+        {
             file.check(name, &init.shape)?;
             return Ok(VarInit::Weights(name.into()));
         }
-        if let Some(scheme) = self.opts.init {
-            let InitScheme::Default = scheme;
+        if let Some(scheme) = self.opts.init
+            && self.src.lacks(init)
+        {
+            self.drawn.push(name.into());
             return Ok(scheme.of(role, stream));
         }
         let dtype = init.elem.file_dtype();

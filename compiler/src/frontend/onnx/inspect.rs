@@ -45,6 +45,21 @@ pub struct ModelInfo {
     pub unsupported: Vec<String>,
 }
 
+impl ModelInfo {
+    /// Names of the dynamic dimensions of its inputs, in order.
+    pub fn dim_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = vec![];
+        for dim in self.inputs.iter().flat_map(|i| i.dims.iter().flatten()) {
+            if let Dim::Named(name) = dim
+                && !names.contains(&name.as_str())
+            {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
 /// Reads a model's summary.
 ///
 /// # Errors

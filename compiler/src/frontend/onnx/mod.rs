@@ -50,7 +50,8 @@ pub struct ImportOptions {
     /// A safetensors file with every parameter and buffer under its initializer's name, in place of
     /// the model's own values.
     pub weights: Option<PathBuf>,
-    /// Draw all parameters and buffers, whatever values the model has.
+    /// How to draw parameters and buffers that neither `weights` nor the model has values for:
+    /// the file that the model names for them does not exist.
     pub init: Option<InitScheme>,
     /// Training form: dropout is active, batch normalisation uses the batch and updates its running
     /// statistics. Otherwise both are in inference form.
@@ -67,6 +68,8 @@ pub struct Imported {
     pub outputs: Vec<String>,
     /// Names of the trained variables, in the model's order.
     pub params: Vec<String>,
+    /// Names of the variables whose first values are drawn.
+    pub drawn: Vec<String>,
     pub warnings: Vec<Diagnostic>,
 }
 

@@ -232,6 +232,11 @@ impl WeightFile {
         Ok(WeightFile { path: path.into(), tensors })
     }
 
+    /// Whether the file has a tensor of this name.
+    pub fn holds(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Checks that the file has a tensor for a parameter.
     ///
     /// # Errors

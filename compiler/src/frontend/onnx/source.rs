@@ -273,6 +273,13 @@ impl Source {
         }
     }
 
+    /// Whether the file that holds the values of `init` does not exist.
+    pub fn lacks(&self, init: &Initializer) -> bool {
+        let Storage::External { location, .. } = &init.storage else { return false };
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        check_location(location).is_ok() && !folder.join(location).exists()
+    }
+
     /// The file that holds external data, checked to exist inside the model's folder and to be long
     /// enough.
     ///

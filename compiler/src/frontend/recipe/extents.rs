@@ -9,6 +9,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
+/// Most optimizer steps of a run: the plan counts them in f32, which is exact so far.
+pub const MAX_STEPS: u64 = 1 << 24;
+
 /// Rows of the data and what one of them feeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataExtents {
@@ -166,12 +169,53 @@ impl Recipe {
         };
         let test = (data.rows as f64 * self.data.split).round() as u64;
         let batches = (data.rows - test) / (data.batch as u64).max(1);
-        let steps = batches * epochs / u64::from(self.train.accumulate);
+        let steps = u128::from(batches) * u128::from(epochs) / u128::from(self.train.accumulate);
         if steps == 0 {
-            let message = format!("{} rows for training do not fill one step", data.rows - test);
-            return Err(fault(&self.path, message).into());
+            let message = format!(
+                "{} rows for training make {batches} batches of {} an epoch; {epochs} epochs do not \
+                 fill one step of {} batches",
+                data.rows - test,
+                data.batch,
+                self.train.accumulate
+            );
+            let keys = ["data.batch", "data.split", "train.epochs"];
+            return Err(Diagnostic::error("P0108", message)
+                .at(self.place(&keys, "leaves no whole batch"))
+                .into());
         }
-        Ok(steps)
+        u64::try_from(steps).ok().filter(|s| *s <= MAX_STEPS).ok_or_else(|| {
+            Diagnostic::error("P0105", format!("the run would take {steps} steps"))
+                .at(self.place(&["train.epochs"], &format!("more than {MAX_STEPS} steps")))
+                .into()
+        })
+    }
+
+    /// Whether the model is textual IR.
+    pub fn is_textual(&self) -> bool {
+        self.model.extension().is_some_and(|e| e == "pir")
+    }
+
+    /// Checks that the training rows fill a batch.
+    ///
+    /// # Errors
+    /// `P0108` where they do not.
+    pub fn check_rows(&self, data: &DataExtents) -> Result<()> {
+        let test = (data.rows as f64 * self.data.split).round() as u64;
+        let train = data.rows - test;
+        if train >= data.batch.max(1) as u64 {
+            return Ok(());
+        }
+        let whole = self.data.batch.is_none();
+        let message = format!("{train} rows for training do not fill a batch of {}", data.batch);
+        let help = if whole {
+            "without `batch` the whole file is one batch, and no row can be held back"
+        } else {
+            "lower `batch` or `split`, or give more data"
+        };
+        let keys: &[&str] =
+            if whole { &["data.split"] } else { &["data.batch", "data.split", "data.file"] };
+        let label = format!("{} rows, {test} of them held back", data.rows);
+        Err(Diagnostic::error("P0108", message).at(self.place(keys, &label)).help(help).into())
     }
 
     /// How the recipe's ONNX model is imported: extents from `data.dims` and the data itself.
@@ -181,9 +225,16 @@ impl Recipe {
     pub fn import_options(&self, training: bool) -> Result<ImportOptions> {
         let mut input_shapes = BTreeMap::new();
         // Textual IR states every extent itself.
-        let textual = self.model.extension().is_some_and(|e| e == "pir");
-        if !textual && let Some(data) = self.data_extents()? {
-            let info = onnx::inspect(&self.model_path())?;
+        let textual = self.is_textual();
+        let info = if textual { None } else { Some(onnx::inspect(&self.model_path())?) };
+        if let Some(info) = &info {
+            self.check_names(info)?;
+        }
+        let data = self.data_extents()?;
+        if let Some(data) = &data {
+            self.check_rows(data)?;
+        }
+        if let (Some(info), Some(data)) = (&info, data) {
             for (input, row) in data.inputs {
                 let declared = info.inputs.iter().find(|i| i.name == input);
                 let dims = declared.and_then(|i| i.dims.as_deref());
@@ -192,9 +243,9 @@ impl Recipe {
         }
         let mut dims: BTreeMap<String, usize> =
             self.data.dims.iter().map(|(name, n)| (name.clone(), *n)).collect();
-        if let (None, Some(batch), false) = (&self.data.source, self.data.batch, textual) {
+        if let (None, Some(batch), Some(info)) = (&self.data.source, self.data.batch, &info) {
             // Without data, the batch is the first axis of every input that does not state its own.
-            for input in onnx::inspect(&self.model_path())?.inputs {
+            for input in &info.inputs {
                 if let Some(Dim::Named(name)) = input.dims.iter().flatten().next() {
                     dims.entry(name.clone()).or_insert(batch);
                 }

@@ -5,12 +5,17 @@
 //! two machines; [`Recipe::resolve`] makes one usable. `docs/RECIPE.md` describes every key.
 
 mod extents;
+mod idle;
+mod names;
+mod origin;
 mod read;
 mod sections;
 #[cfg(test)]
 mod tests;
 
-pub use extents::DataExtents;
+pub use extents::{DataExtents, MAX_STEPS};
+pub use idle::Facts;
+pub use origin::Origin;
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use indexmap::IndexMap;
@@ -24,6 +29,9 @@ pub struct Recipe {
     /// The recipe's own path; its folder is what other paths are relative to.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Where its keys are in the text.
+    #[serde(skip)]
+    pub origin: Origin,
     /// ONNX or textual IR.
     pub model: PathBuf,
     pub weights: Weights,
@@ -180,6 +188,8 @@ pub enum Policy {
     /// Products, convolutions and attention in bf16 wherever it is legal, the rest by cost.
     Bf16,
     F16,
+    /// What another system would do, casts and all.
+    Baseline(Baseline),
 }
 
 /// Operations whose format the person chose.
@@ -189,6 +199,9 @@ pub struct Pin {
     pub op: String,
     /// `F32`, `Bf16` or `F16`.
     pub dtype: DType,
+    /// Where the recipe says so.
+    #[serde(skip)]
+    pub place: Option<Place>,
 }
 
 /// Loss scaling; defaults are those of PyTorch's `GradScaler`.
@@ -227,6 +240,9 @@ pub struct Train {
     /// Decay of an exponential moving average of the parameters.
     pub ema: Option<f64>,
     pub seed: u64,
+    /// Globs over names of parameters that keep their first values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// One JSON line a step.
     pub log: Option<PathBuf>,
     /// Steps between checkpoints.
@@ -291,6 +307,33 @@ impl Recipe {
     }
 }
 
+/// A system with fixed rules, and the 16-bit format it runs them with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Baseline {
+    pub system: System,
+    pub half: DType,
+}
+
+/// Systems whose rules [`crate::precision::baselines`] follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum System {
+    /// `torch.autocast("cuda")`.
+    TorchCuda,
+    /// `torch.autocast("cpu")`.
+    TorchCpu,
+    /// TensorFlow's graph pass, on its lists for the format.
+    Grappler,
+    /// Every operation of the model in 16 bits.
+    All,
+}
+
+impl Baseline {
+    pub const fn new(system: System, half: DType) -> Baseline {
+        Baseline { system, half }
+    }
+}
+
 impl Policy {
     /// Every policy with its word.
     pub const WORDS: &'static [(&'static str, Policy)] = &[
@@ -298,6 +341,13 @@ impl Policy {
         ("f32", Policy::F32),
         ("bf16", Policy::Bf16),
         ("f16", Policy::F16),
+        ("torch-autocast", Policy::Baseline(Baseline::new(System::TorchCuda, DType::F16))),
+        ("torch-autocast-bf16", Policy::Baseline(Baseline::new(System::TorchCuda, DType::Bf16))),
+        ("torch-autocast-cpu", Policy::Baseline(Baseline::new(System::TorchCpu, DType::Bf16))),
+        ("tf-grappler", Policy::Baseline(Baseline::new(System::Grappler, DType::F16))),
+        ("tf-grappler-bf16", Policy::Baseline(Baseline::new(System::Grappler, DType::Bf16))),
+        ("all-16", Policy::Baseline(Baseline::new(System::All, DType::F16))),
+        ("all-16-bf16", Policy::Baseline(Baseline::new(System::All, DType::Bf16))),
     ];
 
     pub fn name(self) -> &'static str {

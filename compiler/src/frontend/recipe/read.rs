@@ -1,7 +1,7 @@
 //! A strict reader over a TOML tree with spans: every access says what it expects, every mismatch
 //! is a diagnostic at its place, and reading goes on.
 
-use crate::diagnostic::{Diagnostic, Place, Severity};
+use crate::diagnostic::{Diagnostic, Place, Severity, nearest};
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::{Bound, Range, RangeBounds};
@@ -184,6 +184,16 @@ impl<'s, 't> Item<'s, 't> {
         table.key_span(&self.key).unwrap_or_else(|| self.span())
     }
 
+    /// The value's place, with `label` at it.
+    pub fn place(&self, label: &str) -> Place {
+        Place::Span {
+            path: self.source.path.into(),
+            text: self.source.text.into(),
+            span: self.span(),
+            label: label.into(),
+        }
+    }
+
     fn mismatch<T>(&self, want: &str) -> Option<T> {
         let found = kind(self.value.get_ref());
         let message = format!("`{}` is {want}, not {found}", self.key);
@@ -275,6 +285,10 @@ impl<'s, 't> Item<'s, 't> {
     }
 
     /// A whole number of at least `least`.
+    pub fn count_to(&self, least: u64, most: u64) -> Option<u64> {
+        self.int(least as i64..=most as i64).map(|x| x as u64)
+    }
+
     pub fn count(&self, least: u64) -> Option<u64> {
         self.int(least as i64..).map(|x| x as u64)
     }
@@ -309,14 +323,6 @@ impl<'s, 't> Item<'s, 't> {
         self.source.error("P0106", self.span(), message, "unknown", help);
         None
     }
-}
-
-/// The closest of some words, where one is close enough to be a slip.
-pub fn nearest<'a>(word: &str, set: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    set.map(|w| (strsim::damerau_levenshtein(word, w), w))
-        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4)
-        .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())))
-        .map(|(_, w)| w)
 }
 
 pub fn listed<T>(set: &[(&str, T)]) -> String {

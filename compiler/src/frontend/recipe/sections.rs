@@ -23,7 +23,18 @@ const KEYS: &[(&str, &[&str])] = &[
     ("[loss_scale]", &["mode", "growth", "backoff", "interval", "hysteresis", "min", "max"]),
     (
         "[train]",
-        &["steps", "epochs", "accumulate", "clip_norm", "ema", "seed", "log", "checkpoint", "out"],
+        &[
+            "steps",
+            "epochs",
+            "accumulate",
+            "clip_norm",
+            "ema",
+            "seed",
+            "freeze",
+            "log",
+            "checkpoint",
+            "out",
+        ],
     ),
     ("[target]", &["device", "table"]),
 ];
@@ -67,6 +78,7 @@ fn read<'s>(source: &'s Source<'_>, tree: &'s DeTable<'_>) -> Option<Recipe> {
     root.finish();
     Some(Recipe {
         path: source.path.into(),
+        origin: Origin::new(source.text, tree),
         model: model?,
         weights: weights?,
         data: data?,
@@ -95,6 +107,9 @@ fn or<'s, 't: 's, T>(
 fn weights(t: Table, seed: u64) -> Option<Weights> {
     let file = or(t.get("file"), None, |i| i.path().map(Some));
     let init = or(t.get("init"), None, |i| i.word(&[("default", Some(WeightInit::Default))]));
+    if t.get("init").is_none() {
+        t.reject("seed", "nothing is drawn without `init`");
+    }
     let seed = or(t.get("seed"), seed, |i| i.count(0));
     t.finish();
     Some(Weights { file: file?, init: init?, seed: seed? })
@@ -405,18 +420,20 @@ fn precision(t: Table) -> Option<Precision> {
 
 fn pin(item: &Item) -> Option<Pin> {
     let t = item.as_section()?;
-    let op = t.need("op", "a glob over names of operations").and_then(|i| {
-        let glob = i.string()?;
-        match globset::Glob::new(&glob) {
-            Ok(_) => Some(glob),
-            Err(e) => i.invalid(format!("`{glob}` is not a glob"), &e.kind().to_string(), ""),
-        }
-    });
+    let op = t.need("op", "a glob over names of operations").and_then(|i| glob(&i));
     let words = [("f32", DType::F32), ("bf16", DType::Bf16), ("f16", DType::F16)];
     let dtype = t.need("dtype", "`dtype` is \"f32\", \"bf16\" or \"f16\"");
     let dtype = dtype.and_then(|i| i.word(&words));
     t.finish();
-    Some(Pin { op: op?, dtype: dtype? })
+    Some(Pin { op: op?, dtype: dtype?, place: Some(item.place("this pin")) })
+}
+
+fn glob(item: &Item) -> Option<String> {
+    let glob = item.string()?;
+    match globset::Glob::new(&glob) {
+        Ok(_) => Some(glob),
+        Err(e) => item.invalid(format!("`{glob}` is not a glob"), &e.kind().to_string(), ""),
+    }
 }
 
 fn loss_scale(t: Table) -> Option<LossScale> {
@@ -463,7 +480,7 @@ fn loss_scale(t: Table) -> Option<LossScale> {
 
 fn train(t: Table) -> Option<Train> {
     let length = match (t.get("steps"), t.get("epochs")) {
-        (Some(steps), None) => steps.count(1).map(TrainLength::Steps),
+        (Some(steps), None) => steps.count_to(1, MAX_STEPS).map(TrainLength::Steps),
         (None, Some(epochs)) => epochs.count(1).map(TrainLength::Epochs),
         (Some(_), Some(_)) => {
             t.reject("epochs", "`steps` is given too");
@@ -478,6 +495,10 @@ fn train(t: Table) -> Option<Train> {
     let clip_norm = or(t.get("clip_norm"), None, |i| i.real((Excluded(0.0), Unbounded)).map(Some));
     let ema = or(t.get("ema"), None, |i| i.real((Included(0.0), Excluded(1.0))).map(Some));
     let seed = or(t.get("seed"), 0, |i| i.count(0));
+    let freeze = or(t.get("freeze"), vec![], |i| {
+        let globs: Vec<_> = i.array()?.iter().map(glob).collect();
+        globs.into_iter().collect()
+    });
     let log = or(t.get("log"), None, |i| i.path().map(Some));
     let checkpoint = or(t.get("checkpoint"), None, |i| i.count(1).map(Some));
     let out = or(t.get("out"), None, |i| i.path().map(Some));
@@ -488,6 +509,7 @@ fn train(t: Table) -> Option<Train> {
         clip_norm: clip_norm?,
         ema: ema?,
         seed: seed?,
+        freeze: freeze?,
         log: log?,
         checkpoint: checkpoint?,
         out: out?,

@@ -110,8 +110,7 @@ impl ConvPlan {
         // Equal blocks.
         let block = grid_rows.max(1).div_ceil(grid_rows.max(1).div_ceil(block));
         let padded = [axes[0].extent(block), axes[1].extent(grid_cols.max(1))];
-        let ku = if matches!(path, Path::F32(_)) { 1 } else { 2 };
-        let (mr, nr, kc) = with_lanes!(path, L => (L::MR, L::NR, L::KC));
+        let (mr, nr, kc, ku) = with_lanes!(path, L => (L::MR, L::NR, L::KC, L::KU));
         let mut grids = Vec::new();
         let mut packed = 0;
         for ph in &axes[0].phases {

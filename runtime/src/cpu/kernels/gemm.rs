@@ -75,11 +75,20 @@ pub struct Gemm<'a> {
 pub enum Path {
     F32(Isa),
     Bf16Dot,
+    /// AVX-512 and AVX512-BF16 without their instructions.
+    #[cfg(test)]
+    EmulatedF32,
     #[cfg(test)]
     EmulatedBf16,
 }
 
 impl Path {
+    /// Whether panels hold pairs of bf16 values.
+    #[cfg(test)]
+    pub(crate) fn pairs(self) -> bool {
+        matches!(self, Path::Bf16Dot | Path::EmulatedBf16)
+    }
+
     /// The fastest path for operands of these formats on this processor.
     pub fn select(a: DType, b: DType) -> Path {
         match isa() {
@@ -108,6 +117,11 @@ macro_rules! with_lanes {
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::kernels::gemm::Path::Bf16Dot => {
                 type $L = $crate::cpu::kernels::lanes::Bf16x32;
+                $body
+            }
+            #[cfg(test)]
+            $crate::cpu::kernels::gemm::Path::EmulatedF32 => {
+                type $L = $crate::cpu::kernels::lanes::EmulatedF32;
                 $body
             }
             #[cfg(test)]

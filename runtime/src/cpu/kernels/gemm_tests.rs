@@ -45,8 +45,8 @@ impl Problem {
         let shape = Shape { batch, m: rng.pick(sizes), n: rng.pick(sizes), k: rng.pick(sizes) };
         let reals = [DType::F32, DType::F32, DType::Bf16, DType::F16, DType::F8e4m3, DType::F8e5m2];
         let (ta, tb) = match path {
-            Path::F32(_) => (rng.pick(&reals), rng.pick(&reals)),
-            _ => (DType::Bf16, DType::Bf16),
+            path if path.pairs() => (DType::Bf16, DType::Bf16),
+            _ => (rng.pick(&reals), rng.pick(&reals)),
         };
         let mut operand = |t: DType, rows: usize, cols: usize| {
             let (rs, cs, mut bs, len) = layout(rng, batch, rows, cols);
@@ -159,7 +159,7 @@ fn len_seed(a: &Buf, b: &Buf) -> u64 {
 }
 
 fn paths() -> Vec<Path> {
-    let mut v = vec![Path::F32(Isa::Portable), Path::EmulatedBf16];
+    let mut v = vec![Path::F32(Isa::Portable), Path::EmulatedF32, Path::EmulatedBf16];
     if isa() >= Isa::Avx2 {
         v.push(Path::F32(Isa::Avx2));
     }
@@ -202,11 +202,7 @@ fn long_k_is_cut_into_parts_and_bits_do_not_depend_on_threads() {
         let mut rng = Rng(3);
         for (m, n, k) in [(33, 70, 5000), (200, 150, 300), (130, 600, 64), (4, 4, 9000)] {
             let mut p = Problem::random(&mut rng, path, &[1]);
-            let t = if path == Path::EmulatedBf16 || path == Path::Bf16Dot {
-                DType::Bf16
-            } else {
-                DType::F32
-            };
+            let t = if path.pairs() { DType::Bf16 } else { DType::F32 };
             p.shape = Shape { batch: [1, 1], m, n, k };
             p.a = (Buf::random(&mut rng, t, m * k), k as isize, 1, [0, 0]);
             p.b = (Buf::random(&mut rng, t, n * k), n as isize, 1, [0, 0]);
@@ -303,7 +299,7 @@ fn the_epilogue_sees_every_element_once_with_its_place() {
 #[test]
 fn infinities_and_nan_pass_through() {
     for path in paths() {
-        let t = if matches!(path, Path::F32(_)) { DType::F32 } else { DType::Bf16 };
+        let t = if path.pairs() { DType::Bf16 } else { DType::F32 };
         let (m, n, k) = (13, 17, 9);
         let mut av = vec![1.0f32; m * k];
         av[3 * k + 2] = f32::INFINITY;

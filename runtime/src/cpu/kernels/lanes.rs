@@ -337,59 +337,11 @@ unsafe impl Lanes for Plain {
 /// A pair of bf16 values, the one of smaller k in the low half.
 pub type Pair = u32;
 
-/// AVX512-BF16 in plain Rust, for tests on processors without it.
-///
-/// The instruction adds the product of the odd elements, then of the even ones, flushing subnormals
-/// to zero (Intel SDM, VDPBF16PS); the flush is left out here.
 #[cfg(test)]
-#[derive(Clone, Copy, Debug)]
-pub struct EmulatedBf16;
-
+#[path = "lanes_emulated.rs"]
+mod emulated;
 #[cfg(test)]
-// SAFETY: every method touches the N elements it names.
-unsafe impl Lanes for EmulatedBf16 {
-    type El = Pair;
-    type V = [Pair; 16];
-    type Acc = [f32; 16];
-    const N: usize = 16;
-    const KU: usize = 2;
-    const KC: usize = 256;
-    unsafe fn zero() -> [f32; 16] {
-        [0.0; 16]
-    }
-    unsafe fn load(p: *const Pair) -> [Pair; 16] {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[Pair; 16]>().read_unaligned() }
-    }
-    unsafe fn splat(p: *const Pair) -> [Pair; 16] {
-        // SAFETY: the caller gives one element.
-        [unsafe { p.read_unaligned() }; 16]
-    }
-    unsafe fn mac(mut acc: [f32; 16], a: [Pair; 16], b: [Pair; 16]) -> [f32; 16] {
-        let hi = |x: u32| f32::from_bits(x & 0xffff_0000);
-        let lo = |x: u32| f32::from_bits(x << 16);
-        for i in 0..16 {
-            acc[i] = hi(a[i]).mul_add(hi(b[i]), acc[i]);
-            acc[i] = lo(a[i]).mul_add(lo(b[i]), acc[i]);
-        }
-        acc
-    }
-    unsafe fn load_acc(p: *const f32) -> [f32; 16] {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[f32; 16]>().read_unaligned() }
-    }
-    unsafe fn store_acc(p: *mut f32, a: [f32; 16]) {
-        // SAFETY: the caller gives 16 elements.
-        unsafe { p.cast::<[f32; 16]>().write_unaligned(a) }
-    }
-    unsafe fn add(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        for i in 0..16 {
-            a[i] += b[i];
-        }
-        a
-    }
-    loops!(12, 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
-}
+pub use emulated::{EmulatedBf16, EmulatedF32};
 
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Bf16x32, F32x8, F32x16};

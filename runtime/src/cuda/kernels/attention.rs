@@ -5,7 +5,7 @@
 //! gradient recomputes the scores from the saved logarithms, once for q and once for k and v, so
 //! that no sum needs atomics and results do not depend on the run.
 
-use super::text::{Head, MMA, Params, address, c_type, dtype, launch, small, wide};
+use super::text::{Head, MMA, Params, Size, address, c_type, dtype, launch, small, wide};
 use crate::cuda::launch::{Arg, Facts, Launch, Lowered, Task};
 use crate::error::{Error, Result};
 use precast_plan::{Access, Attention, AttentionGrad, DType, Plan};
@@ -86,7 +86,7 @@ fn plain_cut(which: Which, d: u64, facts: &Facts) -> Result<Cut> {
         })
         .find(|cut| cut.shared <= u64::from(facts.shared_per_block))
         .ok_or_else(|| {
-            Error::new("R0792", format!("attention over {d} channels a head"))
+            Error::new("R0132", format!("attention over {d} channels a head"))
                 .help("a block of this device has not enough shared memory; use narrower heads")
         })
 }
@@ -104,7 +104,7 @@ fn pairs(plan: &Plan, a: &Access, format: DType, d: u64) -> bool {
 /// Writes o and lse.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31, `R0792` for heads that no block's shared memory holds.
+/// `R0131` for sizes beyond 2^31, `R0132` for heads that no block's shared memory holds.
 pub fn lower_attention(plan: &Plan, a: &Attention, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let one = kernel(plan, a, None, Which::Forward, [0; 2], facts)?;
     out.tasks.push(Task::Launch(one));
@@ -143,7 +143,8 @@ pub fn lower_attention_grad(
     p.strides("lse", &a.lse.strides);
     let grid = [small("rows of attention", rows.div_ceil(8))?, 1, 1];
     let text = include_str!("attention_delta.cuh");
-    let first = launch("attention_delta", &[], &head, text, p, grid, 256, 0);
+    let first =
+        launch("attention_delta", &[], &head, text, p, Size { grid, threads: 256, shared: 0 });
     out.tasks.push(Task::Launch(first));
     for which in [Which::Keys, Which::Queries] {
         let one = kernel(plan, a, Some(g), which, [delta, lse2], facts)?;
@@ -251,5 +252,5 @@ fn kernel(
     let parts: &[&str] = if tensor { &[MMA] } else { &[] };
     let text = if tensor { text } else { include_str!("attention_plain.cuh") };
     let threads = cut.warps as u32 * 32;
-    Ok(launch(family, parts, &head, text, p, grid, threads, cut.shared as u32))
+    Ok(launch(family, parts, &head, text, p, Size { grid, threads, shared: cut.shared as u32 }))
 }

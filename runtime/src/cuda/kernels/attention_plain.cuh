@@ -89,7 +89,7 @@ __device__ __forceinline__ void clear(float (&acc)[RO][GROUPS][4]) {
       for (int e = 0; e < 4; e++) acc[i][g][e] = 0.0f;
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
   extern __shared__ __align__(128) unsigned char dyn_smem[];
   const int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
   const u32 bh = blockIdx.x % (u32)pairs;

@@ -1,10 +1,10 @@
 //! Convolutions without a library: implicit products on tensor cores or in f32, and loops over
 //! taps where groups are narrow.
 
+use super::end::end;
 use super::product::{Kind, Map, Operand, Product, lower};
-use super::text::{Head, MMA, Params, address, blocks, c_type, dtype, launch, small};
+use super::text::{Head, MMA, Params, Size, address, blocks, c_type, dtype, launch, small};
 use crate::cuda::launch::{Facts, Lowered, Task};
-use crate::cuda::text::epilogue_function;
 use crate::error::Result;
 use precast_plan::{Conv, ConvGeometry, ConvKind, Math, Plan};
 
@@ -15,7 +15,7 @@ use precast_plan::{Conv, ConvGeometry, ConvKind, Math, Plan};
 /// parts, which a second launch adds in order.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_conv(plan: &Plan, c: &Conv, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let g = &c.geometry;
     let narrow = (g.c / g.groups).min(g.o / g.groups) <= 8;
@@ -234,7 +234,7 @@ fn direct(plan: &Plan, c: &Conv, facts: &Facts, out: &mut Lowered) -> Result<()>
         ConvKind::DataGrad => (1, [g.n, g.c, g.h, g.w]),
         ConvKind::FilterGrad => (2, [g.o, cg, g.kh, g.kw]),
     };
-    let e = epilogue_function(plan, &c.epilogue, &dims, 3, "epilogue")?;
+    let e = end(plan, &c.epilogue, &dims, 3)?;
     let mut head = Head::default();
     head.constant("KIND", kind).flag("TF32", c.math == Math::Tf32).text(&e.text);
     let mut p = Params::default();
@@ -280,7 +280,14 @@ fn direct(plan: &Plan, c: &Conv, facts: &Facts, out: &mut Lowered) -> Result<()>
     let text =
         include_str!("direct_conv.cuh").replace("SETUP", &setup).replace("EPI_NAMES", &e.names);
     let family = ["conv_direct", "conv_direct_data_grad", "conv_direct_filter_grad"][kind as usize];
-    let one = launch(family, &[MMA], &head, &text, p, [grid, 1, 1], 256, 0);
+    let one = launch(
+        family,
+        &[MMA],
+        &head,
+        &text,
+        p,
+        Size { grid: [grid, 1, 1], threads: 256, shared: 0 },
+    );
     out.tasks.push(Task::Launch(one));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Rows of a table by index, and the gradient: rows summed at indices.
 
-use super::text::{Head, Params, address, blocks, c_type, dtype, launch, small, wide};
+use super::text::{Head, Params, Size, address, blocks, c_type, dtype, launch, small, wide};
 use crate::cuda::launch::{Arg, Facts, Fault, Lowered, Place, Task};
 use crate::error::Result;
 use precast_plan::{Access, Gather, Plan};
@@ -50,7 +50,14 @@ pub fn lower_gather(
     p.strides("out", &g.out.strides);
     let grid = [blocks(g.rows * (g.width / vec), 256, facts.multiprocessors * 16), 1, 1];
     let text = include_str!("gather.cuh");
-    out.tasks.push(Task::Launch(launch("gather", &[], &head, text, p, grid, 256, 0)));
+    out.tasks.push(Task::Launch(launch(
+        "gather",
+        &[],
+        &head,
+        text,
+        p,
+        Size { grid, threads: 256, shared: 0 },
+    )));
     Ok(())
 }
 
@@ -61,7 +68,7 @@ pub fn lower_gather(
 /// [`Fault::IdOutOfRange`] of `step`.
 ///
 /// # Errors
-/// `R0791` for more than 2^31 ids or table rows.
+/// `R0131` for more than 2^31 ids or table rows.
 pub fn lower_scatter_add(
     plan: &Plan,
     g: &Gather,
@@ -88,7 +95,14 @@ pub fn lower_scatter_add(
         p.strides("table", &g.table.strides);
         let grid = [blocks(g.table_rows * g.width, 256, facts.multiprocessors * 16), 1, 1];
         let text = include_str!("zero.cuh");
-        out.tasks.push(Task::Launch(launch("zero", &[], &head, text, p, grid, 256, 0)));
+        out.tasks.push(Task::Launch(launch(
+            "zero",
+            &[],
+            &head,
+            text,
+            p,
+            Size { grid, threads: 256, shared: 0 },
+        )));
     }
 
     // counts and cursor are cleared together.
@@ -116,7 +130,14 @@ pub fn lower_scatter_add(
     };
     let grid = [blocks(g.rows, 256, facts.multiprocessors * 8), 1, 1];
     let mut push = |family: &str, text: &str, p: Params| {
-        out.tasks.push(Task::Launch(launch(family, &[], &head, text, p, grid, 256, 0)));
+        out.tasks.push(Task::Launch(launch(
+            family,
+            &[],
+            &head,
+            text,
+            p,
+            Size { grid, threads: 256, shared: 0 },
+        )));
     };
     let mut p = Params::default();
     base(&mut p);
@@ -170,6 +191,13 @@ pub fn lower_scatter_add(
     let columns = g.width.div_ceil(128 * vec);
     let grid = [most.min(facts.multiprocessors * 16), small("columns of a table", columns)?, 1];
     let text = include_str!("scatter_sum.cuh");
-    out.tasks.push(Task::Launch(launch("scatter_sum", &[], &head, text, p, grid, 128, 0)));
+    out.tasks.push(Task::Launch(launch(
+        "scatter_sum",
+        &[],
+        &head,
+        text,
+        p,
+        Size { grid, threads: 128, shared: 0 },
+    )));
     Ok(())
 }

@@ -9,7 +9,7 @@ use precast_plan::{Access, DType, EpilogueKind, Gemm, Plan};
 /// Appends the launches of a product with its epilogue: any strides, formats and alignments.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_gemm_fallback(plan: &Plan, g: &Gemm, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let (a, b) = (&g.a.strides, &g.b.strides);
     let side = |access, outer, k, s: &[i64]| Operand {

@@ -7,6 +7,7 @@
 
 mod attention;
 mod conv;
+mod end;
 mod gather;
 mod gemm;
 mod pool;

@@ -1,6 +1,6 @@
 //! Max pooling and its gradient.
 
-use super::text::{Head, Params, address, blocks, c_type, dtype, launch, small};
+use super::text::{Head, Params, Size, address, blocks, c_type, dtype, launch, small};
 use crate::cuda::launch::{Facts, Lowered, Task};
 use crate::error::Result;
 use precast_plan::{MaxPool, Plan};
@@ -8,7 +8,7 @@ use precast_plan::{MaxPool, Plan};
 /// Writes y and the window index of each maximum.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     lower(plan, m, true, facts, out)
 }
@@ -17,7 +17,7 @@ pub fn lower_max_pool(plan: &Plan, m: &MaxPool, facts: &Facts, out: &mut Lowered
 /// no atomics, so sums do not depend on the run.
 ///
 /// # Errors
-/// `R0791` for sizes beyond 2^31.
+/// `R0131` for sizes beyond 2^31.
 pub fn lower_max_pool_grad(
     plan: &Plan,
     m: &MaxPool,
@@ -68,6 +68,13 @@ fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lower
     let grid = [blocks(points, 256, facts.multiprocessors * 32), 1, 1];
     let family = if forward { "max_pool" } else { "max_pool_grad" };
     let text = include_str!("pool.cuh");
-    out.tasks.push(Task::Launch(launch(family, &[], &head, text, p, grid, 256, 0)));
+    out.tasks.push(Task::Launch(launch(
+        family,
+        &[],
+        &head,
+        text,
+        p,
+        Size { grid, threads: 256, shared: 0 },
+    )));
     Ok(())
 }

@@ -16,7 +16,7 @@ __device__ __forceinline__ Entry entry(const Map &m, u32 i, u32 end) {
   Entry e = {0, -(1 << 30), 0};
   if (i >= end) return e;
   if (PLAIN) {
-    e.off = m.at + (Off)i * m.s0;
+    e.off = m.at + (Off)i * m.s2;
     e.y = 0;
   } else {
     u32 rest = i / m.d2, i2 = i - rest * m.d2, i0 = rest / m.d1, i1 = rest - i0 * m.d1;
@@ -212,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
     }
   }
   // Sums leave through shared memory, 32 rows at a time, so that neighbours are stored together.
-  float *out = (float *)dyn_smem;
+  float *sums = (float *)dyn_smem;
   const int LDO = BN + 4;
 #pragma unroll 1
   for (int s = 0; s < BM / 32; s++) {
@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
       for (int j = 0; j < FN; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          out[(r + (e >> 1) * 8 + (lane >> 2)) * LDO + wn + j * 8 + (lane & 3) * 2 + (e & 1)] = acc[i][j][e];
+          sums[(r + (e >> 1) * 8 + (lane >> 2)) * LDO + wn + j * 8 + (lane & 3) * 2 + (e & 1)] = acc[i][j][e];
     }
 #else
 #pragma unroll
@@ -234,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
       const int r = i / 4 * (BM * 4 / FM) + ty * 4 + i % 4 - s * 32;
       if (r < 0 || r >= 32) continue;
 #pragma unroll
-      for (int j = 0; j < FN; j++) out[r * LDO + j / 4 * (BN * 4 / FN) + tx * 4 + j % 4] = acc[i][j];
+      for (int j = 0; j < FN; j++) sums[r * LDO + j / 4 * (BN * 4 / FN) + tx * 4 + j % 4] = acc[i][j];
     }
 #endif
     __syncthreads();
@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
       if (row >= m || col >= n) continue;
       float v[LANES];
 #pragma unroll
-      for (int e = 0; e < LANES; e++) v[e] = ROWS_FAST ? out[(r + e) * LDO + c] : out[r * LDO + c + e];
+      for (int e = 0; e < LANES; e++) v[e] = ROWS_FAST ? sums[(r + e) * LDO + c] : sums[r * LDO + c + e];
 #if SPLIT
       partial[(((u64)part * batches + z) * m + row) * n + col] = v[0];
 #else

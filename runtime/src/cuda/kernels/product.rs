@@ -1,9 +1,9 @@
 //! Products whose operands are found through index maps: matrix products of any strides, and
 //! convolutions as implicit products.
 
-use super::text::{Head, MMA, Params, blocks, c_type, dtype, launch, small};
+use super::end::{End, end};
+use super::text::{Head, MMA, Params, Size, blocks, c_type, dtype, launch, small};
 use crate::cuda::launch::{Arg, Facts, Lowered, Task};
-use crate::cuda::text::{EpilogueText, epilogue_function};
 use crate::error::Result;
 use precast_plan::{Access, DType, Epilogue, Math, Plan};
 
@@ -236,8 +236,8 @@ fn lanes(p: &Product) -> (usize, bool) {
     (if rows_fast { row } else { column }, rows_fast)
 }
 
-fn wide_lanes(p: &Product, e: &EpilogueText, rows_fast: bool) -> u64 {
-    let width = u64::from(e.width);
+fn wide_lanes(p: &Product, e: &End, rows_fast: bool) -> u64 {
+    let width = e.width;
     let fits = match (rows_fast, p.kind) {
         (true, _) => p.m.is_multiple_of(width),
         (false, Kind::Matrix) => p.n.is_multiple_of(width),
@@ -258,7 +258,7 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     let elements = |x: &Access| plan.tensors[x.tensor as usize].shape.iter().product::<u64>();
     let far = elements(p.a.access).max(elements(p.b.access)) >= 1 << 30;
     let (lane_axis, rows_fast) = lanes(p);
-    let epilogue = epilogue_function(plan, p.epilogue, &p.dims, lane_axis, "epilogue")?;
+    let epilogue = end(plan, p.epilogue, &p.dims, lane_axis)?;
     let width = if parts > 1 { 1 } else { wide_lanes(p, &epilogue, rows_fast) };
 
     let pad = if tensor { 8 } else { 4 };
@@ -267,8 +267,7 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     };
     let tiles = 2 * (side(c.bm, a.lanes_outer) + side(c.bn, b.lanes_outer)) * format.size() as u64;
     let tiles = tiles.max(32 * (c.bn + 4) * 4).next_multiple_of(16);
-    let entry = if far { 16 } else { 16 };
-    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * entry;
+    let shared = tiles + (c.bm + c.bn + 4 * c.bk) * 16;
 
     let mut head = Head::default();
     head.flag("TENSOR", tensor)
@@ -352,7 +351,14 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     let text =
         include_str!("product.cuh").replace("SETUP", &setup).replace("EPI_NAMES", &epilogue.names);
     let threads = c.threads as u32;
-    let one = launch(p.family, &[MMA], &head, &text, params, grid, threads, shared as u32);
+    let one = launch(
+        p.family,
+        &[MMA],
+        &head,
+        &text,
+        params,
+        Size { grid, threads, shared: shared as u32 },
+    );
     out.tasks.push(Task::Launch(one));
     if parts == 1 {
         return Ok(());
@@ -369,12 +375,19 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
         .replace("EPI_NAMES", &epilogue.names);
     let grid = [blocks(batches * p.m * p.n, 256, facts.multiprocessors * 16), 1, 1];
     let family = format!("{}_sum", p.family);
-    out.tasks.push(Task::Launch(launch(&family, &[], &head, &text, params, grid, 256, 0)));
+    out.tasks.push(Task::Launch(launch(
+        &family,
+        &[],
+        &head,
+        &text,
+        params,
+        Size { grid, threads: 256, shared: 0 },
+    )));
     Ok(())
 }
 
 /// The function `finish` with the epilogue before it.
-fn finish_text(p: &Product, e: &EpilogueText) -> String {
+fn finish_text(p: &Product, e: &End) -> String {
     debug_assert!(p.dims.iter().all(|&d| d > 0));
     let text = include_str!("finish.cuh")
         .replace("EPI_PARAMETERS", &e.parameters)

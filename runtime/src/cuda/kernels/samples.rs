@@ -1,12 +1,13 @@
 //! Plans of one step each, for tests and for checks that compile every kernel.
 
 use super::{
-    lower_attention, lower_attention_grad, lower_gather, lower_max_pool, lower_max_pool_grad,
-    lower_scatter_add,
+    lower_attention, lower_attention_grad, lower_conv, lower_gather, lower_gemm_fallback,
+    lower_max_pool, lower_max_pool_grad, lower_scatter_add,
 };
 use crate::cuda::launch::{Facts, Lowered, Source, Task};
 use precast_plan::{
-    Access, Attention, AttentionGrad, ConvGeometry, DType, Gather, MaxPool, Plan, Program, Storage,
+    Access, Attention, AttentionGrad, BinaryOp, Conv, ConvGeometry, ConvKind, DType, Epilogue,
+    EpilogueKind, Gather, Gemm, InPort, Instr, Math, MaxPool, OutPort, Plan, Program, Storage,
     Summary, TargetSummary, Tensor, VERSION,
 };
 use std::sync::Arc;
@@ -33,6 +34,7 @@ impl Sample {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };
@@ -67,9 +69,34 @@ impl Sample {
         self.tensor(dtype, dims, &axes, 0)
     }
 
-    pub fn program(&mut self, p: Program) -> u32 {
+    /// Stores the sums in `out`, after adding `bias` (strides over the axes of the result) and a
+    /// ReLU if there is one.
+    pub fn epilogue(&mut self, out: Access, bias: Option<Access>) -> Epilogue {
+        let port = |dtype| InPort { dtype, row: false };
+        let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
+        let mut p = Program {
+            name: "end".into(),
+            inputs: vec![port(DType::F32)],
+            code: vec![Instr::Load { port: 0 }],
+            outputs: vec![OutPort { dtype: dtype(&out), reg: 0 }],
+        };
+        if let Some(b) = &bias {
+            p.inputs.push(port(dtype(b)));
+            p.code.extend([
+                Instr::Load { port: 1 },
+                Instr::Binary(BinaryOp::Add, 0, 1),
+                Instr::Real(0.0),
+                Instr::Binary(BinaryOp::Max, 2, 3),
+            ]);
+            p.outputs[0].reg = 4;
+        }
         self.plan.programs.push(p);
-        self.plan.programs.len() as u32 - 1
+        Epilogue {
+            kind: if bias.is_some() { EpilogueKind::BiasRelu } else { EpilogueKind::Store },
+            program: self.plan.programs.len() as u32 - 1,
+            inputs: bias.into_iter().collect(),
+            outputs: vec![out],
+        }
     }
 }
 
@@ -179,6 +206,51 @@ pub(super) fn pool(
     }
 }
 
+/// A convolution of a kind; dtypes of its operands and result. With a bias where it is forward.
+pub(super) fn conv(
+    s: &mut Sample,
+    kind: ConvKind,
+    g: &ConvGeometry,
+    [da, db, out]: [DType; 3],
+    channels_last: bool,
+) -> Conv {
+    let x = [g.n, g.c, g.h, g.w];
+    let w = [g.o, g.c / g.groups, g.kh, g.kw];
+    let y = [g.n, g.o, g.oh, g.ow];
+    let (a, b, d) = match kind {
+        ConvKind::Forward => (x, w, y),
+        ConvKind::DataGrad => (y, w, x),
+        ConvKind::FilterGrad => (x, y, w),
+    };
+    let axes = if channels_last { [0, 2, 3, 1] } else { [0, 1, 2, 3] };
+    let (a, b) = (s.tensor(da, &a, &axes, 0), s.tensor(db, &b, &axes, 0));
+    let result = s.tensor(out, &d, &axes, 0);
+    let bias = (kind == ConvKind::Forward).then(|| {
+        let mut b = s.dense(DType::F32, &[g.o]);
+        b.strides = vec![0, 1, 0, 0];
+        b
+    });
+    let epilogue = s.epilogue(result, bias);
+    Conv { kind, geometry: g.clone(), a, b, math: Math::Exact, epilogue }
+}
+
+/// A product; `axes` are the orders of b0, b1 and the two matrix axes of a, b and the result.
+pub(super) fn gemm(
+    s: &mut Sample,
+    batch: [u64; 2],
+    [m, n, k]: [u64; 3],
+    [da, db, out]: [DType; 3],
+    axes: [[usize; 4]; 3],
+    pad: u64,
+) -> Gemm {
+    let [b0, b1] = batch;
+    let a = s.tensor(da, &[b0, b1, m, k], &axes[0], pad);
+    let b = s.tensor(db, &[b0, b1, k, n], &axes[1], pad);
+    let d = s.tensor(out, &[b0, b1, m, n], &axes[2], pad);
+    let epilogue = s.epilogue(d, None);
+    Gemm { batch, m, n, k, a, b, math: Math::Exact, epilogue }
+}
+
 /// Texts of every family in the formats and tile sizes that plans ask for, for a device of these
 /// facts; for checks that compile them.
 ///
@@ -188,7 +260,7 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
     let mut out = Lowered::default();
     let mut s = Sample::new();
     let fine = "samples lower";
-    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+    for dtype in [DType::F32, DType::Bf16] {
         let g = gather(&mut s, [64, 96, 100], [dtype, DType::I64, dtype], 0);
         lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
         let g = gather(&mut s, [64, 96, 100], [DType::F32, DType::I32, dtype], 0);
@@ -200,23 +272,30 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
             lower_max_pool(&s.plan, &p, facts, &mut out).expect(fine);
             lower_max_pool_grad(&s.plan, &p, facts, &mut out).expect(fine);
         }
-        for (d, causal, mask) in [
-            (64, true, false),
-            (64, false, true),
-            (128, true, false),
-            (128, false, false),
-            (96, true, false),
-            (256, true, false),
-            (20, false, false),
-        ] {
-            let mut a = AttentionSample::new(dtype, 256, 256, d);
-            a.causal = causal;
-            a.mask = mask.then_some(DType::F32);
-            let g = a.build(&mut s);
-            lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
-            lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
-        }
     }
+    use DType::{Bf16, F16, F32};
+    for (dtype, d, causal, mask) in [
+        (Bf16, 64, true, false),
+        (Bf16, 64, false, true),
+        (Bf16, 128, true, false),
+        (Bf16, 128, false, false),
+        (Bf16, 96, true, false),
+        (Bf16, 256, true, false),
+        (Bf16, 20, false, false),
+        (F16, 64, true, false),
+        (F16, 128, false, true),
+        (F32, 64, true, false),
+        (F32, 128, false, true),
+        (F32, 256, true, false),
+    ] {
+        let mut a = AttentionSample::new(dtype, 256, 256, d);
+        a.causal = causal;
+        a.mask = mask.then_some(F32);
+        let g = a.build(&mut s);
+        lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
+        lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
+    }
+    products(&mut s, facts, &mut out);
     let mut list: Vec<Arc<Source>> = out
         .tasks
         .into_iter()
@@ -255,4 +334,56 @@ pub(super) fn geometry(
         dilation: [dilation; 2],
         groups: 1,
     }
+}
+
+fn products(s: &mut Sample, facts: &Facts, out: &mut Lowered) {
+    let fine = "samples lower";
+    let (rows, columns) = ([0, 1, 2, 3], [0, 1, 3, 2]);
+    use DType::{Bf16, F16, F32};
+    let large = [4096, 4096, 512];
+    for (dtype, axes, mnk) in [
+        (Bf16, [rows; 3], large),
+        (Bf16, [columns, rows, rows], large),
+        (Bf16, [rows, columns, columns], large),
+        (Bf16, [rows; 3], [96, 64, 100]),
+        (Bf16, [columns, rows, rows], [64, 64, 65536]),
+        (F16, [rows, columns, rows], large),
+        (F32, [rows; 3], large),
+        (F32, [columns, rows, columns], large),
+        (F32, [columns, rows, rows], [64, 64, 65536]),
+    ] {
+        let g = gemm(s, [1, 2], mnk, [dtype; 3], axes, 0);
+        lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+    }
+    let three = geometry([32, 64, 56, 56], 64, [3, 3], 1, 1, 1);
+    let strided = geometry([32, 128, 56, 56], 256, [3, 3], 2, 1, 1);
+    let mut depthwise = geometry([32, 64, 28, 28], 64, [3, 3], 1, 1, 1);
+    depthwise.groups = 64;
+    for kind in [ConvKind::Forward, ConvKind::DataGrad, ConvKind::FilterGrad] {
+        for (dtype, channels_last, g) in [
+            (Bf16, false, &three),
+            (Bf16, true, &three),
+            (Bf16, true, &strided),
+            (Bf16, false, &geometry([32, 256, 56, 56], 64, [1, 1], 1, 0, 1)),
+            (Bf16, true, &geometry([32, 256, 56, 56], 512, [1, 1], 1, 0, 1)),
+            (Bf16, false, &geometry([32, 3, 224, 224], 64, [7, 7], 2, 3, 1)),
+            (F16, false, &strided),
+            (F32, false, &three),
+            (F32, true, &strided),
+            (Bf16, false, &depthwise),
+            (F32, true, &depthwise),
+        ] {
+            let out_dtype = if kind == ConvKind::FilterGrad { F32 } else { dtype };
+            let c = conv(s, kind, g, [dtype, dtype, out_dtype], channels_last);
+            lower_conv(&s.plan, &c, facts, out).expect(fine);
+        }
+    }
+    let f8 = [DType::F8e4m3, DType::F8e5m2, DType::Bf16];
+    let g = gemm(s, [1, 1], [256, 256, 256], f8, [rows, columns, rows], 0);
+    lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+    let mixed = [DType::F32, DType::Bf16, DType::F32];
+    let mut g = gemm(s, [1, 1], [256, 256, 256], mixed, [rows; 3], 0);
+    lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+    g.math = Math::Tf32;
+    lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
 }

@@ -26,7 +26,7 @@ __device__ __forceinline__ void k_sum(const u32 *rs, u32 n, const GradT *grad, i
     for (int e = 0; e < VEC; e++) sum[e] += widen(g[e * s1]);
   }
 }
-extern "C" __global__ void __launch_bounds__(128) ENTRY(PARAMS) {
+extern "C" __global__ void __launch_bounds__(128, 4) ENTRY(PARAMS) {
   __shared__ u32 before[5];
   const u32 lane = threadIdx.x & 31u, warp = threadIdx.x >> 5;
   const i64 column = ((i64)blockIdx.y * 128 + threadIdx.x) * VEC;

@@ -128,6 +128,13 @@ fn hash(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// Blocks of a launch, threads of a block, bytes of its dynamic shared memory.
+pub(super) struct Size {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared: u32,
+}
+
 /// One launch of `template` behind `head`. In the template `ENTRY` stands for the kernel's name
 /// and `PARAMS` for its parameters.
 pub(super) fn launch(
@@ -136,9 +143,7 @@ pub(super) fn launch(
     head: &Head,
     template: &str,
     params: Params,
-    grid: [u32; 3],
-    threads: u32,
-    shared: u32,
+    Size { grid, threads, shared }: Size,
 ) -> Launch {
     let mut text = String::new();
     for part in parts {
@@ -161,6 +166,6 @@ pub(super) fn blocks(work: u64, per_block: u64, most: u32) -> u32 {
 /// A size that kernels hold in 32 bits.
 pub(super) fn small(what: &str, v: u64) -> Result<u32> {
     u32::try_from(v).ok().filter(|&v| v < 1 << 31).ok_or_else(|| {
-        Error::new("R0791", format!("{what} of {v} are more than a CUDA kernel counts"))
+        Error::new("R0131", format!("{what} of {v} are more than a CUDA kernel counts"))
     })
 }

@@ -216,7 +216,21 @@ impl Layout {
             merge(&axes, &space.dims, &all)
         };
         let (kept, kept_steps) = group(0..cut);
-        let (red, red_steps) = group(cut..rank);
+        let (mut red, mut red_steps) = group(cut..rank);
+        if red.is_empty() && rank > cut {
+            // A single point keeps its axis, so that it looks like every other length.
+            let per_row = |p: usize| match p.checked_sub(inputs) {
+                None => space.program.inputs[p].row,
+                Some(o) if o < space.outputs.len() => {
+                    space.infos[space.program.outputs[o].reg as usize].row
+                }
+                Some(_) => false,
+            };
+            red.push(1);
+            for (p, (s, out)) in all.iter().zip(&mut red_steps).enumerate() {
+                out.push(if rows && per_row(p) { 0 } else { s[rank - 1] });
+            }
+        }
         let mut steps: Vec<Steps> =
             kept_steps.into_iter().zip(red_steps).map(|(kept, red)| Steps { kept, red }).collect();
         let linear = steps.pop().expect("pushed above");

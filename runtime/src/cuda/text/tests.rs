@@ -3,7 +3,7 @@
 
 use super::{PRELUDE, lower_rows};
 use crate::cuda::launch::{Facts, Lowered};
-use crate::cuda::testing::{Kernels, Memory, difference, expected};
+use crate::cuda::testing::{Kernels, Memory, Tolerance, difference, expected};
 use precast_plan::*;
 
 /// A small device, so that small spaces fill it and rows are split.
@@ -60,6 +60,7 @@ impl Case {
             persistent_bytes: 0,
             results: vec![],
             eval_results: vec![],
+            classes: vec![],
             summary: Summary::default(),
             journal: vec![],
         };
@@ -67,20 +68,12 @@ impl Case {
     }
 
     /// A new tensor with a gap behind it; the access covers it.
-    pub fn access(
-        &mut self,
-        dtype: DType,
-        dims: &[u64],
-        offset: u64,
-        strides: &[i64],
-        input: bool,
-    ) -> Access {
+    pub fn access(&mut self, dtype: DType, dims: &[u64], offset: u64, strides: &[i64]) -> Access {
         let last: i64 = dims.iter().zip(strides).map(|(&n, &s)| (n as i64 - 1) * s).sum();
         let elements = offset + last as u64 + 1;
         let tensor = self.plan.tensors.len() as TensorId;
         let at = self.plan.persistent_bytes;
         let role = Role::Buffer;
-        let _ = input;
         self.plan.tensors.push(Tensor {
             name: format!("t{tensor}"),
             dtype,
@@ -166,7 +159,9 @@ pub fn check(cases: &[(Case, f32)], fill: impl Fn(TensorId, u64) -> f32 + Copy) 
             format!("case {i}, {dims:?}\n{}", case.plan.programs[0])
         };
         kernels.run(&mut first, lowered, 0).unwrap_or_else(|e| panic!("{}\n{e}", describe()));
-        if let Some(text) = difference(&case.plan, &first, &want, *tolerance) {
+        let all = 0..case.plan.tensors.len() as TensorId;
+        let tolerance = Tolerance { relative: *tolerance, floor: 1e-3 };
+        if let Some(text) = difference(&case.plan, all, &first, &want, tolerance) {
             panic!("{text}\n{}\n{:#?}", describe(), case.rows.instances);
         }
         let mut second = before.clone();
@@ -294,14 +289,14 @@ fn random_case(seed: u64) -> Case {
         let ins = inputs.iter().map(|port| {
             let s = strides(rng, &dims, |d| !port.row || d < kept, false);
             let offset = rng.pick(&[0, 0, 0, 3]);
-            case.access(port.dtype, &dims, offset, &s, true)
+            case.access(port.dtype, &dims, offset, &s)
         });
         let ins = ins.collect();
         let outs = outputs.iter().map(|o| {
             let row = infos[o.reg as usize].row;
             let s = strides(rng, &dims, |d| !row || d < kept, true);
             let offset = rng.pick(&[0, 0, 2]);
-            case.access(o.dtype, &dims, offset, &s, false)
+            case.access(o.dtype, &dims, offset, &s)
         });
         let outs = outs.collect();
         case.instance(&dims, reduced as u32, ins, outs);
@@ -314,4 +309,282 @@ fn random_programs_mean_what_the_interpreter_says() {
     let first = std::env::var("PRECAST_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
     let cases: Vec<(Case, f32)> = (first..first + 96).map(|s| (random_case(s), 2e-5)).collect();
     check(&cases, halves);
+}
+
+fn dense(dims: &[u64]) -> Vec<i64> {
+    super::space::dense_strides(dims)
+}
+
+/// Values between -4 and 4 with all bits of a significand.
+fn spread(t: TensorId, i: u64) -> f32 {
+    let h = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ u64::from(t) << 20) >> 40;
+    (h as f32 / 16_777_216.0 - 0.5) * 8.0
+}
+
+/// One instance over dense tensors; row ports and row outputs have no reduced axes.
+fn simple(p: Program, dims: &[u64], reduced: u32) -> Case {
+    let infos = p.check().expect("well formed");
+    let kept = dims.len() - reduced as usize;
+    let row = || [dense(&dims[..kept]), vec![0; reduced as usize]].concat();
+    let (inputs, outputs) = (p.inputs.clone(), p.outputs.clone());
+    let mut case = Case::new(p);
+    let ins = inputs
+        .iter()
+        .map(|i| case.access(i.dtype, dims, 0, &if i.row { row() } else { dense(dims) }))
+        .collect();
+    let outs = outputs
+        .iter()
+        .map(|o| {
+            let s = if infos[o.reg as usize].row { row() } else { dense(dims) };
+            case.access(o.dtype, dims, 0, &s)
+        })
+        .collect();
+    case.instance(dims, reduced, ins, outs);
+    case.whole()
+}
+
+#[test]
+fn every_operation_on_every_format() {
+    let mut cases = vec![];
+    for d in DType::ALL {
+        // One program a format, so that few kernels are compiled.
+        let mut p = program(&[(d, false), (d, false)], "load 0|load 1|abs %0|bool true", &[]);
+        if p.check().is_err() {
+            p.code[2] = Instr::Bool(false);
+        }
+        for &op in UnaryOp::ALL {
+            // Arguments where the function is defined and smooth.
+            let at = match op {
+                UnaryOp::Log | UnaryOp::Log1p | UnaryOp::Sqrt | UnaryOp::Rsqrt => 2,
+                _ => 0,
+            };
+            p.code.push(Instr::Unary(op, at));
+            if p.check().is_err() {
+                p.code.pop();
+            }
+        }
+        for &op in BinaryOp::ALL {
+            p.code.push(Instr::Binary(op, if op == BinaryOp::Pow { 2 } else { 0 }, 1));
+            if p.check().is_err() {
+                p.code.pop();
+            }
+        }
+        for r in DType::ALL {
+            p.code.push(Instr::Round(r, 0));
+            if p.check().is_err() {
+                p.code.pop();
+            }
+        }
+        let infos = p.check().expect("well formed");
+        for (r, info) in infos.iter().enumerate().skip(4) {
+            let dtype = match info.kind {
+                Kind::Real => DType::F32,
+                Kind::Int => DType::I32,
+                Kind::Bool => DType::Bool,
+            };
+            p.outputs.push(OutPort { dtype, reg: r as Reg });
+        }
+        cases.push((simple(p, &[1003], 0), 1e-6));
+        // Stores in every format of the same kind.
+        let kind = d.kind();
+        let formats = DType::ALL.into_iter().filter(|f| f.kind() == kind);
+        let mut p = program(&[(d, false)], "load 0", &[]);
+        p.outputs = formats.map(|dtype| OutPort { dtype, reg: 0 }).collect();
+        cases.push((simple(p, &[7, 130], 0), 0.0));
+    }
+    check(&cases, spread);
+}
+
+#[test]
+fn special_values_are_what_the_interpreter_makes_of_them() {
+    let values = [
+        0.0,
+        -0.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        1e-45,
+        -1e-40,
+        f32::MAX,
+        65520.0,
+        -3e9,
+        3e9,
+        2.5,
+        -0.5,
+        464.0,
+        480.0,
+        61440.0,
+        1e-8,
+        f32::MIN_POSITIVE,
+    ];
+    let fill = move |_, i: u64| values[i as usize % values.len()];
+    let code = "load 0|load 1|max %0 %1|min %0 %1|to_int %0|is_finite %0|round.f16 %0|\
+        round.bf16 %0|round.f8e4m3 %0|round.f8e5m2 %0|lt %0 %1|reduce.max %0|reduce.min %0|\
+        floor %0|round_even %0|to_bool %0|neg %0";
+    let f = DType::F32;
+    let mut outputs: Vec<(DType, u32)> =
+        [2, 3, 6, 7, 8, 9, 11, 12, 13, 14, 16].map(|r| (f, r)).into();
+    outputs.extend([(DType::I32, 4), (DType::Bool, 5), (DType::Bool, 10), (DType::Bool, 15)]);
+    outputs.extend([(DType::F16, 0), (DType::Bf16, 0), (DType::F8e4m3, 0), (DType::F8e5m2, 0)]);
+    let p = program(&[(f, false), (f, false)], code, &outputs);
+    check(&[(simple(p, &[18, 19], 1), 0.0)], fill);
+}
+
+#[test]
+fn uniform_is_the_same_stream_in_every_layout() {
+    // Dense, transposed and reduced spaces, alone and in a table: every element exactly.
+    let code = "load 0|load 1|load 2|uniform %1 %2 7|real 0.25|lt %4 %3|real 0|select %5 %0 %6";
+    let ports = [(DType::Bf16, false), (DType::I32, true), (DType::I32, true)];
+    let p = program(&ports, code, &[(DType::Bf16, 7), (DType::F32, 3)]);
+    let mut cases = vec![];
+    for strides in [[96, 1], [1, 64]] {
+        let mut case = Case::new(p.clone());
+        for dims in [[64u64, 96], [64, 96]] {
+            let mut list = vec![case.access(DType::Bf16, &dims, 0, &strides)];
+            list.extend([0, 1].map(|_| case.access(DType::I32, &dims, 0, &[0, 0])));
+            let outs = [DType::Bf16, DType::F32].map(|d| case.access(d, &dims, 0, &[96, 1])).into();
+            case.instance(&dims, 0, list, outs);
+        }
+        cases.push((case.whole(), 0.0));
+    }
+    let p = program(
+        &ports,
+        "load 0|load 1|load 2|uniform %1 %2 7|mul %0 %3|reduce.max %4|sub %4 %5",
+        &[(DType::F32, 6), (DType::F32, 5)],
+    );
+    cases.push((simple(p, &[33, 200], 1), 0.0));
+    check(&cases, spread);
+}
+
+/// Softmax with two stages, LayerNorm with a scale, their parts stored per row.
+fn stages() -> Vec<Program> {
+    let softmax = "load 0|reduce.max %0|sub %0 %1|exp %2|reduce.sum %3|div %3 %4|log %4|add %6 %1";
+    let norm = "load 0|load 1|reduce.sum %0|real 0.001|mul %2 %3|sub %0 %4|mul %5 %5|reduce.sum %6|\
+        mul %7 %3|real 1e-5|add %8 %9|rsqrt %10|mul %5 %11|mul %12 %1";
+    let bf = (DType::Bf16, false);
+    vec![
+        program(&[bf], softmax, &[(DType::Bf16, 5), (DType::F32, 7)]),
+        program(
+            &[bf, (DType::F32, false)],
+            norm,
+            &[(DType::Bf16, 13), (DType::F32, 4), (DType::F32, 11)],
+        ),
+        program(&[(DType::F32, false)], softmax, &[(DType::F32, 5), (DType::F32, 7)]),
+    ]
+}
+
+#[test]
+fn rows_of_every_length_and_orientation() {
+    let mut cases = vec![];
+    for p in stages() {
+        // Part of a warp, a warp, a block, values in shared memory, read again, several blocks.
+        for (m, n) in
+            [(37, 5), (19, 64), (9, 1000), (5, 6001), (3, 24_576), (2, 66_000), (1, 600_000)]
+        {
+            if n > 100_000 && p.inputs.len() > 1 {
+                continue;
+            }
+            cases.push((simple(p.clone(), &[m, n], 1), 3e-4));
+        }
+        for (n, m) in [(700, 24), (40, 520), (3000, 3)] {
+            let mut case = Case::new(p.clone());
+            let ins =
+                p.inputs.iter().map(|i| case.access(i.dtype, &[m, n], 0, &[1, m as i64])).collect();
+            let infos = p.check().expect("well formed");
+            let outs = p
+                .outputs
+                .iter()
+                .map(|o| {
+                    let row = infos[o.reg as usize].row;
+                    case.access(o.dtype, &[m, n], 0, &[1, if row { 0 } else { m as i64 }])
+                })
+                .collect();
+            case.instance(&[m, n], 1, ins, outs);
+            cases.push((case.whole(), 3e-4));
+        }
+    }
+    check(&cases, spread);
+}
+
+#[test]
+fn what_is_written_in_place_is_read_first() {
+    // Running statistics: a row output where a row input lies, with a pass over long rows.
+    let code = "load 0|load 1|reduce.sum %0|real 1e-5|mul %2 %3|real 0.9|mul %1 %5|add %6 %4|\
+        sub %0 %7";
+    let p = program(
+        &[(DType::F32, false), (DType::F32, true)],
+        code,
+        &[(DType::F32, 7), (DType::F32, 8)],
+    );
+    let mut cases = vec![];
+    for (m, n) in [(3u64, 100u64), (2, 300_000), (300, 40)] {
+        let mut case = Case::new(p.clone());
+        let x = case.access(DType::F32, &[m, n], 0, &[n as i64, 1]);
+        let r = case.access(DType::F32, &[m, n], 0, &[1, 0]);
+        case.instance(&[m, n], 1, vec![x.clone(), r.clone()], vec![r, x]);
+        cases.push((case.whole(), 1e-5));
+    }
+    // A counter: one point.
+    let p = program(&[(DType::F32, true)], "load 0|real 1|add %0 %1", &[(DType::F32, 2)]);
+    let mut case = Case::new(p);
+    let t = case.access(DType::F32, &[1], 0, &[0]);
+    case.instance(&[1], 0, vec![t.clone()], vec![t]);
+    cases.push((case.whole(), 0.0));
+    check(&cases, spread);
+}
+
+#[test]
+fn many_tensors_share_launches() {
+    // An update in place with a low-precision copy, and the norm of every gradient.
+    let update = "load 0|load 1|load 2|mul %1 %2|sub %0 %3";
+    let (f, bf) = (DType::F32, DType::Bf16);
+    let p = program(&[(f, false), (f, false), (f, true)], update, &[(f, 4), (bf, 4)]);
+    let mut updates = Case::new(p);
+    let norm = "load 0|load 1|mul %0 %1|mul %2 %2|reduce.sum %3|is_finite %0|real 0|real 1|\
+        select %5 %6 %7|reduce.sum %8";
+    let mut norms = Case::new(program(&[(f, false), (f, true)], norm, &[(f, 4), (f, 9)]));
+    let rate = updates.access(f, &[1], 0, &[0]);
+    let scale = norms.access(f, &[1], 0, &[0]);
+    let sums = norms.access(f, &[40, 2], 0, &[2, 1]);
+    for (i, n) in [1u64, 3, 10, 64, 2048, 2049, 5000, 70_001].into_iter().enumerate() {
+        let flat = |case: &mut Case, d| case.access(d, &[n], 0, &[1]);
+        let one = |a: &Access| Access { strides: vec![0], ..a.clone() };
+        let (w, g, copy) = (flat(&mut updates, f), flat(&mut updates, f), flat(&mut updates, bf));
+        updates.instance(&[n], 0, vec![w.clone(), g, one(&rate)], vec![w, copy]);
+        let g = flat(&mut norms, f);
+        let at = |k: u64| Access { offset: 2 * i as u64 + k, ..one(&sums) };
+        norms.instance(&[n], 1, vec![g, one(&scale)], vec![at(0), at(1)]);
+    }
+    let (updates, norms) = (updates.whole(), norms.whole());
+    assert_eq!(updates.lower(&facts()).tasks.len(), 1);
+    assert_eq!(norms.lower(&facts()).tasks.len(), 2);
+    check(&[(updates, 1e-6), (norms, 2e-5)], spread);
+}
+
+#[test]
+fn transposed_inputs_pass_through_tiles() {
+    let p = program(
+        &[(DType::Bf16, false), (DType::F32, false)],
+        "load 0|load 1|add %0 %1",
+        &[(DType::Bf16, 2)],
+    );
+    let mut cases = vec![];
+    for (b, m, n) in [(1u64, 64u64, 96u64), (3, 33, 70), (2, 8, 300)] {
+        let mut case = Case::new(p.clone());
+        let (mi, ni) = (m as i64, n as i64);
+        let dims = [b, m, n];
+        let x = case.access(DType::Bf16, &dims, 0, &[mi * ni, 1, mi]);
+        let y = case.access(DType::F32, &dims, 0, &[mi * ni, ni, 1]);
+        let z = case.access(DType::Bf16, &dims, 0, &[mi * ni, ni, 1]);
+        case.instance(&dims, 0, vec![x, y], vec![z]);
+        cases.push((case.whole(), 0.0));
+    }
+    let tiled = cases.iter().filter(|(c, _)| {
+        let crate::cuda::launch::Task::Launch(l) = &c.lower(&facts()).tasks[0] else {
+            return false;
+        };
+        l.source.text.contains("tile0")
+    });
+    assert_eq!(tiled.count(), 3);
+    check(&cases, spread);
 }

@@ -1,27 +1,7 @@
-//! The command line: what it prints, where, and how it exits.
+//! What the command prints, where, and how it exits.
 
+use super::{code, precast, stderr, stdout};
 use std::path::Path;
-use std::process::{Command, Output};
-
-fn precast(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_precast"))
-        .args(args)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("the binary runs")
-}
-
-fn stdout(o: &Output) -> String {
-    String::from_utf8(o.stdout.clone()).expect("UTF-8")
-}
-
-fn stderr(o: &Output) -> String {
-    String::from_utf8(o.stderr.clone()).expect("UTF-8")
-}
-
-fn code(o: &Output) -> i32 {
-    o.status.code().expect("an exit code")
-}
 
 #[test]
 fn usage_errors_exit_with_2() {

@@ -1,0 +1,75 @@
+//! Where the keys of a recipe are in its text, for what is found wrong after reading.
+
+use super::Recipe;
+use crate::diagnostic::Place;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use toml::de::{DeTable, DeValue};
+
+/// The text of a recipe and the bytes of each of its keys. Where something is written is no part
+/// of what it says, so any two are equal.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    text: Arc<str>,
+    /// By dotted path, `loss_scale.init`, `data.dims.N`, `precision.pins.0`: from the first byte
+    /// of the key (of an element of an array: of the value) to the last of the value.
+    keys: BTreeMap<String, Range<usize>>,
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Origin) -> bool {
+        true
+    }
+}
+
+impl Origin {
+    pub(super) fn new(text: &str, root: &DeTable<'_>) -> Origin {
+        let mut origin = Origin { text: text.into(), keys: BTreeMap::new() };
+        origin.table("", root);
+        origin
+    }
+
+    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+        for (key, value) in table {
+            let path = format!("{prefix}{}", key.get_ref());
+            let (from, to) = (key.span().start, value.span().end);
+            self.value(path, from.min(to)..to, value.get_ref());
+        }
+    }
+
+    fn value(&mut self, path: String, span: Range<usize>, value: &DeValue<'_>) {
+        let inside = format!("{path}.");
+        self.keys.insert(path, span);
+        match value {
+            DeValue::Table(t) => self.table(&inside, t),
+            DeValue::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    self.value(format!("{inside}{i}"), item.span(), item.get_ref());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Recipe {
+    /// Whether the recipe's text has the key, given by its dotted path.
+    pub fn wrote(&self, key: &str) -> bool {
+        self.origin.keys.contains_key(key)
+    }
+
+    /// The place of the first of some keys that was written, with `label` at it; the recipe itself
+    /// where none was.
+    pub fn place(&self, keys: &[&str], label: &str) -> Place {
+        match keys.iter().find_map(|k| self.origin.keys.get(*k)) {
+            Some(span) => Place::Span {
+                path: self.path.clone(),
+                text: self.origin.text.to_string(),
+                span: span.clone(),
+                label: label.into(),
+            },
+            None => Place::File { path: self.path.clone() },
+        }
+    }
+}

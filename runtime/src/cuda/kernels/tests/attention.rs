@@ -1,0 +1,183 @@
+//! Attention against loops in f64 over the stored values.
+
+use super::memory::rounding;
+use super::{Memory, large, tiny};
+use crate::cuda::kernels::samples::{AttentionSample, Sample};
+use crate::cuda::kernels::{lower_attention, lower_attention_grad};
+use crate::cuda::launch::{Facts, Lowered};
+use precast_plan::{Access, DType};
+
+/// Runs forward and backward and compares.
+///
+/// With tensor cores the weights and their cotangents are rounded to `unit`, so that an output may
+/// be off by half a unit of each of its terms; otherwise by f32 rounding of sums.
+fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
+    let mut s = Sample::new();
+    let g = a.build(&mut s);
+    let f = &g.forward;
+    let mut m = Memory::new(&s.plan);
+    for (i, x) in [&f.q, &f.k, &f.v, &g.d_o].into_iter().enumerate() {
+        m.random(x.tensor, i as u64 + 1);
+    }
+    let (batch, heads) = (a.batch as usize, a.heads as usize);
+    let (tq, tk, d) = (a.tq as usize, a.tk as usize, a.d as usize);
+    if let Some(mask) = &f.mask {
+        m.random(mask.tensor, 9);
+        for b in 0..batch {
+            for j in 0..tk {
+                if hidden_row {
+                    m.set(mask, &[b, 0, 3, j], f64::NEG_INFINITY);
+                }
+                if j % 5 == 1 {
+                    m.set(mask, &[b, 0, tq - 1, j], f64::NEG_INFINITY);
+                }
+            }
+        }
+    }
+    let mut out = Lowered::default();
+    lower_attention(&s.plan, f, facts, &mut out).expect("it lowers");
+    m.run(&out, 5);
+    let mut out = Lowered::default();
+    lower_attention_grad(&s.plan, &g, facts, &mut out).expect("it lowers");
+    m.run(&out, 6);
+    if a.d < 64 {
+        let bytes = |m: &Memory| [&g.d_q, &g.d_k, &g.d_v].map(|x| m.bytes(x.tensor).to_vec());
+        let before = bytes(&m);
+        m.run(&out, 99);
+        assert!(bytes(&m) == before, "another order of threads gives other bits");
+    }
+
+    let tensor = a.dtypes.iter().enumerate().all(|(i, &x)| i == 3 || x == a.dtypes[0])
+        && a.dtypes[0] != DType::F32;
+    let unit = if tensor { rounding(a.dtypes[0], 1.0) * 1.01 } else { 1e-6 };
+    let near = |got: f64, want: f64, terms: f64, x: &Access, what: &str, at: [usize; 4]| {
+        let dtype = s.plan.tensors[x.tensor as usize].dtype;
+        let allowed = unit * terms + 1e-6 * (1.0 + terms) + 1.01 * rounding(dtype, want);
+        assert!(
+            (got - want).abs() <= allowed,
+            "{what} {at:?}: {got} is not {want} within {allowed} ({a:?})"
+        );
+    };
+    for b in 0..batch {
+        for h in 0..heads {
+            let row = |x: &Access, i: usize| -> Vec<f64> {
+                (0..d).map(|c| m.get(x, &[b, h, i, c])).collect()
+            };
+            let rows =
+                |x: &Access, n: usize| -> Vec<Vec<f64>> { (0..n).map(|i| row(x, i)).collect() };
+            let (q, k, v, o, go) =
+                (rows(&f.q, tq), rows(&f.k, tk), rows(&f.v, tk), rows(&f.o, tq), rows(&g.d_o, tq));
+            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+            // Sums and sums of absolute terms.
+            let mut dk = vec![vec![(0.0, 0.0); d]; tk];
+            let mut dv = vec![vec![(0.0, 0.0); d]; tk];
+            for i in 0..tq {
+                let score = |j: usize| -> f64 {
+                    if a.causal && j > i + tk - tq {
+                        return f64::NEG_INFINITY;
+                    }
+                    let mask = f.mask.as_ref().map_or(0.0, |x| m.get(x, &[b, h, i, j]));
+                    dot(&q[i], &k[j]) * f64::from(a.scale) + mask
+                };
+                let scores: Vec<f64> = (0..tk).map(score).collect();
+                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let lse = m.get(&f.lse, &[b, h, i]);
+                if top == f64::NEG_INFINITY {
+                    assert_eq!(lse, f64::NEG_INFINITY);
+                    assert!(o[i].iter().all(|&x| x == 0.0));
+                    assert!(row(&g.d_q, i).iter().all(|&x| x == 0.0));
+                    continue;
+                }
+                let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                let want = top + sum.ln();
+                assert!((lse - want).abs() < 1e-5 * (1.0 + want.abs()), "lse {lse}, not {want}");
+                let p: Vec<f64> = scores.iter().map(|s| (s - want).exp()).collect();
+                let delta = dot(&o[i], &go[i]);
+                let ds: Vec<f64> = (0..tk).map(|j| p[j] * (dot(&go[i], &v[j]) - delta)).collect();
+                let scale = f64::from(a.scale);
+                for c in 0..d {
+                    let at = [b, h, i, c];
+                    let sum = |w: &[f64], x: &[Vec<f64>]| -> (f64, f64) {
+                        (0..tk).fold((0.0, 0.0), |(s, t), j| {
+                            let one = w[j] * x[j][c];
+                            (s + one, t + one.abs())
+                        })
+                    };
+                    let (want, terms) = sum(&p, &v);
+                    near(o[i][c], want, terms, &f.o, "o", at);
+                    let (want, terms) = sum(&ds, &k);
+                    let terms = terms * scale.abs();
+                    near(m.get(&g.d_q, &at), want * scale, terms, &g.d_q, "d_q", at);
+                    for j in 0..tk {
+                        let (x, y) = (ds[j] * q[i][c] * scale, p[j] * go[i][c]);
+                        dk[j][c] = (dk[j][c].0 + x, dk[j][c].1 + x.abs());
+                        dv[j][c] = (dv[j][c].0 + y, dv[j][c].1 + y.abs());
+                    }
+                }
+            }
+            for j in 0..tk {
+                for c in 0..d {
+                    let at = [b, h, j, c];
+                    near(m.get(&g.d_k, &at), dk[j][c].0, dk[j][c].1, &g.d_k, "d_k", at);
+                    near(m.get(&g.d_v, &at), dv[j][c].0, dv[j][c].1, &g.d_v, "d_v", at);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn causal_bf16() {
+    let mut a = AttentionSample::new(DType::Bf16, 150, 150, 64);
+    a.causal = true;
+    check(&a, &large(), false);
+}
+
+#[test]
+fn masked_f16_with_a_hidden_row() {
+    let mut a = AttentionSample::new(DType::F16, 70, 131, 64);
+    a.mask = Some(DType::F32);
+    check(&a, &large(), true);
+}
+
+#[test]
+fn more_keys_than_queries() {
+    let mut a = AttentionSample::new(DType::Bf16, 65, 133, 128);
+    a.causal = true;
+    a.heads = 1;
+    check(&a, &tiny(), false);
+}
+
+#[test]
+fn channels_that_are_no_multiple_of_a_fragment() {
+    // 16-byte rows, then rows on odd addresses.
+    for (d, pad, axes) in [(40, 0, [0, 2, 1, 3]), (20, 3, [0, 1, 3, 2])] {
+        let mut a = AttentionSample::new(DType::Bf16, 40, 50, d);
+        a.batch = 2;
+        a.pad = pad;
+        a.axes = axes;
+        a.scale = -0.3;
+        check(&a, &large(), false);
+    }
+}
+
+#[test]
+fn heads_wider_than_a_block_accumulates() {
+    let mut a = AttentionSample::new(DType::F16, 40, 40, 160);
+    a.heads = 1;
+    a.causal = true;
+    check(&a, &large(), false);
+}
+
+#[test]
+fn f32_and_mixed_formats() {
+    let mut a = AttentionSample::new(DType::F32, 70, 90, 33);
+    a.causal = true;
+    a.mask = Some(DType::Bf16);
+    check(&a, &large(), false);
+    let mut a = AttentionSample::new(DType::F32, 30, 40, 136);
+    a.dtypes = [DType::F32, DType::Bf16, DType::F16, DType::F16, DType::F32];
+    a.heads = 1;
+    a.mask = Some(DType::F32);
+    check(&a, &tiny(), true);
+}

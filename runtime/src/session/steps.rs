@@ -1,0 +1,186 @@
+//! Optimizer steps: at once on the CPU; on a device that works behind the host, queued, with
+//! reports that come some steps later.
+
+use super::{Session, StepReport};
+use crate::backend::{Phase, Queue};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::tensors::{Element, HostTensor};
+use precast_plan::TensorId;
+use std::borrow::Borrow;
+use std::time::Instant;
+
+/// A step that was submitted and whose values have not all come back.
+pub(super) struct Pending {
+    step: u64,
+    /// Sum over the micro batches whose losses have come.
+    loss: f64,
+    /// Requests that have not come back, those not yet made included.
+    requests: usize,
+    seconds: f64,
+}
+
+impl Session {
+    /// One optimizer step over `batches`, as many as the plan accumulates.
+    ///
+    /// # Errors
+    /// If there are more or fewer batches, one does not fit the plan, or the device failed.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        if batches.len() as u64 != u64::from(self.plan.accumulate) {
+            let text =
+                format!("{} batches for a step that takes {}", batches.len(), self.plan.accumulate);
+            return Err(Error::new("R0504", text));
+        }
+        let mut rest = batches.iter();
+        let next = || Ok(rest.next().expect("counted above"));
+        if self.backend.queue().is_none() {
+            return self.run(next);
+        }
+        self.enqueue(next)?;
+        self.receive_all()?;
+        Ok(self.ready.pop().expect("the step just submitted is the last to report"))
+    }
+
+    /// One optimizer step over the batches that `next` gives, one of them in memory at a time.
+    /// Does not wait for a device that works behind the host: reports come in order, some steps
+    /// later, with the numbers that [`Session::step`] would give. An error of such a device may be
+    /// that of an earlier step.
+    ///
+    /// # Errors
+    /// As [`Session::step`]; the first error of `next`, after which the gradients of the batches
+    /// before it are part of the next step.
+    pub fn submit(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<Vec<StepReport>> {
+        if self.backend.queue().is_none() {
+            return Ok(vec![self.run(next)?]);
+        }
+        self.enqueue(next)?;
+        while self.receive(false)? {}
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// As [`Session::submit`], waiting for the report.
+    ///
+    /// # Errors
+    /// As [`Session::submit`].
+    pub fn step_from(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<StepReport> {
+        let mut reports = self.submit(next)?;
+        reports.extend(self.finish()?);
+        Ok(reports.pop().expect("the step just submitted is the last to report"))
+    }
+
+    /// Waits for every step that was submitted, and gives the reports that are left.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn finish(&mut self) -> Result<Vec<StepReport>> {
+        self.receive_all()?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    fn run<B: Borrow<Batch>>(&mut self, mut next: impl FnMut() -> Result<B>) -> Result<StepReport> {
+        let start = Instant::now();
+        let mut loss = 0.0;
+        for i in 0..self.plan.accumulate {
+            self.upload(next()?.borrow(), u64::from(i))?;
+            self.backend.run(Phase::Micro)?;
+            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
+        }
+        self.backend.run(Phase::Update)?;
+        self.steps += 1;
+        Ok(StepReport {
+            step: self.steps,
+            loss: (loss / f64::from(self.plan.accumulate)) as f32,
+            scale: self.scalar(self.scale)?,
+            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
+            grad_norm: self.scalar(self.grad_norm)?,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Tensors of a report that stand in the plan, the loss first.
+    fn reported(&self) -> Vec<TensorId> {
+        [self.loss, self.scale, self.skipped, self.grad_norm].into_iter().flatten().collect()
+    }
+
+    fn enqueue<B: Borrow<Batch>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<()> {
+        let queued = self.enqueue_all(next);
+        if queued.is_err() {
+            self.abandon();
+        }
+        queued
+    }
+
+    /// After an error: what is still on its way belongs to no step.
+    fn abandon(&mut self) {
+        while self.asked > 0 && matches!(self.queue().receive(true), Ok(Some(_))) {}
+        self.pending.clear();
+        self.asked = 0;
+    }
+
+    fn enqueue_all<B: Borrow<Batch>>(&mut self, mut next: impl FnMut() -> Result<B>) -> Result<()> {
+        let room = self.queue().room();
+        let values = self.reported();
+        let (step, requests) = (self.steps + 1, self.plan.accumulate as usize);
+        self.pending.push_back(Pending { step, loss: 0.0, requests, seconds: 0.0 });
+        for i in 0..requests {
+            self.upload(next()?.borrow(), i as u64)?;
+            while self.asked >= room {
+                self.receive(true)?;
+            }
+            let last = i + 1 == requests;
+            let queue = self.queue();
+            queue.submit(last)?;
+            // Every micro batch overwrites the loss of the one before.
+            queue.request(if last { &values } else { &values[..1.min(values.len())] })?;
+            self.asked += 1;
+        }
+        self.steps = step;
+        Ok(())
+    }
+
+    fn queue(&mut self) -> &mut dyn Queue {
+        self.backend.queue().expect("the caller has asked")
+    }
+
+    fn receive_all(&mut self) -> Result<()> {
+        while self.receive(true)? {}
+        Ok(())
+    }
+
+    /// Takes in the oldest values on their way; whether there were any.
+    fn receive(&mut self, wait: bool) -> Result<bool> {
+        if self.asked == 0 {
+            return Ok(false);
+        }
+        let received = self.queue().receive(wait).inspect_err(|_| self.abandon())?;
+        let Some(late) = received else { return Ok(false) };
+        self.asked -= 1;
+        let ids = self.reported();
+        let value = |id: Option<TensorId>| -> Option<f32> {
+            let at = ids.iter().position(|i| Some(*i) == id)?;
+            let dtype = self.plan.tensors[id? as usize].dtype;
+            let bytes = late.values.get(at)?.clone().into();
+            let host = HostTensor { element: Element::Plan(dtype), shape: vec![], bytes };
+            Some(host.to_f32()[0])
+        };
+        let (loss, scale) = (value(self.loss), value(self.scale));
+        let (skipped, grad_norm) = (value(self.skipped), value(self.grad_norm));
+        let accumulate = f64::from(self.plan.accumulate);
+        let pending = self.pending.front_mut().expect("asked above");
+        pending.loss += loss.map_or(f64::NAN, f64::from);
+        pending.seconds += late.seconds;
+        pending.requests -= 1;
+        if pending.requests == 0 {
+            let pending = self.pending.pop_front().expect("asked above");
+            self.ready.push(StepReport {
+                step: pending.step,
+                loss: (pending.loss / accumulate) as f32,
+                scale,
+                skipped: skipped.is_some_and(|x| x != 0.0),
+                grad_norm,
+                seconds: pending.seconds,
+            });
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,289 @@
+//! The CUDA backend's own host code, from plans to reports, on the software device (a test tool,
+//! `tests/software_device`): against PyTorch's references and the CPU backend, captured against
+//! uncaptured, overflow, and what is left behind.
+
+mod common;
+
+use common::Fixture;
+use precast_plan::{Plan, Role, Storage};
+use precast_runtime::cuda::CudaBackend;
+use precast_runtime::data::{Batch, batch_of};
+use precast_runtime::{HostTensor, Options, Session, StepReport};
+use precast_software_device::SoftwareDevice;
+use std::sync::{Mutex, MutexGuard};
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static FIRST: extern "C" fn() = first;
+
+extern "C" fn first() {
+    if std::env::var_os("PRECAST_CACHE").is_none() {
+        // SAFETY: nothing else runs yet.
+        unsafe {
+            // Kernels of the software device are kept apart, and products are not measured unless
+            // a test says so.
+            std::env::set_var("PRECAST_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"));
+            std::env::set_var("PRECAST_CUDA_TUNE", "0");
+        }
+    }
+    SoftwareDevice::search_first();
+}
+
+/// One test at a time: each counts what it leaves on the device, which must be nothing.
+struct Alone {
+    device: SoftwareDevice,
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    fn new() -> Alone {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(|p| p.into_inner());
+        let device = SoftwareDevice::open().expect("the software device is built");
+        Alone { device, _lock: lock }
+    }
+
+    fn live(&self) -> [u64; 3] {
+        let d = &self.device;
+        [d.live_allocations(), d.live_pinned(), d.live_objects()]
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.live(), [0; 3], "device memory, page-locked memory, other objects");
+            self.device.check().expect("nothing was written beside an allocation");
+        }
+    }
+}
+
+const SGD: &str = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9";
+const ADAMW: &str = "kind = \"adamw\"\nlr = 1e-3\nweight_decay = 0.01";
+
+/// One step's gradients against PyTorch's in f64, within what the CPU backend is allowed.
+fn gradients(name: &str, policy: &str, allowed: impl Fn(&str) -> f64) {
+    let alone = Alone::new();
+    let f = Fixture::open(name);
+    let plan = f.compile_gpu("model.onnx", policy, "kind = \"sgd\"\nlr = 0.1", "", true).plan;
+    if policy != "f32" {
+        let flops = &plan.summary.product_flops;
+        let narrow: f64 = flops.iter().filter(|f| f.0.size() == 2).map(|f| f.1).sum();
+        assert!(narrow > 0.9, "{name} {policy}: {flops:?}");
+    }
+    let (mut session, batch) = f.session(plan);
+    let report = session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!report.skipped);
+    let errors = f.gradient_errors(&session);
+    assert!(!errors.is_empty());
+    let faults: Vec<String> = errors
+        .iter()
+        .filter(|(name, e)| e.is_nan() || *e > allowed(name))
+        .map(|(name, e)| format!("{name}: {e:.2e}, allowed {:.2e}", allowed(name)))
+        .collect();
+    assert!(faults.is_empty(), "{name} {policy}:\n{}", faults.join("\n"));
+    let [launches, products, replays, _] = alone.device.counts();
+    assert!(launches > 0 && products > 0 && replays > 0);
+    drop(session);
+}
+
+#[test]
+fn mlp_gradients() {
+    gradients("mlp_mnist", "f32", |_| 1e-5);
+    let far = Fixture::open("mlp_mnist").yardstick();
+    gradients("mlp_mnist", "bf16", |p| 2.0 * far(p));
+    gradients("mlp_mnist", "f16", |p| 2.0 * far(p));
+}
+
+#[test]
+fn gpt_gradients() {
+    gradients("tiny_gpt", "f32", |_| 1e-5);
+    let far = Fixture::open("tiny_gpt").yardstick();
+    gradients("tiny_gpt", "bf16", |p| 2.0 * far(p));
+    gradients("tiny_gpt", "f16", |p| 2.0 * far(p));
+}
+
+#[test]
+fn cnn_gradients() {
+    gradients("cifar_cnn", "f32", |_| 5e-5);
+    let far = Fixture::open("cifar_cnn").yardstick();
+    gradients("cifar_cnn", "bf16", |p| 2.0 * far(p));
+}
+
+fn run(session: &mut Session, batch: &Batch, steps: usize) -> Vec<StepReport> {
+    let step = |_| session.step(std::slice::from_ref(batch)).unwrap_or_else(|e| panic!("{e}"));
+    (0..steps).map(step).collect()
+}
+
+/// The first losses of a fixed batch beside the CPU backend's, whose plan chooses for itself.
+fn follows_the_cpu(name: &str, policy: &str, optimizer: &str, steps: usize, allowed: f64) {
+    let _alone = Alone::new();
+    let f = Fixture::open(name);
+    let (mut gpu, batch) = f.session(f.compile_gpu("model.onnx", policy, optimizer, "", false).plan);
+    let have = run(&mut gpu, &batch, steps);
+    let (mut cpu, batch) = f.session(f.compile("model.onnx", policy, optimizer, false).plan);
+    let want = run(&mut cpu, &batch, steps);
+    for (h, w) in have.iter().zip(&want) {
+        let limit = allowed * w.loss;
+        assert!((h.loss - w.loss).abs() <= limit as f32, "{name} {policy}: {h:?}, the CPU {w:?}");
+        assert_eq!((h.step, h.skipped, h.scale), (w.step, w.skipped, w.scale));
+    }
+}
+
+#[test]
+fn losses_follow_the_cpu() {
+    follows_the_cpu("mlp_mnist", "f32", SGD, 6, 1e-5);
+    follows_the_cpu("mlp_mnist", "f16", ADAMW, 6, 2e-3);
+    follows_the_cpu("tiny_gpt", "f32", ADAMW, 3, 1e-5);
+    follows_the_cpu("tiny_gpt", "bf16", ADAMW, 3, 2e-3);
+    follows_the_cpu("cifar_cnn", "f32", SGD, 2, 1e-4);
+}
+
+/// Bytes of every tensor that outlives a step.
+fn state(session: &Session) -> Vec<(String, Vec<u8>)> {
+    let persistent = session.plan().tensors.iter().filter_map(|t| match t.storage {
+        Storage::Persistent { .. } => Some(t.name.clone()),
+        _ => None,
+    });
+    persistent
+        .map(|name| {
+            let bytes = session.read(&name).unwrap_or_else(|e| panic!("{e}")).bytes.to_vec();
+            (name, bytes)
+        })
+        .collect()
+}
+
+fn session_with(f: &Fixture, plan: &Plan, capture: bool) -> (Session, Batch) {
+    let weights = f.weights(plan);
+    let backend = CudaBackend::with(plan, 0, capture).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options::default();
+    let session = Session::on(plan.clone(), Box::new(backend), &weights, &options);
+    let session = session.unwrap_or_else(|e| panic!("{e}"));
+    let batch = f.batch(&session);
+    (session, batch)
+}
+
+/// What a report says, without the time it took.
+fn said(reports: &[StepReport]) -> Vec<(u64, u32, Option<u32>, bool, Option<u32>)> {
+    let said = |r: &StepReport| {
+        let bits = |x: Option<f32>| x.map(f32::to_bits);
+        (r.step, r.loss.to_bits(), bits(r.scale), r.skipped, bits(r.grad_norm))
+    };
+    reports.iter().map(said).collect()
+}
+
+#[test]
+fn a_captured_step_computes_the_same_bits() {
+    let alone = Alone::new();
+    for (name, policy, train) in [
+        ("mlp_mnist", "f16", "clip_norm = 0.5\nema = 0.9\n[loss_scale]\ninterval = 2"),
+        ("tiny_gpt", "bf16", "clip_norm = 1.0"),
+    ] {
+        let f = Fixture::open(name);
+        let plan = f.compile_gpu("model.onnx", policy, ADAMW, train, false).plan;
+        let (mut captured, batch) = session_with(&f, &plan, true);
+        let before = alone.device.counts();
+        let first = run(&mut captured, &batch, 4);
+        assert_eq!(alone.device.counts()[2] - before[2], 4, "one replay a step");
+        let (mut plain, batch) = session_with(&f, &plan, false);
+        let before = alone.device.counts();
+        let second = run(&mut plain, &batch, 4);
+        assert_eq!(alone.device.counts()[2], before[2], "no replays");
+        assert_eq!(said(&first), said(&second), "{name} {policy}");
+        for (a, b) in state(&captured).iter().zip(&state(&plain)) {
+            assert!(a == b, "{name} {policy}: `{}` differs", a.0);
+        }
+    }
+}
+
+#[test]
+fn late_reports_are_those_of_waiting() {
+    let _alone = Alone::new();
+    let f = Fixture::open("mlp_mnist");
+    let plan = f.compile_gpu("model.onnx", "f16", SGD, "clip_norm = 0.5", false).plan;
+    let (mut waiting, batch) = session_with(&f, &plan, true);
+    let want = run(&mut waiting, &batch, 12);
+    let (mut ahead, batch) = session_with(&f, &plan, true);
+    let mut have = vec![];
+    let mut late = 0;
+    for i in 0..12 {
+        have.extend(ahead.submit(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}")));
+        late = late.max(i + 1 - have.len());
+    }
+    have.extend(ahead.finish().unwrap_or_else(|e| panic!("{e}")));
+    assert!(late > 0, "reports came at once");
+    assert_eq!(said(&have), said(&want));
+    assert_eq!(state(&ahead), state(&waiting));
+}
+
+/// Accumulation, clipping, averages and a schedule beside the CPU backend: every tensor that
+/// outlives a step.
+#[test]
+fn everything_of_an_update_follows_the_cpu() {
+    let _alone = Alone::new();
+    let f = Fixture::open("mlp_mnist");
+    let train = "accumulate = 2\nclip_norm = 0.5\nema = 0.9\n\
+                 [schedule]\nkind = \"cosine\"\nwarmup = 2\nsteps = 6";
+    let gpu = f.compile_gpu("model.onnx", "f32", ADAMW, train, false).plan;
+    let cpu = f.compile_with("model.onnx", "f32", ADAMW, train, false).plan;
+    let (mut gpu, batch) = f.session(gpu);
+    let (mut cpu, _) = f.session(cpu);
+    for _ in 0..4 {
+        let two = [batch.clone(), batch.clone()];
+        let g = gpu.step(&two).unwrap_or_else(|e| panic!("{e}"));
+        let c = cpu.step(&two).unwrap_or_else(|e| panic!("{e}"));
+        let near = |a: f32, b: f32| (a - b).abs() <= 1e-5 * b.abs();
+        assert!(near(g.loss, c.loss), "{g:?}, the CPU {c:?}");
+        assert!(near(g.grad_norm.expect("clipped"), c.grad_norm.expect("clipped")), "{g:?}, the CPU {c:?}");
+    }
+    let names = |s: &Session| -> Vec<String> { state(s).into_iter().map(|t| t.0).collect() };
+    let mut compared = 0;
+    for name in names(&gpu).iter().filter(|n| names(&cpu).contains(n)) {
+        let (a, b) = (gpu.read(name).unwrap().to_f32(), cpu.read(name).unwrap().to_f32());
+        let d: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let n: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+        assert!(d.sqrt() <= 2e-5 * n.sqrt(), "`{name}`: {:e}", (d / n).sqrt());
+        compared += 1;
+    }
+    assert!(compared >= 8, "{:?} and {:?}", names(&gpu), names(&cpu));
+}
+
+/// Clean (`.`) and overflowing (`x`) steps: what a skipped step leaves alone, and the scale.
+#[test]
+fn an_overflow_skips_the_update() {
+    let _alone = Alone::new();
+    let folder = common::folder("");
+    let text = "model = \"grad_scaler.onnx\"\n[data]\nformat = \"safetensors\"\nfile = \"none\"\n\
+         inputs = { x = \"x\" }\ntargets = { t = \"t\" }\n\
+         [loss]\nkind = \"mse\"\ntarget = \"t\"\n[optimizer]\nkind = \"adam\"\nlr = 0.01\n\
+         [precision]\npolicy = \"f32\"\n\
+         [loss_scale]\nmode = \"dynamic\"\ninterval = 2\ninit = 64\nhysteresis = 2\n\
+         [train]\nsteps = 100\nema = 0.5\n[target]\ndevice = \"sm_90\"\n";
+    let mut options = precast_compiler::pipeline::Options::default();
+    options.shapes.insert("x".into(), vec![3, 4]);
+    options.shapes.insert("t".into(), vec![3, 2]);
+    let recipe = precast_compiler::frontend::recipe::Recipe::parse(folder.join("recipe.toml"), text);
+    let recipe = recipe.unwrap_or_else(|e| panic!("{e}"));
+    let plan = precast_compiler::pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    let weights = precast_runtime::ModelWeights::for_plan(&plan, &folder, None).unwrap_or_else(|e| panic!("{e}"));
+    let mut s = Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let kept = |s: &Session| {
+        let names = s.plan().tensors.iter().filter_map(|t| match t.storage {
+            Storage::Persistent { role, .. } if role != Role::Machine => Some(&t.name),
+            _ => None,
+        });
+        names.map(|n| s.read(n).unwrap_or_else(|e| panic!("{e}"))).collect::<Vec<_>>()
+    };
+    let scales = [64f32, 64.0, 64.0, 64.0, 32.0, 32.0, 16.0];
+    for (i, (step, want)) in "x.x.x.x".chars().zip(scales).enumerate() {
+        let x = HostTensor::from_f32(&[3, 4], &[if step == 'x' { 3e38 } else { 0.5 }; 12]);
+        let tensors = [("x", x), ("t", HostTensor::from_f32(&[3, 2], &[1.0; 6]))];
+        let batch = batch_of(&s.wanted(), &tensors).unwrap_or_else(|e| panic!("{e}"));
+        let before = kept(&s);
+        let report = s.step(&[batch]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(report.skipped, step == 'x', "step {i}");
+        assert_eq!(before == kept(&s), step == 'x', "step {i}: weights and state");
+        let scale = s.read("machine.loss_scale").unwrap_or_else(|e| panic!("{e}")).to_f32();
+        assert_eq!(scale, [want], "step {i}");
+    }
+}
