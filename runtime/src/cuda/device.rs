@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
 
-/// Set to `0`, steps are launched one by one instead of as a captured graph.
+/// Set to `0`, steps are launched one by one instead of as a captured graph. Set to `check`, the
+/// host waits for every step as well, so that a fault of the device names its step.
 pub const GRAPH_VARIABLE: &str = "PRECAST_CUDA_GRAPH";
 
 /// Steps whose results may be on their way at once.
@@ -45,6 +46,8 @@ pub struct CudaBackend {
     /// Captured: micro, update, eval, and micro with update.
     graphs: [Option<Graph>; 4],
     capture: bool,
+    /// Whether every step is waited for.
+    checked: bool,
     inbound: Inbound,
     outbound: Outbound,
     library_graphs: Graphs,
@@ -66,8 +69,10 @@ impl CudaBackend {
     /// If the plan is not valid, libraries or the device are missing, memory is short, or a kernel
     /// does not compile.
     pub fn new(plan: &Plan, ordinal: usize) -> Result<CudaBackend> {
-        let capture = env::var_os(GRAPH_VARIABLE).is_none_or(|v| v != "0");
-        CudaBackend::with(plan, ordinal, capture)
+        let value = env::var_os(GRAPH_VARIABLE).unwrap_or_default();
+        let mut backend = CudaBackend::with(plan, ordinal, value != "0" && value != "check")?;
+        backend.checked = value == "check";
+        Ok(backend)
     }
 
     /// As [`CudaBackend::new`]; without `capture` every step is launched by itself, which gives the
@@ -146,6 +151,7 @@ impl CudaBackend {
             phases,
             graphs: [const { None }; 4],
             capture,
+            checked: false,
             inbound,
             outbound: Outbound::new(&context, room)?,
             library_graphs: graphs,
@@ -177,10 +183,12 @@ impl CudaBackend {
             |phase: Phase| -> usize { self.phases[..phase as usize].iter().map(Vec::len).sum() };
         for &phase in phases {
             for (i, step) in self.phases[phase as usize].iter().enumerate() {
-                for work in step {
-                    self.one(work)
-                        .map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
-                }
+                let all = step.iter().try_for_each(|work| self.one(work));
+                let done = all.and_then(|()| match self.checked {
+                    true => self.stream.synchronise(),
+                    false => Ok(()),
+                });
+                done.map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
             }
         }
         Ok(())

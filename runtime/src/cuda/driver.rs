@@ -171,6 +171,13 @@ impl Context {
         self.api.check(status, what)
     }
 
+    /// As [`Context::check`], of a call that waits: the fault is that of some earlier work.
+    fn check_wait(&self, status: Status) -> Result<()> {
+        self.check(status, "the device failed").map_err(|e| {
+            e.help("`PRECAST_CUDA_GRAPH=check` waits for every step and names the one that fails")
+        })
+    }
+
     /// Free and total bytes of device memory.
     ///
     /// # Errors
@@ -306,7 +313,7 @@ impl Stream {
     pub fn synchronise(&self) -> Result<()> {
         // SAFETY: the stream is alive.
         let status = unsafe { self.context.api.cuStreamSynchronize(self.raw) };
-        self.context.check(status, "the device")
+        self.context.check_wait(status)
     }
 
     /// What follows in this stream waits for `event`.
@@ -487,7 +494,7 @@ impl Event {
         // SAFETY: the event is alive.
         match unsafe { self.context.api.cuEventQuery(self.raw) } {
             NOT_READY => Ok(false),
-            status => self.context.check(status, "the device").map(|()| true),
+            status => self.context.check_wait(status).map(|()| true),
         }
     }
 
@@ -498,7 +505,7 @@ impl Event {
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the event is alive.
         let status = unsafe { self.context.api.cuEventSynchronize(self.raw) };
-        self.context.check(status, "the device")
+        self.context.check_wait(status)
     }
 
     /// Seconds from `earlier` to this; both have been passed.
