@@ -22,8 +22,13 @@ extern "C" fn first() {
         unsafe {
             // Kernels of the software device are kept apart, and products are not measured unless
             // a test says so.
-            std::env::set_var("PRECAST_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"));
+            std::env::set_var(
+                "PRECAST_CACHE",
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
+            );
             std::env::set_var("PRECAST_CUDA_TUNE", "0");
+            // A cuDNN of this machine would look for a real driver.
+            std::env::set_var("PRECAST_CUDNN", "0");
         }
     }
     SoftwareDevice::search_first();
@@ -119,13 +124,16 @@ fn run(session: &mut Session, batch: &Batch, steps: usize) -> Vec<StepReport> {
 fn follows_the_cpu(name: &str, policy: &str, optimizer: &str, steps: usize, allowed: f64) {
     let _alone = Alone::new();
     let f = Fixture::open(name);
-    let (mut gpu, batch) = f.session(f.compile_gpu("model.onnx", policy, optimizer, "", false).plan);
+    let (mut gpu, batch) =
+        f.session(f.compile_gpu("model.onnx", policy, optimizer, "", false).plan);
     let have = run(&mut gpu, &batch, steps);
     let (mut cpu, batch) = f.session(f.compile("model.onnx", policy, optimizer, false).plan);
     let want = run(&mut cpu, &batch, steps);
     for (h, w) in have.iter().zip(&want) {
-        let limit = allowed * w.loss;
-        assert!((h.loss - w.loss).abs() <= limit as f32, "{name} {policy}: {h:?}, the CPU {w:?}");
+        assert!(
+            f64::from((h.loss - w.loss).abs()) <= allowed * f64::from(w.loss),
+            "{name} {policy}: {h:?}, the CPU {w:?}"
+        );
         assert_eq!((h.step, h.skipped, h.scale), (w.step, w.skipped, w.scale));
     }
 }
@@ -207,7 +215,7 @@ fn late_reports_are_those_of_waiting() {
     let mut have = vec![];
     let mut late = 0;
     for i in 0..12 {
-        have.extend(ahead.submit(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}")));
+        have.extend(ahead.submit(|| Ok(batch.clone())).unwrap_or_else(|e| panic!("{e}")));
         late = late.max(i + 1 - have.len());
     }
     have.extend(ahead.finish().unwrap_or_else(|e| panic!("{e}")));
@@ -234,7 +242,10 @@ fn everything_of_an_update_follows_the_cpu() {
         let c = cpu.step(&two).unwrap_or_else(|e| panic!("{e}"));
         let near = |a: f32, b: f32| (a - b).abs() <= 1e-5 * b.abs();
         assert!(near(g.loss, c.loss), "{g:?}, the CPU {c:?}");
-        assert!(near(g.grad_norm.expect("clipped"), c.grad_norm.expect("clipped")), "{g:?}, the CPU {c:?}");
+        assert!(
+            near(g.grad_norm.expect("clipped"), c.grad_norm.expect("clipped")),
+            "{g:?}, the CPU {c:?}"
+        );
     }
     let names = |s: &Session| -> Vec<String> { state(s).into_iter().map(|t| t.0).collect() };
     let mut compared = 0;
@@ -262,10 +273,14 @@ fn an_overflow_skips_the_update() {
     let mut options = precast_compiler::pipeline::Options::default();
     options.shapes.insert("x".into(), vec![3, 4]);
     options.shapes.insert("t".into(), vec![3, 2]);
-    let recipe = precast_compiler::frontend::recipe::Recipe::parse(folder.join("recipe.toml"), text);
+    let recipe =
+        precast_compiler::frontend::recipe::Recipe::parse(folder.join("recipe.toml"), text);
     let recipe = recipe.unwrap_or_else(|e| panic!("{e}"));
-    let plan = precast_compiler::pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
-    let weights = precast_runtime::ModelWeights::for_plan(&plan, &folder, None).unwrap_or_else(|e| panic!("{e}"));
+    let plan = precast_compiler::pipeline::compile(&recipe, &options)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .plan;
+    let weights = precast_runtime::ModelWeights::for_plan(&plan, &folder, None)
+        .unwrap_or_else(|e| panic!("{e}"));
     let mut s = Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let kept = |s: &Session| {
         let names = s.plan().tensors.iter().filter_map(|t| match t.storage {
@@ -274,8 +289,8 @@ fn an_overflow_skips_the_update() {
         });
         names.map(|n| s.read(n).unwrap_or_else(|e| panic!("{e}"))).collect::<Vec<_>>()
     };
-    let scales = [64f32, 64.0, 64.0, 64.0, 32.0, 32.0, 16.0];
-    for (i, (step, want)) in "x.x.x.x".chars().zip(scales).enumerate() {
+    let scales = [64f32, 64.0, 32.0, 32.0, 16.0, 16.0, 32.0, 32.0];
+    for (i, (step, want)) in "x.x.x..x".chars().zip(scales).enumerate() {
         let x = HostTensor::from_f32(&[3, 4], &[if step == 'x' { 3e38 } else { 0.5 }; 12]);
         let tensors = [("x", x), ("t", HostTensor::from_f32(&[3, 2], &[1.0; 6]))];
         let batch = batch_of(&s.wanted(), &tensors).unwrap_or_else(|e| panic!("{e}"));
