@@ -21,7 +21,7 @@ __device__ __forceinline__ void k_point(u64 at, u32 n1, u32 n2, u32 n3, u32 (&i)
     i[3] = w;
   }
 }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(PARAMS) {
 #if FORWARD
   const u32 ph = oh, pw = ow;
 #else
