@@ -10,6 +10,7 @@ use precast_runtime::cuda::text::{PRELUDE, lower_rows};
 use testing::{Kernels, Memory, Tolerance, difference, expected, written};
 
 #[path = "../runtime/src/cuda/testing.rs"]
+#[allow(dead_code, reason = "the runtime's own tests use the rest")]
 mod testing;
 
 const ADAMW: &str = "kind = \"adamw\"\nlr = 1e-3";
