@@ -122,7 +122,7 @@ fn run(plan: Plan, recipe: &Recipe, folder: &Path) -> precast_runtime::Result<()
         split: recipe.data.split,
     };
     let weights = ModelWeights::for_plan(&plan, folder, None)?;
-    let options = Options { threads: 1, seed: recipe.train.seed };
+    let options = Options { threads: 1, seed: recipe.train.seed, ..Options::default() };
     let mut session = Session::new(plan, &weights, &options)?;
     let mut data = Dataset::open(&spec, &session.wanted())?;
     session.step_from(|| data.next_batch())?;
