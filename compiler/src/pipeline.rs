@@ -16,7 +16,7 @@ use crate::precision::PrecisionOptions;
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, MAX_BYTES, Math, Plan, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -252,6 +252,22 @@ fn lower(
         product_flops: outcome.product_flops,
     };
     plan.journal = outcome.journal;
+    let inputs = plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Input { .. }));
+    let inputs: u64 = inputs.map(|t| t.shape.iter().product::<u64>() * t.dtype.size() as u64).sum();
+    if plan.arena_bytes.max(plan.persistent_bytes).max(inputs) > MAX_BYTES / 2 {
+        let tib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20).powi(2);
+        let message = format!(
+            "a step would need {:.0} TiB for temporaries, {:.0} for what outlives it and {:.0} for \
+             inputs",
+            tib(plan.arena_bytes),
+            tib(plan.persistent_bytes),
+            tib(inputs)
+        );
+        return Err(Diagnostic::error("P0408", message)
+            .at(recipe.place(&["data.batch", "data.context", "data.dims"], "decides the extents"))
+            .help("lower the batch, or the extents of the model's dynamic dimensions")
+            .into());
+    }
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
