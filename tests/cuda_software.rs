@@ -22,7 +22,10 @@ extern "C" fn first() {
         unsafe {
             // Kernels of the software device are kept apart, and products are not measured unless
             // a test says so.
-            std::env::set_var("PRECAST_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"));
+            std::env::set_var(
+                "PRECAST_CACHE",
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
+            );
             std::env::set_var("PRECAST_CUDA_TUNE", "0");
         }
     }
@@ -119,7 +122,8 @@ fn run(session: &mut Session, batch: &Batch, steps: usize) -> Vec<StepReport> {
 fn follows_the_cpu(name: &str, policy: &str, optimizer: &str, steps: usize, allowed: f64) {
     let _alone = Alone::new();
     let f = Fixture::open(name);
-    let (mut gpu, batch) = f.session(f.compile_gpu("model.onnx", policy, optimizer, "", false).plan);
+    let (mut gpu, batch) =
+        f.session(f.compile_gpu("model.onnx", policy, optimizer, "", false).plan);
     let have = run(&mut gpu, &batch, steps);
     let (mut cpu, batch) = f.session(f.compile("model.onnx", policy, optimizer, false).plan);
     let want = run(&mut cpu, &batch, steps);
@@ -234,7 +238,10 @@ fn everything_of_an_update_follows_the_cpu() {
         let c = cpu.step(&two).unwrap_or_else(|e| panic!("{e}"));
         let near = |a: f32, b: f32| (a - b).abs() <= 1e-5 * b.abs();
         assert!(near(g.loss, c.loss), "{g:?}, the CPU {c:?}");
-        assert!(near(g.grad_norm.expect("clipped"), c.grad_norm.expect("clipped")), "{g:?}, the CPU {c:?}");
+        assert!(
+            near(g.grad_norm.expect("clipped"), c.grad_norm.expect("clipped")),
+            "{g:?}, the CPU {c:?}"
+        );
     }
     let names = |s: &Session| -> Vec<String> { state(s).into_iter().map(|t| t.0).collect() };
     let mut compared = 0;
@@ -262,10 +269,14 @@ fn an_overflow_skips_the_update() {
     let mut options = precast_compiler::pipeline::Options::default();
     options.shapes.insert("x".into(), vec![3, 4]);
     options.shapes.insert("t".into(), vec![3, 2]);
-    let recipe = precast_compiler::frontend::recipe::Recipe::parse(folder.join("recipe.toml"), text);
+    let recipe =
+        precast_compiler::frontend::recipe::Recipe::parse(folder.join("recipe.toml"), text);
     let recipe = recipe.unwrap_or_else(|e| panic!("{e}"));
-    let plan = precast_compiler::pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
-    let weights = precast_runtime::ModelWeights::for_plan(&plan, &folder, None).unwrap_or_else(|e| panic!("{e}"));
+    let plan = precast_compiler::pipeline::compile(&recipe, &options)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .plan;
+    let weights = precast_runtime::ModelWeights::for_plan(&plan, &folder, None)
+        .unwrap_or_else(|e| panic!("{e}"));
     let mut s = Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let kept = |s: &Session| {
         let names = s.plan().tensors.iter().filter_map(|t| match t.storage {

@@ -250,8 +250,8 @@ fn choose(
         lowered.push(plan);
         Ok(ns)
     };
-    let mut outcome = egraph::run_scheduled(modes, &precision, target, Some(&mut scheduled))
-        .map_err(decides)?;
+    let mut outcome =
+        egraph::run_scheduled(modes, &precision, target, Some(&mut scheduled)).map_err(decides)?;
     let mut plan = lowered.swap_remove(outcome.chosen);
     outcome.graph = verified("egraph", outcome.graph, options);
     outcome.graph = verified("turn", turn_products(&outcome.graph), options);

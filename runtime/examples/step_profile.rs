@@ -55,8 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     for (id, t) in plan.tensors.iter().enumerate() {
         let Storage::Input { .. } = t.storage else { continue };
-        let host =
-            ["in.", "tgt."].iter().find_map(|p| batch.as_ref()?.tensor(&format!("{p}{}", t.name)).ok());
+        let host = ["in.", "tgt."]
+            .iter()
+            .find_map(|p| batch.as_ref()?.tensor(&format!("{p}{}", t.name)).ok());
         let Some(host) = host else {
             eprintln!("input `{}` stays zero", t.name);
             continue;

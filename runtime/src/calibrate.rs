@@ -44,8 +44,7 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
     let divide = |r: u32| Instr::Binary(BinaryOp::Div, r, 0);
     let divide_ns = per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(16, &divide))?, 16);
     let tanh = |r: u32| Instr::Unary(UnaryOp::Tanh, r);
-    let transcendental_ns =
-        per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
+    let transcendental_ns = per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(8, &tanh))?, 8);
     let mut convert_ns = vec![];
     for format in FORMATS.into_iter().filter(|f| f.is_low_precision()) {
         let round = |r: u32| Instr::Round(format, r);

@@ -90,8 +90,8 @@ impl Fixture {
 
     /// PyTorch's own distance between bf16 autocast and f64, by gradient.
     pub fn yardstick(&self) -> impl Fn(&str) -> f64 + use<> {
-        let text =
-            std::fs::read_to_string(self.folder.join("meta.json")).expect("the fixture is complete");
+        let text = std::fs::read_to_string(self.folder.join("meta.json"))
+            .expect("the fixture is complete");
         let meta: serde_json::Value = serde_json::from_str(&text).expect("the fixture is JSON");
         move |name: &str| {
             let name = name.strip_prefix("grad.").expect("a gradient's name");
