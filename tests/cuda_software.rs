@@ -171,8 +171,11 @@ fn session_with(f: &Fixture, plan: &Plan, capture: bool) -> (Session, Batch) {
     (session, batch)
 }
 
+/// Step, bits of the loss, of the scale, skipped, bits of the norm.
+type Said = (u64, u32, Option<u32>, bool, Option<u32>);
+
 /// What a report says, without the time it took.
-fn said(reports: &[StepReport]) -> Vec<(u64, u32, Option<u32>, bool, Option<u32>)> {
+fn said(reports: &[StepReport]) -> Vec<Said> {
     let said = |r: &StepReport| {
         let bits = |x: Option<f32>| x.map(f32::to_bits);
         (r.step, r.loss.to_bits(), bits(r.scale), r.skipped, bits(r.grad_norm))

@@ -94,7 +94,8 @@ fn row(recipe: &Recipe, policy: Policy, c: Compiled, args: &Args) -> Outcome<Row
         casts: c.casts.len(),
         cast_elements: c.casts.iter().map(|r| r.elements).sum(),
         cast_bytes: c.casts.iter().map(|r| r.bytes()).sum(),
-        products_16: narrow.map(|(_, share)| share).sum(),
+        // The sum of nothing is −0.
+        products_16: narrow.map(|(_, share)| share).sum::<f64>() + 0.0,
         kernels: plan.micro.len() + plan.update.len(),
         moved_bytes: moved(plan),
         predicted_ns: plan.summary.predicted_ns,

@@ -138,7 +138,8 @@ fn joined(parts: &Plan, whole: &Plan) -> Vec<Kernels> {
     }
     let mut out = vec![];
     for s in steps(whole) {
-        let places: BTreeSet<usize> = s.ops.iter().filter_map(|op| at.get(op)?.first()).copied().collect();
+        let places: BTreeSet<usize> =
+            s.ops.iter().filter_map(|op| at.get(op)?.first()).copied().collect();
         if places.len() > 1 {
             let several = places.iter().map(|&i| parts[i].name.clone()).collect();
             out.push(Kernels { one: s.name.clone(), several });
@@ -183,7 +184,9 @@ fn write_words(out: &mut String, d: &Diff) -> std::fmt::Result {
     let formats = d.formats.iter();
     list(
         "formats that changed",
-        formats.map(|c| format!("{}: {} became {}, {}", c.op, c.before, c.after, c.reason)).collect(),
+        formats
+            .map(|c| format!("{}: {} became {}, {}", c.op, c.before, c.after, c.reason))
+            .collect(),
     )?;
     let cast = |list: &[Cast]| -> Vec<String> {
         list.iter().map(|c| format!("{} ({})", c.name, c.formats)).collect()

@@ -29,12 +29,13 @@ fn gpt(s: &Shape) -> Result<String, std::fmt::Error> {
     let mut code = String::new();
     let mut next = 0;
     // A parameter, and a read of it.
-    let mut param = |code: &mut String, name: &str, dims: &str| -> Result<String, std::fmt::Error> {
-        writeln!(vars, "var {name}: f32[{dims}] param weights(\"{name}\")")?;
-        next += 1;
-        writeln!(code, "  %p{next} = var {{name=\"{name}\"}} : f32[{dims}] @{name}")?;
-        Ok(format!("%p{next}"))
-    };
+    let mut param =
+        |code: &mut String, name: &str, dims: &str| -> Result<String, std::fmt::Error> {
+            writeln!(vars, "var {name}: f32[{dims}] param weights(\"{name}\")")?;
+            next += 1;
+            writeln!(code, "  %p{next} = var {{name=\"{name}\"}} : f32[{dims}] @{name}")?;
+            Ok(format!("%p{next}"))
+        };
     writeln!(code, "  %ids = input {{name=\"ids\"}} : i64[{b},{t}] @ids")?;
     let wte = param(&mut code, "wte", &format!("{v},{w}"))?;
     let wpe = param(&mut code, "wpe", &format!("{t},{w}"))?;
@@ -99,7 +100,10 @@ fn gpt(s: &Shape) -> Result<String, std::fmt::Error> {
         writeln!(code, "  %h{l}.x2 = binary %h{l}.x1, %h{l}.out.y {{f=add}} @h{l}.residual2")?;
         x = format!("%h{l}.x2");
     }
-    let p = [param(&mut code, "lnf.weight", &w.to_string())?, param(&mut code, "lnf.bias", &w.to_string())?];
+    let p = [
+        param(&mut code, "lnf.weight", &w.to_string())?,
+        param(&mut code, "lnf.bias", &w.to_string())?,
+    ];
     norm(&mut code, "lnf", &x, p)?;
     writeln!(code, "  %head.w = transpose {wte} {{perm=[1,0]}} @head.turn")?;
     writeln!(code, "  %logits = matmul %lnf.y, %head.w {{fused=none}} @head")?;
@@ -142,7 +146,8 @@ fn main() -> Result<(), Box<dyn Error>> {
              lr = 1e-3\n[precision]\npolicy = \"{policy}\"\n[train]\nsteps = 1\n\
              [target]\ndevice = \"{target}\"\n"
         );
-        let recipe = Recipe::parse("recipe.toml".into(), &recipe).map_err(|e| e.to_string())?;
+        let recipe = Recipe::parse(std::path::Path::new("recipe.toml"), &recipe)
+            .map_err(|e| e.to_string())?;
         let options = pipeline::Options {
             shapes: [("targets".to_string(), vec![s.batch * s.context])].into(),
             ..Default::default()

@@ -30,8 +30,7 @@ pub fn precision(recipe: impl AsRef<Path>) -> Result<String> {
         _ => Some(recipe.total_steps()?),
     };
     recipe.data.dims = import.dims.into_iter().collect();
-    let options =
-        Options { shapes: import.input_shapes, total_steps, ..Options::default() };
+    let options = Options { shapes: import.input_shapes, total_steps, ..Options::default() };
     Ok(of(&pipeline::compile(&recipe, &options)?))
 }
 
@@ -47,7 +46,11 @@ fn write(out: &mut String, c: &Compiled) -> fmt::Result {
     writeln!(out, "{} on {}, policy {}", plan.model, plan.target.name, s.policy)?;
     let shares: Vec<String> =
         s.product_flops.iter().map(|(d, share)| format!("{:.0} % {d}", share * 100.0)).collect();
-    writeln!(out, "products: {}", if shares.is_empty() { "none".into() } else { shares.join(", ") })?;
+    writeln!(
+        out,
+        "products: {}",
+        if shares.is_empty() { "none".into() } else { shares.join(", ") }
+    )?;
     writeln!(out, "loss scale: {}", if s.scaled { "yes" } else { "no" })?;
     writeln!(out, "\noperations")?;
     for d in plan.journal.iter().filter(|d| !is_cast(d)) {

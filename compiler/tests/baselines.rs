@@ -143,13 +143,8 @@ fn shown(c: &Compiled) -> String {
 
 #[test]
 fn rules_of_every_system() {
-    let policies = [
-        "torch-autocast",
-        "torch-autocast-cpu",
-        "tf-grappler",
-        "tf-grappler-bf16",
-        "all-16",
-    ];
+    let policies =
+        ["torch-autocast", "torch-autocast-cpu", "tf-grappler", "tf-grappler-bf16", "all-16"];
     for (file, rows) in [("mlp", 64), ("block", 8)] {
         for policy in policies {
             let model = root(&format!("compiler/tests/baselines/{file}.pir"));

@@ -53,7 +53,7 @@ fn a_product_falls_back_step_by_step() {
     let whole = lower(&plan, &facts(), &mut Assumed).unwrap();
     let products = counts(&plan, &whole);
     assert!(products.len() >= 4, "{products:?}");
-    assert!(products.iter().any(|p| *p == (EpilogueKind::Store, 1, 0)), "{products:?}");
+    assert!(products.contains(&(EpilogueKind::Store, 1, 0)), "{products:?}");
     assert!(
         products.iter().all(|p| p.1 == 1 && (p.0 == EpilogueKind::Program) >= (p.2 == 1)),
         "only programs need a launch: {products:?}"

@@ -41,7 +41,8 @@ fn compare_prices_every_policy_with_one_model() {
 
 #[test]
 fn compare_measures_where_it_is_asked_to() {
-    let v = json(&["compare", RECIPE, "--only", "f32", "--only", "all-16", "--measure", "1", "--json"]);
+    let v =
+        json(&["compare", RECIPE, "--only", "f32", "--only", "all-16", "--measure", "1", "--json"]);
     let rows = v["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 2);
     assert!(rows.iter().all(|r| r["measured_ns"].as_f64() > Some(0.0)), "{v}");

@@ -182,8 +182,7 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
             let (q, k) = ([a.batch, a.heads, a.tq, a.d], [a.batch, a.heads, a.tk, a.d]);
             let long = [&a.q, &a.o, &g.d_o, &g.d_q].map(|x| touched(x, &q));
             let short = [&a.k, &a.v, &g.d_k, &g.d_v].map(|x| touched(x, &k));
-            long.iter().chain(&short).sum::<u64>()
-                + touched(&a.lse, &[a.batch, a.heads, a.tq])
+            long.iter().chain(&short).sum::<u64>() + touched(&a.lse, &[a.batch, a.heads, a.tq])
         }
         Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
             let g = &p.geometry;

@@ -114,7 +114,8 @@ pub fn casts(plan: &Plan) -> Vec<Decision> {
         .map(|(n, record)| {
             let x = placed.value(n.inputs[0]);
             // The value as it was before casts were placed; operations keep their names.
-            let v = by_name.get(placed.node(x.node).name.as_str()).map(|n| n.outputs[x.index as usize]);
+            let v =
+                by_name.get(placed.node(x.node).name.as_str()).map(|n| n.outputs[x.index as usize]);
             let price = v.and_then(|v| plan.model.cast_price(&plan.labels, v));
             let extra = v.and_then(|v| plan.model.without_cast(&plan.labels, v));
             let why = match extra {

@@ -210,8 +210,7 @@ pub fn run_scheduled(
     let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
         let mode = if s { scaled.as_ref() } else { plain.as_ref() };
         let format = if kind == Kind::Full { DType::F32 } else { half };
-        let structured =
-            mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
+        let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
         let legal = precision::legal::legality(g, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);

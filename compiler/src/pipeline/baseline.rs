@@ -37,8 +37,7 @@ pub fn build(
     // of the e-graph's structure (fused gradients, scale motion) is ours alone.
     let options = PrecisionOptions::new(Policy::F32);
     let rules = rules::before_gradients();
-    let forward =
-        egraph::restructure_with(forward, &options, target, rules, Prefer::Cheap).graph;
+    let forward = egraph::restructure_with(forward, &options, target, rules, Prefer::Cheap).graph;
     let loss = |g: &Graph| g.result("loss").expect("the loss is attached");
     let (graph, marks) = match baseline.system {
         System::Grappler => {

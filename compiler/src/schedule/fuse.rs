@@ -335,9 +335,7 @@ impl Fuser<'_> {
         {
             return None;
         }
-        let cast = |g: &Group| {
-            matches!(self.items.items[g.items[0]].body, Body::Rows(Op::Cast(_)))
-        };
+        let cast = |g: &Group| matches!(self.items.items[g.items[0]].body, Body::Rows(Op::Cast(_)));
         if self.casts_alone && (cast(p) || cast(c)) {
             return None;
         }

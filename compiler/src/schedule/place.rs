@@ -1,7 +1,8 @@
 //! Parts written where they belong: an operand of a concatenation that nothing else reads is
-//! stored by its producer inside the result, and its copy disappears.
+//! stored by its producer inside the result, and its copy disappears. So does the copy that brings
+//! the heads of an attention's results together: its kernels write and read any strides.
 
-use super::affine::Placement;
+use super::affine::{Access, Placement};
 use super::items::{Body, Items, Read, Source};
 use super::{deps, items::Item};
 use crate::ir::Shape;
@@ -11,10 +12,14 @@ use crate::ops::Op;
 /// Places what can be placed.
 pub fn place_parts(items: &mut Items) {
     let mut removed = vec![false; items.items.len()];
-    for (c, removed) in removed.iter_mut().enumerate() {
+    // From the last copy to the first: what is moved twice goes straight to the last place.
+    for (c, removed) in removed.iter_mut().enumerate().rev() {
         if let Some((value, outer, placement)) = placeable(items, c) {
             items.values[value].placed = Some((outer, placement));
-            *removed = true;
+            *removed = fits(items, c, value);
+            if !*removed {
+                items.values[value].placed = None;
+            }
         }
     }
     let mut at = 0;
@@ -36,7 +41,17 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
         && value.placed.is_none()
         && value.dtype == outer.dtype
         && !items.results.iter().any(|r| r.1 == from.value);
-    if !partial || !free || deps::readers(items)[from.value] != [c] {
+    let attention = |i: usize| {
+        let op = match &items.items[i].body {
+            Body::Kernel { op, .. } => op,
+            _ => return false,
+        };
+        matches!(op, Op::Attention(_) | Op::AttentionGrad(_))
+    };
+    let whole = deps::writers(items)[from.value].iter().all(|&w| attention(w))
+        && deps::readers(items)[from.value].iter().all(|&r| r == c || attention(r));
+    let part = partial && deps::readers(items)[from.value] == [c];
+    if !free || !(part || whole) {
         return None;
     }
     let view =
@@ -65,4 +80,30 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
         placement.convert(dims, w.offset, &w.strides)?;
     }
     Some((from.value, to.value, placement))
+}
+
+/// Whether every access to a value that was just placed, other than by copy `c`, can be said in
+/// strides of what stores it.
+fn fits(items: &Items, c: usize, value: usize) -> bool {
+    let shape = &items.values[value].shape;
+    items.items.iter().enumerate().filter(|(i, _)| *i != c).all(|(_, item)| {
+        let dims = if item.dims.is_empty() { shape } else { &item.dims };
+        let read = item.reads.iter().filter_map(|r| match r {
+            Read::At(a) => Some(a),
+            Read::Literal(_) => None,
+        });
+        let operands: &[(usize, View)] = match &item.body {
+            Body::Product { operands, .. } | Body::Kernel { operands, .. } => operands,
+            _ => &[],
+        };
+        item.writes
+            .iter()
+            .chain(read)
+            .filter(|a| a.value == value)
+            .all(|a| items.physical(a, dims).is_some())
+            && operands.iter().filter(|o| o.0 == value).all(|(_, view)| {
+                let a = Access { value, offset: view.offset, strides: view.strides.clone() };
+                items.physical(&a, &view.shape).is_some()
+            })
+    })
 }

@@ -58,8 +58,7 @@ impl Painter {
     fn new(g: &Graph, half: DType) -> Painter {
         let uses: Vec<Vec<u32>> =
             g.uses().iter().map(|u| u.iter().map(|x| x.0.0).collect()).collect();
-        let by_name: BTreeMap<&str, &Node> =
-            g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
+        let by_name: BTreeMap<&str, &Node> = g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
         let count = g.node_count();
         let mut p = Painter {
             list: Vec::with_capacity(count),
@@ -168,7 +167,9 @@ impl Painter {
             (Grappler::Deny, _) => "on the deny list",
             (Grappler::Unlisted, _) => "on no list",
             (Grappler::Infer, true) => "infer: beside an allowed operation",
-            (Grappler::Infer, false) => "infer: after a denied operation, or far from an allowed one",
+            (Grappler::Infer, false) => {
+                "infer: after a denied operation, or far from an allowed one"
+            }
             (Grappler::Clear, true) => "clear: touches an allowed operation",
             (Grappler::Clear, false) => "clear: touches no allowed operation",
         }
@@ -253,8 +254,7 @@ impl Converter<'_> {
     /// Whether a value is written in 16 bits.
     fn narrow(&self, v: ValueId) -> bool {
         let from = self.g.value(v);
-        self.allow[from.node.0 as usize]
-            && follows(&self.g.node(from.node).op, from.index as usize)
+        self.allow[from.node.0 as usize] && follows(&self.g.node(from.node).op, from.index as usize)
     }
 
     /// A value as its reader is painted.

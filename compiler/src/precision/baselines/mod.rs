@@ -182,6 +182,7 @@ fn primal<'g>(g: &'g Graph, by_name: &BTreeMap<&str, &'g Node>, n: &Node) -> Opt
     debug_assert!(by_name.len() == g.node_count(), "names are unique");
     let at = n.name.rfind(".grad")?;
     let rest = &n.name[at + ".grad".len()..];
-    let numbered = rest.is_empty() || rest.strip_prefix('.').is_some_and(|k| k.parse::<u32>().is_ok());
+    let numbered =
+        rest.is_empty() || rest.strip_prefix('.').is_some_and(|k| k.parse::<u32>().is_ok());
     if numbered { by_name.get(&n.name[..at]).copied() } else { None }
 }
