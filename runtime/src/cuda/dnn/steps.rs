@@ -215,7 +215,7 @@ fn place(plan: &Plan, a: &Access) -> Place {
 }
 
 fn misaligned(plan: &Plan, list: &[&Access]) -> Option<String> {
-    list.iter().find(|a| bytes(plan, a) % ALIGNMENT != 0).map(|a| {
+    list.iter().find(|a| !bytes(plan, a).is_multiple_of(ALIGNMENT)).map(|a| {
         let name = &plan.tensors[a.tensor as usize].name;
         format!("a part of `{name}` does not begin at a multiple of {ALIGNMENT} bytes")
     })
