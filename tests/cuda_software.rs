@@ -27,6 +27,8 @@ extern "C" fn first() {
                 concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
             );
             std::env::set_var("PRECAST_CUDA_TUNE", "0");
+            // A cuDNN of this machine would look for a real driver.
+            std::env::set_var("PRECAST_CUDNN", "0");
         }
     }
     SoftwareDevice::search_first();
@@ -128,8 +130,10 @@ fn follows_the_cpu(name: &str, policy: &str, optimizer: &str, steps: usize, allo
     let (mut cpu, batch) = f.session(f.compile("model.onnx", policy, optimizer, false).plan);
     let want = run(&mut cpu, &batch, steps);
     for (h, w) in have.iter().zip(&want) {
-        let limit = allowed * w.loss;
-        assert!((h.loss - w.loss).abs() <= limit as f32, "{name} {policy}: {h:?}, the CPU {w:?}");
+        assert!(
+            f64::from((h.loss - w.loss).abs()) <= allowed * f64::from(w.loss),
+            "{name} {policy}: {h:?}, the CPU {w:?}"
+        );
         assert_eq!((h.step, h.skipped, h.scale), (w.step, w.skipped, w.scale));
     }
 }
@@ -167,8 +171,11 @@ fn session_with(f: &Fixture, plan: &Plan, capture: bool) -> (Session, Batch) {
     (session, batch)
 }
 
+/// Step, bits of the loss, of the scale, skipped, bits of the norm.
+type Said = (u64, u32, Option<u32>, bool, Option<u32>);
+
 /// What a report says, without the time it took.
-fn said(reports: &[StepReport]) -> Vec<(u64, u32, Option<u32>, bool, Option<u32>)> {
+fn said(reports: &[StepReport]) -> Vec<Said> {
     let said = |r: &StepReport| {
         let bits = |x: Option<f32>| x.map(f32::to_bits);
         (r.step, r.loss.to_bits(), bits(r.scale), r.skipped, bits(r.grad_norm))
@@ -211,7 +218,7 @@ fn late_reports_are_those_of_waiting() {
     let mut have = vec![];
     let mut late = 0;
     for i in 0..12 {
-        have.extend(ahead.submit(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}")));
+        have.extend(ahead.submit(|| Ok(batch.clone())).unwrap_or_else(|e| panic!("{e}")));
         late = late.max(i + 1 - have.len());
     }
     have.extend(ahead.finish().unwrap_or_else(|e| panic!("{e}")));
@@ -285,8 +292,8 @@ fn an_overflow_skips_the_update() {
         });
         names.map(|n| s.read(n).unwrap_or_else(|e| panic!("{e}"))).collect::<Vec<_>>()
     };
-    let scales = [64f32, 64.0, 64.0, 64.0, 32.0, 32.0, 16.0];
-    for (i, (step, want)) in "x.x.x.x".chars().zip(scales).enumerate() {
+    let scales = [64f32, 64.0, 32.0, 32.0, 16.0, 16.0, 32.0, 32.0];
+    for (i, (step, want)) in "x.x.x..x".chars().zip(scales).enumerate() {
         let x = HostTensor::from_f32(&[3, 4], &[if step == 'x' { 3e38 } else { 0.5 }; 12]);
         let tensors = [("x", x), ("t", HostTensor::from_f32(&[3, 2], &[1.0; 6]))];
         let batch = batch_of(&s.wanted(), &tensors).unwrap_or_else(|e| panic!("{e}"));

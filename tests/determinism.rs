@@ -119,7 +119,7 @@ fn textual(model: &str, policy: &str, optimizer: &str, train: &str) -> Session {
         .unwrap_or_else(|e| panic!("{e}"))
         .plan;
     let weights = ModelWeights::for_plan(&plan, dir.path(), None).unwrap_or_else(|e| panic!("{e}"));
-    let options = Options { threads: 1, seed: 0 };
+    let options = Options { threads: 1, seed: 0, ..Options::default() };
     Session::new(plan, &weights, &options).unwrap_or_else(|e| panic!("{e}"))
 }
 

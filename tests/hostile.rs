@@ -122,7 +122,7 @@ fn run(plan: Plan, recipe: &Recipe, folder: &Path) -> precast_runtime::Result<()
         split: recipe.data.split,
     };
     let weights = ModelWeights::for_plan(&plan, folder, None)?;
-    let options = Options { threads: 1, seed: recipe.train.seed };
+    let options = Options { threads: 1, seed: recipe.train.seed, ..Options::default() };
     let mut session = Session::new(plan, &weights, &options)?;
     let mut data = Dataset::open(&spec, &session.wanted())?;
     session.step_from(|| data.next_batch())?;
@@ -250,4 +250,36 @@ fn batches_made_by_hand_are_checked() {
         assert!(e.place.is_some_and(|p| p.contains("`t`")));
     }
     assert_eq!(session.steps(), 2, "a refused batch is no step");
+}
+
+/// Extents that a person can write and no machine can hold, and those between.
+#[test]
+fn extents_of_any_size_are_an_error_or_a_plan() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    for (fixture, other) in [("mlp_mnist", ""), ("cifar_cnn", ""), ("tiny_gpt", ", seq = 32")] {
+        let (mut plans, mut errors) = (0, 0);
+        for shift in (0..=62).step_by(3) {
+            let batch = (1u64 << shift) + u64::from(shift % 2 == 0);
+            let text = small::RECIPE
+                .replace("model.pir", "model.onnx")
+                .replace("format = \"csv\"\nfile = \"data.csv\"\nbatch = 4", "")
+                .replace(
+                    "inputs = { x = \"a..c\" }",
+                    &format!("dims = {{ batch = {batch}{other} }}"),
+                )
+                .replace("steps = 4", "steps = 4\n[precision]\npolicy = \"bf16\"");
+            println!("{fixture}, batch {batch}");
+            let recipe = Recipe::parse(fixtures.join(fixture).join("recipe.toml"), &text)
+                .unwrap_or_else(|e| panic!("{e}"));
+            match pipeline::compile(&recipe, &pipeline::Options::default()) {
+                Ok(_) => plans += 1,
+                Err(e) => {
+                    errors += 1;
+                    let known = ["P0210", "P0214", "P0408", "P0403"];
+                    assert!(e.0.iter().all(|d| known.contains(&d.code)), "{e}");
+                }
+            }
+        }
+        assert!(plans > 5 && errors > 3, "{fixture}: {plans} plans, {errors} errors");
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::listing::{self, bytes, duration};
-use crate::recipe_args::{RecipeArgs, compile, open, open_data};
+use crate::recipe_args::{RecipeArgs, compile, compile_quietly, open, open_data};
 use precast_compiler::cost::step_bytes;
 use precast_compiler::frontend::recipe::{Policy, Recipe};
 use precast_compiler::pipeline::Compiled;
@@ -25,6 +25,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     threads: usize,
 }
+
+type Compile = fn(&Recipe, &precast_compiler::pipeline::Options) -> Outcome<Compiled>;
 
 /// One policy's plan in figures.
 #[derive(Debug, Serialize)]
@@ -58,6 +60,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     for policy in all {
         let mut recipe = recipe.clone();
         recipe.precision.policy = policy;
+        // What there is to warn of is said once.
+        let compile: Compile = if rows.is_empty() { compile } else { compile_quietly };
         match compile(&recipe, &args.recipe.options(false)) {
             Ok(c) => rows.push(row(&recipe, policy, c, args)?),
             // What was asked for by name is an error; the rest of the list is not.
@@ -90,7 +94,8 @@ fn row(recipe: &Recipe, policy: Policy, c: Compiled, args: &Args) -> Outcome<Row
         casts: c.casts.len(),
         cast_elements: c.casts.iter().map(|r| r.elements).sum(),
         cast_bytes: c.casts.iter().map(|r| r.bytes()).sum(),
-        products_16: narrow.map(|(_, share)| share).sum(),
+        // The sum of nothing is −0.
+        products_16: narrow.map(|(_, share)| share).sum::<f64>() + 0.0,
         kernels: plan.micro.len() + plan.update.len(),
         moved_bytes: moved(plan),
         predicted_ns: plan.summary.predicted_ns,

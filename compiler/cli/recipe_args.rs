@@ -91,10 +91,15 @@ fn warn(warnings: &[Diagnostic]) {
 /// Compiles, with what the data says about extents and the length of the run. Warnings go to
 /// standard error.
 pub fn compile(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled> {
-    let (recipe, options) = with_data(recipe, options)?;
-    let compiled = pipeline::compile(&recipe, &options)?;
+    let compiled = compile_quietly(recipe, options)?;
     warn(&compiled.warnings);
     Ok(compiled)
+}
+
+/// [`compile`], warnings left to the caller.
+pub fn compile_quietly(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled> {
+    let (recipe, options) = with_data(recipe, options)?;
+    Ok(pipeline::compile(&recipe, &options)?)
 }
 
 /// The text of a stage before the plan, as [`compile`] would pass through it.

@@ -146,7 +146,8 @@ fn main() -> Result<(), Box<dyn Error>> {
              lr = 1e-3\n[precision]\npolicy = \"{policy}\"\n[train]\nsteps = 1\n\
              [target]\ndevice = \"{target}\"\n"
         );
-        let recipe = Recipe::parse("recipe.toml".into(), &recipe).map_err(|e| e.to_string())?;
+        let recipe = Recipe::parse(std::path::Path::new("recipe.toml"), &recipe)
+            .map_err(|e| e.to_string())?;
         let options = pipeline::Options {
             shapes: [("targets".to_string(), vec![s.batch * s.context])].into(),
             ..Default::default()

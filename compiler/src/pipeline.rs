@@ -18,7 +18,7 @@ use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, DType, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -69,7 +69,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     stages.push(("egraph", text::print(&outcome.graph)));
     let warnings = warnings(recipe, options, &forward);
     let casts = casts::records(&outcome.graph);
-    let plan = finish(recipe, options, &forward, outcome, plan);
+    let plan = finish(recipe, options, &forward, outcome, plan)?;
     Ok(Compiled { plan, stages, warnings, casts })
 }
 
@@ -276,13 +276,16 @@ fn choose(
 }
 
 /// Names the plan, and says what was compared and why everything is as it is.
+///
+/// # Errors
+/// P0408 where no machine could hold it.
 fn finish(
     recipe: &Recipe,
     options: &Options,
     forward: &Forward,
     outcome: egraph::Outcome,
     mut plan: Plan,
-) -> Plan {
+) -> Result<Plan> {
     plan.model = model_name(recipe);
     plan.classes = classes(recipe, &forward.train, &plan);
     plan.summary = Summary {
@@ -298,11 +301,27 @@ fn finish(
     // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
     plan.journal.extend(outcome.cast_journal);
+    let inputs = plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Input { .. }));
+    let inputs: u64 = inputs.map(|t| t.shape.iter().product::<u64>() * t.dtype.size() as u64).sum();
+    if plan.arena_bytes.max(plan.persistent_bytes).max(inputs) > MAX_BYTES / 2 {
+        let tib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20).powi(2);
+        let message = format!(
+            "a step would need {:.0} TiB for temporaries, {:.0} for what outlives it and {:.0} for \
+             inputs",
+            tib(plan.arena_bytes),
+            tib(plan.persistent_bytes),
+            tib(inputs)
+        );
+        return Err(Diagnostic::error("P0408", message)
+            .at(recipe.place(&["data.batch", "data.context", "data.dims"], "decides the extents"))
+            .help("lower the batch, or the extents of the model's dynamic dimensions")
+            .into());
+    }
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
-    plan
+    Ok(plan)
 }
 
 /// The target input of a cross-entropy, with the number of its classes.

@@ -129,6 +129,11 @@ fn step(k: u64, accumulate: u32) -> Vec<Batch> {
     (0..u64::from(accumulate)).map(|i| batch(k * 10 + i)).collect()
 }
 
+fn submit(s: &mut Session, batches: Vec<Batch>) -> Result<Vec<StepReport>> {
+    let mut rest = batches.into_iter();
+    s.submit(|| Ok(rest.next().expect("as many as the plan accumulates")))
+}
+
 /// Everything of a report but how long it took.
 fn numbers(r: &StepReport) -> (u64, u32, Option<u32>, bool, Option<u32>) {
     (r.step, r.loss.to_bits(), r.scale.map(f32::to_bits), r.skipped, r.grad_norm.map(f32::to_bits))
@@ -146,7 +151,7 @@ fn late_reports_are_those_of_a_device_that_does_not_wait() {
             let mut s = session(&plan, Some(Behind::new(&plan, lag, None)));
             let (mut got, mut most) = (vec![], 0);
             for k in 0..9 {
-                got.extend(s.submit(&step(k, accumulate)).unwrap());
+                got.extend(submit(&mut s, step(k, accumulate)).unwrap());
                 assert_eq!(s.steps(), k + 1);
                 most = most.max(k + 1 - got.len() as u64);
             }
@@ -165,7 +170,7 @@ fn late_reports_are_those_of_a_device_that_does_not_wait() {
 fn a_step_that_waits_reports_itself_and_keeps_the_others() {
     let plan = plan(1);
     let mut s = session(&plan, Some(Behind::new(&plan, 4, None)));
-    assert_eq!(s.submit(&step(0, 1)).unwrap(), []);
+    assert_eq!(submit(&mut s, step(0, 1)).unwrap(), []);
     assert_eq!(s.step(&step(1, 1)).unwrap().step, 2);
     assert_eq!(s.finish().unwrap().iter().map(|r| r.step).collect::<Vec<_>>(), [1]);
 }
@@ -179,7 +184,7 @@ fn an_error_of_an_earlier_step_keeps_the_reports_before_it() {
         let mut s = session(&plan, Some(Behind::new(&plan, 2, Some(fault))));
         let mut got = vec![];
         let error = (0..9)
-            .find_map(|k| match s.submit(&step(k, accumulate)) {
+            .find_map(|k| match submit(&mut s, step(k, accumulate)) {
                 Ok(reports) => {
                     got.extend(reports);
                     None

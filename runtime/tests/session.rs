@@ -140,7 +140,7 @@ fn a_checkpoint_continues_to_the_bit() {
         assert_eq!(whole.read(t).unwrap(), second.read(t).unwrap(), "{t}");
     }
     // Another seed, another plan, and a file that is no checkpoint, change nothing.
-    let options = Options { threads: 1, seed: 1, ..Options::default() };
+    let options = Options { threads: 1, seed: 2, ..Options::default() };
     let mut seeded = Session::new(mlp(), &Weights::new(), &options).unwrap();
     assert_eq!(seeded.load_checkpoint(&path).unwrap_err().code, "R0510");
     assert_eq!(seeded.steps(), 0);

@@ -110,7 +110,7 @@ fn libraries_that_are_not_libraries_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("libcuda.so.1");
     std::fs::write(&file, "not a library").unwrap();
-    let o = Command::new(env!("CARGO_BIN_EXE_precast"))
+    let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
         .args(["doctor", "--json"])
         .env("PRECAST_CUDA_PATH", dir.path())
         .output()

@@ -20,11 +20,11 @@ impl Shape {
         self.0.iter().fold(1, |n: usize, &d| n.saturating_mul(d))
     }
 
-    /// Whether every element, and every stride, has a byte offset in 63 bits in any format. Shapes
-    /// come from files, so operations refuse others before they calculate with extents.
+    /// Whether a plan may hold a tensor of this shape. Shapes come from files, so operations refuse
+    /// others before they calculate with extents; offsets and strides then fit 63 bits.
     pub fn is_addressable(&self) -> bool {
-        let n = self.0.iter().try_fold(8usize, |n, &d| n.checked_mul(d.max(1)));
-        n.is_some_and(|bytes| i64::try_from(bytes).is_ok())
+        let n = self.0.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
+        n.is_some_and(|elements| elements as u64 <= precast_plan::MAX_ELEMENTS)
     }
 
     pub fn rank(&self) -> usize {

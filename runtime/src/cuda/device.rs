@@ -3,93 +3,29 @@
 use super::api;
 use super::blas::{Blas, Call};
 use super::cache::Cache;
-use super::driver::{self, Context, Function, Graph, Memory, Module, Stream};
+use super::driver::{Context, Graph, Stream};
 use super::graphs::Graphs;
-use super::launch::{Arg, Facts, Launch, Lowered, Place, Source, Table, Task};
+use super::launch::{Arg, Facts, Lowered, Place, Source, Task};
 use super::lower::{self, Graph as Offered, Offers};
+use super::module::{Function, Module};
 use super::nvrtc::Compiler;
 use super::product::Product;
+use super::regions::{Needs, Places, Region, Regions, Tables};
 use super::staging::{self, Inbound, Outbound};
 use super::text;
 use crate::backend::{Backend, Late, Phase, Queue};
 use crate::error::{Error, Result};
-use precast_plan::{Kernel, Plan, Storage, TensorId};
+use precast_plan::{Kernel, Plan, TensorId};
 use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
 
-/// Set to `0`, steps are launched one by one instead of as a captured graph.
+/// Set to `0`, steps are launched one by one instead of as a captured graph. Set to `check`, the
+/// host waits for every step as well, so that a fault of the device names its step.
 pub const GRAPH_VARIABLE: &str = "PRECAST_CUDA_GRAPH";
 
 /// Steps whose results may be on their way at once.
 const STEPS_AHEAD: usize = 4;
-
-/// Where the regions of a plan lie on the device.
-struct Regions {
-    arena: Memory,
-    persistent: Memory,
-    inputs: Memory,
-    scratch: Memory,
-    /// Tables, then the fault word.
-    tables: Memory,
-}
-
-/// Region, offset in it and bytes of every tensor.
-struct Places(Vec<(Region, u64, u64)>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Region {
-    Arena,
-    Persistent,
-    Inputs,
-}
-
-impl Places {
-    fn new(plan: &Plan) -> Places {
-        let place = |t: &precast_plan::Tensor| {
-            let bytes = t.shape.iter().product::<u64>() * t.dtype.size() as u64;
-            match t.storage {
-                Storage::Arena { offset } => (Region::Arena, offset, bytes),
-                Storage::Persistent { offset, .. } => (Region::Persistent, offset, bytes),
-                Storage::Input { offset } => (Region::Inputs, offset, bytes),
-            }
-        };
-        Places(plan.tensors.iter().map(place).collect())
-    }
-
-    fn input_bytes(&self) -> u64 {
-        let inputs = self.0.iter().filter(|p| p.0 == Region::Inputs);
-        inputs.map(|p| p.1 + p.2).max().unwrap_or(0)
-    }
-
-    /// An address with the alignment that `place` will have: regions begin at multiples of 256.
-    fn offset(&self, place: Place) -> u64 {
-        const BASE: u64 = 1 << 32;
-        BASE + match place {
-            Place::Tensor { tensor, offset } => self.0[tensor as usize].1 + offset,
-            Place::Scratch { offset } => offset,
-        }
-    }
-}
-
-impl Regions {
-    fn tensor(&self, places: &Places, tensor: TensorId) -> u64 {
-        let (region, offset, _) = places.0[tensor as usize];
-        offset
-            + match region {
-                Region::Arena => self.arena.address,
-                Region::Persistent => self.persistent.address,
-                Region::Inputs => self.inputs.address,
-            }
-    }
-
-    fn place(&self, places: &Places, place: Place) -> u64 {
-        match place {
-            Place::Tensor { tensor, offset } => self.tensor(places, tensor) + offset,
-            Place::Scratch { offset } => self.scratch.address + offset,
-        }
-    }
-}
 
 /// A task on its addresses.
 enum Work {
@@ -110,6 +46,8 @@ pub struct CudaBackend {
     /// Captured: micro, update, eval, and micro with update.
     graphs: [Option<Graph>; 4],
     capture: bool,
+    /// Whether every step is waited for.
+    checked: bool,
     inbound: Inbound,
     outbound: Outbound,
     library_graphs: Graphs,
@@ -131,8 +69,10 @@ impl CudaBackend {
     /// If the plan is not valid, libraries or the device are missing, memory is short, or a kernel
     /// does not compile.
     pub fn new(plan: &Plan, ordinal: usize) -> Result<CudaBackend> {
-        let capture = env::var_os(GRAPH_VARIABLE).is_none_or(|v| v != "0");
-        CudaBackend::with(plan, ordinal, capture)
+        let value = env::var_os(GRAPH_VARIABLE).unwrap_or_default();
+        let mut backend = CudaBackend::with(plan, ordinal, value != "0" && value != "check")?;
+        backend.checked = value == "check";
+        Ok(backend)
     }
 
     /// As [`CudaBackend::new`]; without `capture` every step is launched by itself, which gives the
@@ -211,6 +151,7 @@ impl CudaBackend {
             phases,
             graphs: [const { None }; 4],
             capture,
+            checked: false,
             inbound,
             outbound: Outbound::new(&context, room)?,
             library_graphs: graphs,
@@ -242,10 +183,12 @@ impl CudaBackend {
             |phase: Phase| -> usize { self.phases[..phase as usize].iter().map(Vec::len).sum() };
         for &phase in phases {
             for (i, step) in self.phases[phase as usize].iter().enumerate() {
-                for work in step {
-                    self.one(work)
-                        .map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
-                }
+                let all = step.iter().try_for_each(|work| self.one(work));
+                let done = all.and_then(|()| match self.checked {
+                    true => self.stream.synchronise(),
+                    false => Ok(()),
+                });
+                done.map_err(|e| e.at(format!("step `{}`", self.names[offset(phase) + i])))?;
             }
         }
         Ok(())
@@ -409,114 +352,6 @@ impl Offers for Asked<'_> {
     }
 }
 
-/// Bytes of device memory, by what they are for.
-struct Needs {
-    arena: u64,
-    persistent: u64,
-    inputs: u64,
-    scratch: u64,
-}
-
-impl Needs {
-    fn of(plan: &Plan, places: &Places, lowered: &lower::LoweredPlan, graphs: &Graphs) -> Needs {
-        Needs {
-            arena: plan.arena_bytes,
-            persistent: plan.persistent_bytes,
-            inputs: places.input_bytes(),
-            scratch: lowered.scratch + graphs.workspace(),
-        }
-    }
-
-    fn total(&self) -> u64 {
-        // The batch lies where kernels read it and in the two buffers of its way in.
-        self.arena + self.persistent + 3 * self.inputs + self.scratch + Blas::overhead()
-    }
-
-    fn allocate(
-        &self,
-        context: &Arc<Context>,
-        lowered: &lower::LoweredPlan,
-    ) -> Result<(Regions, Inbound)> {
-        let all = || -> Result<Option<(Regions, Inbound)>> {
-            macro_rules! memory {
-                ($bytes:expr) => {
-                    match Memory::new(context, $bytes)? {
-                        Some(memory) => memory,
-                        None => return Ok(None),
-                    }
-                };
-            }
-            let regions = Regions {
-                arena: memory!(self.arena),
-                persistent: memory!(self.persistent),
-                inputs: memory!(self.inputs),
-                scratch: memory!(self.scratch),
-                tables: memory!(Tables::new(lowered).bytes + 8),
-            };
-            Ok(Inbound::new(context, self.inputs)?.map(|inbound| (regions, inbound)))
-        };
-        let free = context.memory()?.0;
-        all()?.ok_or_else(|| {
-            let gib = driver::gibibytes;
-            let text = format!(
-                "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
-                gib(self.total()),
-                gib(free),
-                gib(self.arena),
-                gib(self.persistent),
-                gib(3 * self.inputs),
-                gib(self.scratch + Blas::overhead())
-            );
-            Error::new("R0708", text)
-                .at(format!("cuda:{} {}", context.info.ordinal, context.info.name))
-                .help("a smaller batch needs less; other programs may hold memory of the device")
-        })
-    }
-}
-
-fn launches(lowered: &lower::LoweredPlan) -> impl Iterator<Item = &Launch> {
-    lowered.phases.iter().flatten().flat_map(|s| &s.lowered.tasks).filter_map(|t| match t {
-        Task::Launch(l) => Some(l),
-        _ => None,
-    })
-}
-
-/// Constant bytes of all launches, equal ones once.
-struct Tables {
-    offsets: BTreeMap<Arc<Table>, u64>,
-    bytes: u64,
-}
-
-impl Tables {
-    fn new(lowered: &lower::LoweredPlan) -> Tables {
-        let mut tables = Tables { offsets: BTreeMap::new(), bytes: 0 };
-        for arg in launches(lowered).flat_map(|l| &l.args) {
-            if let Arg::Table(table) = arg
-                && !tables.offsets.contains_key(table)
-            {
-                tables.offsets.insert(table.clone(), tables.bytes);
-                tables.bytes = (tables.bytes + table.bytes.len() as u64).next_multiple_of(256);
-            }
-        }
-        tables
-    }
-
-    /// Writes the tables, with the addresses of tensors patched in.
-    fn upload(&self, stream: &Stream, base: u64, tensor: &dyn Fn(TensorId) -> u64) -> Result<()> {
-        let mut all = vec![0; self.bytes as usize];
-        for (table, &offset) in &self.offsets {
-            let at = offset as usize;
-            all[at..at + table.bytes.len()].copy_from_slice(&table.bytes);
-            for &(within, id, plus) in &table.addresses {
-                let at = at + within as usize;
-                all[at..at + 8].copy_from_slice(&(tensor(id) + plus).to_le_bytes());
-            }
-        }
-        stream.upload(base, &all)?;
-        stream.synchronise()
-    }
-}
-
 /// Compiled and loaded kernels.
 struct Modules {
     list: Vec<Module>,
@@ -534,7 +369,7 @@ impl Modules {
         let mut sources: BTreeMap<&str, &Source> = BTreeMap::new();
         // Most dynamic shared memory and most threads of any launch.
         let mut most: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-        for l in launches(lowered) {
+        for l in lowered.launches() {
             let known = sources.entry(&l.source.entry).or_insert(&l.source);
             assert!(**known == *l.source, "two texts are named `{}`", l.source.entry);
             let entry = most.entry(&l.source.entry).or_default();

@@ -1,6 +1,6 @@
 //! From the steps of a plan to tasks.
 
-use super::launch::{Facts, Lowered, Place, Source, Task};
+use super::launch::{Facts, Launch, Lowered, Place, Source, Task};
 use super::product::{self, Product};
 use super::{kernels, text};
 use crate::error::Result;
@@ -67,13 +67,20 @@ pub struct LoweredPlan {
 }
 
 impl LoweredPlan {
+    /// Every launch, in order.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        let tasks = self.phases.iter().flatten().flat_map(|s| &s.lowered.tasks);
+        tasks.filter_map(|t| match t {
+            Task::Launch(l) => Some(l),
+            _ => None,
+        })
+    }
+
     /// Every text, by the name of its kernel, with the prelude in front: what NVRTC compiles, with
     /// [`text::OPTIONS`].
     pub fn texts(&self) -> BTreeMap<String, Arc<Source>> {
-        let tasks = self.phases.iter().flatten().flat_map(|s| &s.lowered.tasks);
         let mut all: BTreeMap<String, Arc<Source>> = BTreeMap::new();
-        for task in tasks {
-            let Task::Launch(l) = task else { continue };
+        for l in self.launches() {
             all.entry(l.source.entry.clone()).or_insert_with(|| {
                 let text = [text::PRELUDE, "\n", &l.source.text].concat();
                 Arc::new(Source { text, ..(*l.source).clone() })

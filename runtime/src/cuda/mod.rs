@@ -16,8 +16,10 @@ pub mod kernels;
 pub mod launch;
 pub mod library;
 pub mod lower;
+pub mod module;
 pub mod nvrtc;
 pub mod product;
+pub mod regions;
 pub mod report;
 pub mod staging;
 #[cfg(test)]

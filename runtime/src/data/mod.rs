@@ -189,7 +189,8 @@ impl Opened {
 
     fn fills(&self, batch: u64) -> Result<()> {
         let train = self.count - self.test;
-        if train >= batch.max(1) {
+        // Without fields there is nothing to count; binding says which input is not fed.
+        if self.rows.is_empty() || train >= batch.max(1) {
             return Ok(());
         }
         let text = format!("{train} training rows are fewer than one batch of {batch}");

@@ -122,7 +122,7 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
             "PRECAST_HOST_ENTRY({name})\nPRECAST_HOST_BOUNDS({name}, {bounds})\n"
         ));
     }
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_string());
+    let compiler = compiler()?;
     let mut arguments: Vec<String> = FLAGS.iter().map(|f| f.to_string()).collect();
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2")
@@ -163,6 +163,20 @@ pub fn build(text: &str, options: &[&str], cache: &Path) -> Result<PathBuf, Stri
     }
     std::fs::rename(&made, &path).map_err(|e| format!("cannot rename {}: {e}", made.display()))?;
     Ok(path)
+}
+
+/// `CXX`, else the first C++ compiler that there is.
+fn compiler() -> Result<String, String> {
+    static FOUND: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let works = |name: &String| {
+        Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success())
+    };
+    let search = || {
+        let given = std::env::var("CXX").ok();
+        given.or_else(|| ["g++", "c++", "clang++"].map(String::from).into_iter().find(works))
+    };
+    let none = "kernel text needs a C++ compiler: set CXX, or install g++ or clang++";
+    FOUND.get_or_init(search).clone().ok_or_else(|| none.to_string())
 }
 
 /// A copy of the header with its precompiled form beside it, made once for these arguments, which

@@ -104,7 +104,7 @@ pub struct Tensor {
 }
 
 /// More elements than any machine holds: larger extents are nonsense.
-pub const MAX_ELEMENTS: usize = 1 << 48;
+pub const MAX_ELEMENTS: usize = precast_plan::MAX_ELEMENTS as usize;
 
 /// Product of extents.
 ///

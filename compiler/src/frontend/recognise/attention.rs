@@ -62,7 +62,8 @@ pub fn attention(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]
     // Keys and values of one size; keys arrive transposed.
     if vs[rank - 2] != ks[rank - 1]
         || vs[rank - 1] != ks[rank - 2]
-        || qs.elements() * vs.elements() == 0
+        || qs.elements() == 0
+        || vs.elements() == 0
     {
         return None;
     }

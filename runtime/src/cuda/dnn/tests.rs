@@ -24,6 +24,7 @@ fn empty() -> Plan {
         persistent_bytes: 0,
         results: vec![],
         eval_results: vec![],
+        classes: vec![],
         summary: Summary::default(),
         journal: vec![],
     }

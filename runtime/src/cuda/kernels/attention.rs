@@ -41,10 +41,15 @@ fn slices(d: u64) -> (u64, u64) {
 }
 
 /// The first cut, best first, that fits into the shared memory of a block.
-fn tensor_cut(which: Which, d: u64, facts: &Facts) -> Option<Cut> {
+fn tensor_cut(which: Which, d: u64, mask: bool, facts: &Facts) -> Option<Cut> {
     let (slice, n) = slices(d);
     let dp = slice * n;
     let list: &[(u64, u64, u64, u64)] = match (which, dp) {
+        // Addresses of a mask need registers.
+        (Which::Forward, ..=64) if mask => &[(8, 1, 64, 1)],
+        (Which::Forward, ..=128) if mask => &[(8, 1, 32, 1), (4, 1, 32, 1)],
+        (Which::Keys, ..=64) if mask => &[(8, 1, 32, 1)],
+        (Which::Keys, ..=128) if mask => &[(8, 1, 16, 1), (4, 1, 16, 1)],
         (Which::Forward, ..=64) => &[(4, 2, 64, 2)],
         (Which::Forward, ..=128) => &[(4, 2, 32, 1), (4, 1, 32, 2)],
         (Which::Keys, ..=64) => &[(4, 2, 32, 1)],
@@ -167,7 +172,7 @@ fn kernel(
     let tensor = facts.capability >= (8, 0)
         && matches!(format, DType::F16 | DType::Bf16)
         && read.iter().all(|(_, x)| dtype(plan, x) == format);
-    let cut = if tensor { tensor_cut(which, a.d, facts) } else { None };
+    let cut = if tensor { tensor_cut(which, a.d, a.mask.is_some(), facts) } else { None };
     let (tensor, cut) = match cut {
         Some(cut) => (true, cut),
         None => (false, plain_cut(which, a.d, facts)?),

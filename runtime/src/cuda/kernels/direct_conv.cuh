@@ -4,7 +4,7 @@ struct Geometry { int n, c, h, w, o, kh, kw, oh, ow, sh, sw, ph, pw, dh, dw, cg,
 __device__ __forceinline__ float multiply_add(float a, float b, float c) {
   return TF32 ? fmaf(k_tf32(a), k_tf32(b), c) : fmaf(a, b, c);
 }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(PARAMS) {
   SETUP
 #if KIND == 2
   __shared__ float sums[32];

@@ -1,12 +1,19 @@
 // Max pooling; a thread makes one output. Padding never wins; the first of equals wins; a NaN wins.
 __device__ __forceinline__ void k_point(u64 at, u32 n1, u32 n2, u32 n3, u32 (&i)[4]) {
   // Axes from slowest to fastest: n, c, h, w, or n, h, w, c where channels are neighbours.
-  u64 rest = at / n3;
-  i[3] = (u32)(at - rest * n3);
-  u64 next = rest / n2;
-  i[2] = (u32)(rest - next * n2);
-  i[0] = (u32)(next / n1);
-  i[1] = (u32)(next - (u64)i[0] * n1);
+  if (at >> 32) {
+    u64 rest = at / n3, next = rest / n2;
+    i[3] = (u32)(at - rest * n3);
+    i[2] = (u32)(rest - next * n2);
+    i[0] = (u32)(next / n1);
+    i[1] = (u32)(next - (u64)i[0] * n1);
+  } else {
+    u32 rest = (u32)at / n3, next = rest / n2;
+    i[3] = (u32)at - rest * n3;
+    i[2] = rest - next * n2;
+    i[0] = next / n1;
+    i[1] = next - i[0] * n1;
+  }
   if (CHANNELS_LAST) {
     u32 h = i[1], w = i[2], c = i[3];
     i[1] = c;
@@ -14,7 +21,7 @@ __device__ __forceinline__ void k_point(u64 at, u32 n1, u32 n2, u32 n3, u32 (&i)
     i[3] = w;
   }
 }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(PARAMS) {
 #if FORWARD
   const u32 ph = oh, pw = ow;
 #else
@@ -32,11 +39,11 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
     float best = -infinity();
     u32 tap = 0;
     for (int a = 0; a < KH; a++) {
-      i64 row = (i64)i[2] * stride_h + (i64)a * dilation_h - pad_h;
-      if (row < 0 || row >= (i64)h) continue;
+      const int row = (int)i[2] * STRIDE_H + a * DILATION_H - pad_h;
+      if ((u32)row >= h) continue;
       for (int b = 0; b < KW; b++) {
-        i64 col = (i64)i[3] * stride_w + (i64)b * dilation_w - pad_w;
-        if (col < 0 || col >= (i64)w) continue;
+        const int col = (int)i[3] * STRIDE_W + b * DILATION_W - pad_w;
+        if ((u32)col >= w) continue;
         float v = widen(x[plane_x + row * x_s2 + col * x_s3]);
         if (v > best || v != v) {
           best = v;
@@ -50,13 +57,11 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
     // Windows in row order, so that sums have the order of a loop over outputs.
     float sum = 0.0f;
     for (int a = KH - 1; a >= 0; a--) {
-      i64 row = (i64)i[2] + pad_h - (i64)a * dilation_h;
-      i64 oy = row / stride_h;
-      if (row < 0 || row != oy * stride_h || oy >= (i64)oh) continue;
+      const int row = (int)i[2] + pad_h - a * DILATION_H, oy = row / STRIDE_H;
+      if (row < 0 || row != oy * STRIDE_H || oy >= (int)oh) continue;
       for (int b = KW - 1; b >= 0; b--) {
-        i64 col = (i64)i[3] + pad_w - (i64)b * dilation_w;
-        i64 ox = col / stride_w;
-        if (col < 0 || col != ox * stride_w || ox >= (i64)ow) continue;
+        const int col = (int)i[3] + pad_w - b * DILATION_W, ox = col / STRIDE_W;
+        if (col < 0 || col != ox * STRIDE_W || ox >= (int)ow) continue;
         if (index[plane_i + oy * index_s2 + ox * index_s3] == (unsigned char)(a * KW + b))
           sum += widen(y[plane_y + oy * y_s2 + ox * y_s3]);
       }

@@ -35,6 +35,10 @@ fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lower
         .alias("YT", c_type(dtype(plan, &m.y)))
         .constant("KH", g.kh)
         .constant("KW", g.kw)
+        .constant("STRIDE_H", g.stride[0])
+        .constant("STRIDE_W", g.stride[1])
+        .constant("DILATION_H", g.dilation[0])
+        .constant("DILATION_W", g.dilation[1])
         .flag("FORWARD", forward)
         .flag("CHANNELS_LAST", written.strides[1] == 1 && g.c > 1);
     let mut p = Params::default();
@@ -51,15 +55,12 @@ fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lower
     for (name, v) in [("n", g.n), ("c", g.c), ("h", g.h), ("w", g.w), ("oh", g.oh), ("ow", g.ow)] {
         p.u32(name, small("sizes of a pool", v)?);
     }
-    for (name, v) in [
-        ("stride_h", g.stride[0]),
-        ("stride_w", g.stride[1]),
-        ("dilation_h", g.dilation[0]),
-        ("dilation_w", g.dilation[1]),
-        ("pad_h", g.pad[0]),
-        ("pad_w", g.pad[1]),
-    ] {
-        p.i64(name, v as i64);
+    for (d, name) in ["pad_h", "pad_w"].iter().enumerate() {
+        // Every place that a window reaches fits as well.
+        let (size, taps) = ([g.h, g.w][d], [g.kh, g.kw][d]);
+        let reach = size + g.pad[d] + g.pad[d + 2] + taps * g.dilation[d] + g.stride[d];
+        small("sizes of a pool", reach)?;
+        p.i32(name, small("sizes of a pool", g.pad[d])?);
     }
     p.strides("x", &m.x.strides);
     p.strides("y", &m.y.strides);

@@ -85,9 +85,8 @@ struct Side {
     }
   }
   __device__ __forceinline__ void put(CT *tile) {
-    if (COPY) return;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < (COPY ? 0 : COUNT); i++) {
       int o, k;
       place(i, o, k);
 #pragma unroll

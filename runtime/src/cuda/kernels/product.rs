@@ -269,6 +269,9 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
     let tiles = tiles.max(32 * (c.bn + 4) * 4).next_multiple_of(16);
     let shared = tiles + (c.bm + c.bn + 4 * c.bk) * 16;
 
+    // Operands that need no registers on their way leave room for two blocks.
+    let resident = if tensor && a.vec && b.vec { 512 / c.threads } else { 1 };
+
     let mut head = Head::default();
     head.flag("TENSOR", tensor)
         .flag("TF32", p.math == Math::Tf32)
@@ -279,7 +282,7 @@ pub(super) fn lower(plan: &Plan, p: &Product, facts: &Facts, out: &mut Lowered) 
         .constant("FN", c.fn_)
         .constant("WARPS_N", c.warps_n)
         .constant("THREADS", c.threads)
-        .constant("MINBLOCKS", 1)
+        .constant("MINBLOCKS", resident)
         .constant("PAD", pad)
         .constant("TILES_BYTES", tiles)
         .constant("LANES", width)

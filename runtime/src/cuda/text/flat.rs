@@ -94,7 +94,7 @@ pub fn points(t: &mut Text, code: &Code, of: &str, v: u32, reduce: &[Reg], store
 
 /// Whether a space of this form ends in the middle of a vector.
 pub fn tail(layout: &Layout, form: &Form) -> bool {
-    layout.red_len() % u64::from(form.v) != 0
+    !layout.red_len().is_multiple_of(u64::from(form.v))
 }
 
 /// The kernel of one space; extents of several axes are constants, of one axis an argument.

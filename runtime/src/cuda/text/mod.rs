@@ -62,8 +62,7 @@ pub fn lower_rows(
         return Ok(());
     }
     let several = rows.instances.len() > 1;
-    // Spaces that one launch runs through, by the text that would do it, in order of appearance.
-    let mut groups: Vec<(String, bool, Vec<(Space, Layout)>)> = vec![];
+    let mut groups: Vec<Group> = vec![];
     for instance in &rows.instances {
         let space = Space::new(plan, program, &infos, instance);
         let layout = Layout::new(&space);
@@ -78,19 +77,25 @@ pub fn lower_rows(
             lower_one(&space, &layout, facts, out);
             continue;
         };
-        match groups.iter_mut().find(|g| g.0 == text.out) {
-            Some(group) => group.2.push((space, layout)),
-            None => groups.push((text.out, layout.rows, vec![(space, layout)])),
+        match groups.iter_mut().find(|g| g.text == text.out) {
+            Some(group) => group.spaces.push((space, layout)),
+            None => groups.push(Group { text: text.out, spaces: vec![(space, layout)] }),
         }
     }
-    for (_, rows, spaces) in groups {
-        match (spaces.as_slice(), rows) {
+    for Group { spaces, .. } in groups {
+        match (spaces.as_slice(), spaces[0].1.rows) {
             ([(space, layout)], _) => lower_one(space, layout, facts, out),
             (spaces, true) => many::lower(spaces, facts, out),
             (spaces, false) => out.tasks.push(Task::Launch(flat::many(spaces, facts))),
         }
     }
     Ok(())
+}
+
+/// Spaces that one launch runs through, and the text by which they are known to be alike.
+struct Group<'a> {
+    text: String,
+    spaces: Vec<(Space<'a>, Layout)>,
 }
 
 fn lower_one(space: &Space, layout: &Layout, facts: &Facts, out: &mut Lowered) {
