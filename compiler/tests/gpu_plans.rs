@@ -111,7 +111,8 @@ fn the_gpt_keeps_its_activations_in_16_bits() {
             Kernel::Rows(r) => {
                 let p = &plan.programs[r.program as usize];
                 let copy = p.code.len() == 1 && p.inputs[0].dtype == p.outputs[0].dtype;
-                assert!(!copy, "`{}` only moves", s.name);
+                // A result keeps the shape of the model's output.
+                assert!(!copy || s.name.ends_with(".result"), "`{}` only moves", s.name);
             }
             _ => {}
         }
