@@ -318,8 +318,17 @@ impl Collector<'_, '_> {
         if !self.sizes(&[g.rows, g.width]) || !self.sizes(&[g.table_rows, g.width]) {
             return;
         }
-        self.typed("table", &g.table, vec![g.table_rows, g.width], Kind::Real, scatter);
+        let kind = match self.dtype("table", &g.table) {
+            Some(d) if !scatter => d.kind(),
+            Some(_) => Kind::Real,
+            None => return,
+        };
+        self.typed("table", &g.table, vec![g.table_rows, g.width], kind, scatter);
         self.operand("ids", &g.ids, vec![g.rows], Kind::Int);
-        self.typed("out", &g.out, vec![g.rows, g.width], Kind::Real, !scatter);
+        self.typed("out", &g.out, vec![g.rows, g.width], kind, !scatter);
+        // Reals are rounded to the result's format; integers and booleans are copied.
+        if let (Some(d), true) = (self.dtype("table", &g.table), kind != Kind::Real) {
+            self.exactly("out", &g.out, d);
+        }
     }
 }

@@ -5,6 +5,13 @@ __device__ __forceinline__ bool k_row(const IdT *ids, i64 at, i64 table_rows, i6
   *row = id;
   return id >= 0 && id < table_rows;
 }
+// Integers and booleans are copied, and so are reals that keep their format.
+template <class T> __device__ __forceinline__ void k_move(T *o, const T *t, bool ok) {
+  *o = ok ? *t : T{};
+}
+template <class O, class T> __device__ __forceinline__ void k_move(O *o, const T *t, bool ok) {
+  narrow(*o, ok ? widen(*t) : 0.0f);
+}
 extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
   const u64 per_row = (u64)(width / VEC), total = (u64)rows * per_row;
   for (u64 at = (u64)blockIdx.x * 256u + threadIdx.x; at < total; at += (u64)gridDim.x * 256u) {
@@ -26,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
       if (ok) v = *(const Chunk<16> *)t;
       *(Chunk<16> *)o = v;
     } else {
-      narrow(*o, ok ? widen(*t) : 0.0f);
+      k_move(o, t, ok);
     }
   }
 }
