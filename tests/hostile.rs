@@ -267,7 +267,7 @@ fn extents_of_any_size_are_an_error_or_a_plan() {
                     "inputs = { x = \"a..c\" }",
                     &format!("dims = {{ batch = {batch}{other} }}"),
                 )
-                .replace("steps = 4", "steps = 4\n[precision]\npolicy = \"bf16\"");
+                .replace("[train]", "[precision]\npolicy = \"bf16\"\n[train]");
             println!("{fixture}, batch {batch}");
             let recipe = Recipe::parse(fixtures.join(fixture).join("recipe.toml"), &text)
                 .unwrap_or_else(|e| panic!("{e}"));

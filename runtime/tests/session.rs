@@ -191,7 +191,7 @@ fn faults_of_the_caller_are_errors() {
     assert_eq!(s.result("nothing").unwrap_err().code, "R0506");
     let mut cuda = mlp();
     cuda.target.device = "cuda".into();
-    let e = Session::new(cuda, &Weights::new(), &Options::default()).err().unwrap();
+    let e = precast_runtime::CpuBackend::new(&cuda, 1).err().unwrap();
     assert_eq!(e.code, "R0104");
     let mut missing = mlp();
     if let precast_plan::Storage::Persistent { init, .. } = &mut missing.tensors[2].storage {
