@@ -6,7 +6,7 @@ use crate::egraph::{self, Outcome, Prefer, rules};
 use crate::frontend::recipe::{Baseline, Policy, System};
 use crate::ir::{self, Graph, Node, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
-use crate::precision::baselines::{self, Marks, autocast, grappler};
+use crate::precision::baselines::{self, Marks, addmm, autocast, grappler};
 use crate::precision::{self, PrecisionOptions};
 use crate::simplify;
 use precast_plan::{Candidate, DType, Decision, Target};
@@ -51,6 +51,7 @@ pub fn build(
         }
     };
     let graph = simplify::simplify(&baselines::retype(&graph, &marks))?;
+    let graph = addmm::fuse_biases(&graph);
     if let Err(e) = ir::verify::verify(&graph) {
         panic!("a baseline's graph does not verify:\n{e}");
     }

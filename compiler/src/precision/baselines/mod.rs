@@ -7,6 +7,7 @@
 //! are kernels of their own, and weights are cast in every batch, as those systems do; neither
 //! folds a cast into the kernel before or after it.
 
+pub mod addmm;
 pub mod autocast;
 pub mod grappler;
 mod lists;

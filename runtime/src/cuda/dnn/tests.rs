@@ -169,7 +169,7 @@ fn convolutions_have_plans() {
                         // What plans ask for: weight gradients in f32, the rest in the format of
                         // the operands. With three channels cuDNN has no f32 result of 16-bit
                         // operands, and a kernel of ours runs.
-                        let even = input == DType::F32 || case.g.c % 8 == 0;
+                        let even = input == DType::F32 || case.g.c.is_multiple_of(8);
                         let asked =
                             if weights { output == DType::F32 && even } else { output == input };
                         if asked && last[0] == last[1] && matches!(offer, Offer::No(_)) {
