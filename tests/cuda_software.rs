@@ -3,12 +3,13 @@
 //! uncaptured, overflow, and what is left behind.
 
 mod common;
+mod steps;
 
 use common::Fixture;
 use precast_plan::{Plan, Role, Storage};
 use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
-use precast_runtime::{HostTensor, Options, Session, StepReport};
+use precast_runtime::{HostTensor, Options, Session, StepReport, TensorFile, WeightSource};
 use precast_software_device::SoftwareDevice;
 use std::sync::{Mutex, MutexGuard};
 
@@ -262,6 +263,31 @@ fn everything_of_an_update_follows_the_cpu() {
     assert!(compared >= 8, "{:?} and {:?}", names(&gpu), names(&cpu));
 }
 
+/// Every step by itself, as `tests/gpu_steps.rs` compares them on a GPU.
+fn steps_of(name: &str, policy: &str) {
+    let _alone = Alone::new();
+    let f = Fixture::open(name);
+    let train = "clip_norm = 1.0\nema = 0.9";
+    let plan = f.compile_gpu("model_static.onnx", policy, ADAMW, train, false).plan;
+    let compared = steps::compare(&f, &plan).unwrap_or_else(|e| panic!("{name} {policy}: {e}"));
+    assert_eq!(compared.steps, plan.micro.len() + plan.update.len());
+    println!("{name} {policy}: {compared:?}");
+}
+
+#[test]
+fn every_step_computes_what_the_cpu_does() {
+    steps_of("mlp_mnist", "f16");
+    steps_of("tiny_gpt", "bf16");
+}
+
+#[test]
+#[ignore = "two minutes on two cores"]
+fn every_step_of_the_other_plans() {
+    ["f32", "bf16"].into_iter().for_each(|policy| steps_of("mlp_mnist", policy));
+    ["f32", "f16"].into_iter().for_each(|policy| steps_of("tiny_gpt", policy));
+    ["f32", "bf16", "f16"].into_iter().for_each(|policy| steps_of("cifar_cnn", policy));
+}
+
 /// Clean (`.`) and overflowing (`x`) steps: what a skipped step leaves alone, and the scale.
 #[test]
 fn an_overflow_skips_the_update() {
@@ -303,5 +329,56 @@ fn an_overflow_skips_the_update() {
         assert_eq!(before == kept(&s), step == 'x', "step {i}: weights and state");
         let scale = s.read("machine.loss_scale").unwrap_or_else(|e| panic!("{e}")).to_f32();
         assert_eq!(scale, [want], "step {i}");
+    }
+}
+
+/// The command itself, in a process of its own that finds the software device as it would a driver.
+#[test]
+fn the_command_trains_on_the_device() {
+    assert!(std::env::var_os("LD_LIBRARY_PATH").is_some(), "children find the software device");
+    let f = Fixture::open("mlp_mnist");
+    let lab = tempfile::tempdir().expect("a temporary folder");
+    let (text, _) = f.recipe("model_static.onnx", "f32", ADAMW, "");
+    let mut text = text;
+    for file in ["model_static.onnx", "batch.safetensors"] {
+        let whole = f.folder.join(file).display().to_string();
+        text = text.replace(&format!("\"{file}\""), &format!("\"{whole}\""));
+    }
+    std::fs::write(lab.path().join("recipe.toml"), text).expect("written");
+    let precast = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_precast"));
+        let o = command.args(args).current_dir(lab.path()).output().expect("the binary runs");
+        let say = String::from_utf8_lossy(&o.stderr);
+        assert!(o.status.success(), "{args:?}: {say}");
+        String::from_utf8_lossy(&o.stdout).into_owned() + &say
+    };
+    let mut losses: Vec<Vec<f64>> = vec![];
+    let mut gradients = vec![];
+    for device in ["cuda", "cpu"] {
+        let (log, file) = (format!("{device}.jsonl"), format!("{device}.safetensors"));
+        let train = ["train", "recipe.toml", "--device", device, "--steps", "3"];
+        let said = precast(&[&train[..], &["--log", &log, "--out", device]].concat());
+        if device == "cuda" {
+            assert!(said.contains("cuda:0"), "{said}");
+        }
+        let log = std::fs::read_to_string(lab.path().join(log)).expect("the log");
+        let rows = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON"));
+        losses.push(rows.filter_map(|r| r["loss"].as_f64()).collect());
+        precast(&["grad", "recipe.toml", "--device", device, "-o", &file]);
+        gradients.push(TensorFile::open(&lab.path().join(file)).unwrap_or_else(|e| panic!("{e}")));
+    }
+    assert_eq!((losses[0].len(), losses[1].len()), (3, 3));
+    for (have, want) in losses[0].iter().zip(&losses[1]) {
+        assert!((have - want).abs() <= 1e-5 * want, "{losses:?}");
+    }
+    let names: Vec<String> =
+        gradients[1].names().into_iter().filter(|n| n.starts_with("grad.")).collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let [have, want] =
+            [0, 1].map(|i| gradients[i].tensor(&name).unwrap_or_else(|e| panic!("{e}")).to_f32());
+        let d: f64 = have.iter().zip(&want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let n: f64 = want.iter().map(|b| f64::from(*b).powi(2)).sum();
+        assert!(d.sqrt() <= 1e-5 * n.sqrt(), "`{name}`: {:e}", (d / n).sqrt());
     }
 }

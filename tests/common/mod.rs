@@ -13,8 +13,14 @@ use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile};
 use std::path::{Path, PathBuf};
 
+/// Where the fixtures are, for test programs that were carried to another machine.
+pub const FIXTURES_VARIABLE: &str = "PRECAST_FIXTURES";
+
 pub fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    match std::env::var_os(FIXTURES_VARIABLE) {
+        Some(fixtures) => Path::new(&fixtures).join(name),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name),
+    }
 }
 
 pub struct Fixture {

@@ -78,6 +78,20 @@ impl CpuBackend {
         })
     }
 
+    /// Runs step `index` of a phase by itself.
+    ///
+    /// # Errors
+    /// As [`Backend::run`].
+    ///
+    /// # Panics
+    /// If the phase has no such step.
+    pub fn run_step(&mut self, phase: Phase, index: usize) -> Result<()> {
+        let (step, pool) = (&self.phases[phase as usize][index], &self.pool);
+        let scratch = self.scratch.bytes_mut();
+        // SAFETY: as in `run`.
+        pool.install(|| unsafe { step.run(pool, scratch) })
+    }
+
     fn check(&self, tensor: TensorId, len: usize) -> Result<*mut u8> {
         let (ptr, want) = self.memory.tensor(tensor);
         if len != want {

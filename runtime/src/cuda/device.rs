@@ -177,6 +177,22 @@ impl CudaBackend {
         &self.notices
     }
 
+    /// Runs step `index` of a phase by itself, uncaptured, and waits for it: for finding the one
+    /// step that computes something wrong. The inputs that were written are sent first.
+    ///
+    /// # Errors
+    /// If the device failed. Impossible data is an error of the next [`Backend::read`].
+    ///
+    /// # Panics
+    /// If the phase has no such step.
+    pub fn run_step(&mut self, phase: Phase, index: usize) -> Result<()> {
+        self.context.bind()?;
+        self.inbound.send(self.regions.inputs.address, &self.stream)?;
+        let work = &self.phases[phase as usize][index];
+        work.iter().try_for_each(|work| self.one(work))?;
+        self.stream.synchronise()
+    }
+
     /// Puts the steps of phases into the stream.
     fn steps(&self, phases: &[Phase]) -> Result<()> {
         let offset =
