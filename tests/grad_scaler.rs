@@ -159,7 +159,7 @@ fn f16_transcript() {
     let steps = case["steps"].as_array().unwrap();
     let mut s = session(case);
     assert!(s.plan().summary.scaled);
-    let narrow = s.plan().summary.product_flops.iter().all(|f| f.0 == DType::F16);
+    let narrow = s.plan().summary.product_flops.iter().all(|f| f.0 == Precision::F16);
     assert!(narrow, "{:?}", s.plan().summary.product_flops);
     let (mut skipped, mut only_there) = (0, 0);
     for (i, step) in steps.iter().enumerate() {

@@ -18,7 +18,7 @@ use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, DType, MAX_BYTES, Plan, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 
 /// What the caller knows that the recipe does not say.
@@ -232,7 +232,6 @@ fn choose(
             capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
             accumulate: recipe.train.accumulate,
             seed: recipe.weights.seed,
-            math: Math::Exact,
             price: Some(&price),
         };
         emit::lower(g, Some(&eval), &lowering)
@@ -242,6 +241,8 @@ fn choose(
     };
     let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
+    precision.allow = recipe.precision.allow;
+    let usable = &precision.usable(target);
     let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
     let mut lowered: Vec<Plan> = Vec::new();
     let mut scheduled = |g: &Graph| -> Result<f64> {
@@ -267,10 +268,10 @@ fn choose(
             let spec = train_spec(recipe, options, forward, scale)?;
             autodiff::joint(g, loss, &spec, options.keep_gradients)
         };
-        let built = baseline::build(&forward.train, b, target, &joint).map_err(decides)?;
+        let built = baseline::build(&forward.train, b, usable, &joint).map_err(decides)?;
         outcome.graph = verified("turn", turn_products(&built.graph), options);
         plan = lower(&outcome.graph, true)?;
-        built.describe(&mut outcome, policy, target, plan.summary.predicted_ns, scale.is_some());
+        built.describe(&mut outcome, policy, usable, plan.summary.predicted_ns, scale.is_some());
     }
     Ok((outcome, plan))
 }

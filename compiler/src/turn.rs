@@ -7,7 +7,7 @@
 
 use crate::egraph::rules::swaps_last;
 use crate::ir::{Graph, ValueId};
-use crate::ops::{MatMul, Op, Transpose};
+use crate::ops::{Op, Transpose, matmul::Fused};
 use smallvec::SmallVec;
 
 /// Turns every plain product that is read only through one transposition of its last two axes.
@@ -25,7 +25,7 @@ pub fn turn_products(g: &Graph) -> Graph {
         let types: Vec<_> = node.outputs.iter().map(|&v| g.ty(v).clone()).collect();
         let product = match &node.op {
             Op::Transpose(t) if swaps_last(&t.perm) && reads[node.inputs[0].0 as usize] == 1 => {
-                Some(g.def(node.inputs[0])).filter(|p| p.op == Op::from(MatMul::plain()))
+                Some(g.def(node.inputs[0])).filter(|p| matches!(&p.op, Op::MatMul(m) if m.fused == Fused::None))
             }
             _ => None,
         };
@@ -35,10 +35,13 @@ pub fn turn_products(g: &Graph) -> Graph {
             map.extend(out.push(node.op.clone(), &inputs, types, node.name.clone(), node.region));
             continue;
         };
-        let operands = [product.inputs[1], product.inputs[0]]
-            .map(|v| turned(&mut out, map[v.0 as usize], product.name.as_str(), node.region));
+        let mut operands: SmallVec<[ValueId; 4]> = [product.inputs[1], product.inputs[0]]
+            .iter()
+            .map(|v| turned(&mut out, map[v.0 as usize], product.name.as_str(), node.region))
+            .collect();
+        operands.extend(product.inputs[2..].iter().map(|v| map[v.0 as usize]));
         map.extend(out.push(
-            MatMul::plain().into(),
+            product.op.clone(),
             &operands,
             types,
             product.name.clone(),

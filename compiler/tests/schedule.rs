@@ -68,7 +68,6 @@ fn plan(g: &Graph) -> Plan {
         accumulate: 1,
         seed: 1,
         target: TargetSummary { name: "cpu".into(), device: "cpu".into() },
-        math: Math::Exact,
         price: None,
     };
     let plan = lower(g, None, &options).unwrap_or_else(|e| panic!("{e}"));
@@ -340,7 +339,6 @@ fn addition_and_layer_norm_are_one_kernel() {
             accumulate: 1,
             seed: 0,
             target: TargetSummary { name: "test".into(), device: "cpu".into() },
-            math: Math::Exact,
             price: None,
         };
         let plan = lower(&g, None, &options).unwrap_or_else(|e| panic!("{e}"));

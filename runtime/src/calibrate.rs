@@ -57,7 +57,8 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
     for format in FORMATS {
         for family in Family::ALL {
             progress(&format!("{family:?} in {format}"));
-            products.push(Speed { family, format, points: points(family, format, &clock)? });
+            let points = points(family, format, &clock)?;
+            products.push(Speed { family, format: format.into(), points });
         }
     }
     let target = Target {
@@ -261,7 +262,13 @@ impl Builder {
             code: vec![Instr::Load { port: 0 }],
             outputs: vec![OutPort { dtype: DType::F32, reg: 0 }],
         });
-        Epilogue { kind: EpilogueKind::Store, program: 0, inputs: vec![], outputs: vec![output] }
+        Epilogue {
+            kind: EpilogueKind::Store,
+            scale: None,
+            program: 0,
+            inputs: vec![],
+            outputs: vec![output],
+        }
     }
 
     fn gemm(&mut self, n: u64, format: DType) {

@@ -196,7 +196,6 @@ pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
         accumulate: 1,
         seed: 0,
         target: target.summary(),
-        math: Math::Exact,
         price: None,
     };
     let plan = emit::lower(&outcome.graph, None, &options).unwrap_or_else(|e| panic!("{e}"));

@@ -17,7 +17,7 @@ pub use step::{step_bytes, step_ns};
 use crate::ir::TensorType;
 use crate::ops::{Lowering, Op, matmul::Fused};
 use crate::reference;
-use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Target};
+use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Precision, Target};
 
 /// Prices on one target.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,8 @@ impl Prices<'_> {
             + n * self.target.convert(format).unwrap_or(0.0)
     }
 
-    /// The multiplications of a product whose operands are in `format`; `None` where the target
-    /// has no such kernel, or the operation is no product.
+    /// The multiplications of a product whose operands are in `format`, f32 ones in TF32 where that
+    /// is faster; `None` where the target has no such kernel, or the operation is no product.
     pub fn product(
         &self,
         op: &Op,
@@ -68,8 +68,26 @@ impl Prices<'_> {
         y: &[&TensorType],
         format: DType,
     ) -> Option<f64> {
+        let exact = self.multiply(op, x, y, format.into());
+        match format {
+            DType::F32 => {
+                let rounded = self.multiply(op, x, y, Precision::Tf32);
+                exact.map(|e| rounded.map_or(e, |r| r.min(e)))
+            }
+            _ => exact,
+        }
+    }
+
+    /// The multiplications of a product in a precision; `None` as above.
+    pub fn multiply(
+        &self,
+        op: &Op,
+        x: &[&TensorType],
+        y: &[&TensorType],
+        precision: Precision,
+    ) -> Option<f64> {
         let (family, size) = extents(op, x)?;
-        Some(op.def().flops(x, y) / self.target.gflops(family, format, size)?)
+        Some(op.def().flops(x, y) / self.target.gflops(family, precision, size)?)
     }
 
     /// Work that does not depend on formats: the arithmetic of a row program, and of kernels that

@@ -2,8 +2,8 @@
 //! schedule made of it.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, DType, Epilogue, Family, Instance, Instr, Kernel, Plan, Program,
-    Step, Target,
+    Access, Conv, ConvGeometry, DType, Epilogue, Family, Instance, Instr, Kernel, Math, Plan, Precision,
+    Program, Step, Target,
 };
 
 /// Nanoseconds of one step on a target.
@@ -19,7 +19,7 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
                 let volume = (g.m * g.n * g.k) as f64;
                 let batch = (g.batch[0] * g.batch[1]) as f64;
                 let dims = [g.batch[0], g.batch[1], g.m, g.n];
-                c.product(Family::Gemm, &g.a, volume.cbrt(), 2.0 * volume * batch)
+                c.product((Family::Gemm, g.math), &g.a, volume.cbrt(), 2.0 * volume * batch)
                     + c.reads(&[
                         (&g.a, &[g.batch[0], g.batch[1], g.m, g.k]),
                         (&g.b, &[g.batch[0], g.batch[1], g.k, g.n]),
@@ -115,10 +115,11 @@ impl Coster<'_> {
         traffic + self.code(&self.plan.programs[e.program as usize], dims.iter().product())
     }
 
-    fn product(&self, family: Family, a: &Access, size: f64, flops: f64) -> f64 {
-        let format = self.format(a);
-        let speed = self.target.gflops(family, format, size);
-        // A target without the kernel was refused before; f32 is always there.
+    fn product(&self, (family, math): (Family, Math), a: &Access, size: f64, flops: f64) -> f64 {
+        let precision = Precision::of(self.format(a), math);
+        let speed = self.target.gflops(family, precision, size);
+        // A target without the kernel was refused before, but for what a CPU computes in f32 from
+        // operands of any format; f32 is always there.
         let speed = speed.or_else(|| self.target.gflops(family, DType::F32, size));
         flops / speed.unwrap_or(1.0)
     }
@@ -133,7 +134,7 @@ impl Coster<'_> {
             DataGrad => Family::ConvDataGrad,
             FilterGrad => Family::ConvFilterGrad,
         };
-        self.product(family, &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
+        self.product((family, conv.math), &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
             + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
             + self.epilogue(&conv.epilogue, &out)
     }
@@ -144,7 +145,7 @@ impl Coster<'_> {
         let share = if causal { 0.5 } else { 1.0 };
         let flops = 4.0 * volume * (batch * heads) as f64 * passes * share;
         let moved = (batch * heads * (2 * tq + 2 * tk) * d) as f64 * passes;
-        self.product(family, q, volume.cbrt(), flops)
+        self.product((family, Math::Exact), q, volume.cbrt(), flops)
             + moved * self.format(q).size() as f64 / self.target.bandwidth_gbs
     }
 }

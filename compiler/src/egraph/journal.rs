@@ -6,7 +6,7 @@ use crate::cost::Prices;
 use crate::ir::{Graph, Node};
 use crate::ops::{Lowering, NumericClass, Op};
 use crate::precision::{self, Policy};
-use precast_plan::{DType, Decision, Rejected, Target};
+use precast_plan::{DType, Decision, Precision, Rejected, Target};
 use std::collections::BTreeMap;
 
 /// `1.234 ms`
@@ -104,8 +104,56 @@ pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
     out
 }
 
+/// Writes TF32 and FP8 into the decisions of a plan's products, and why the others have neither.
+pub fn precisions(plan: &Plan, prices: &Prices, journal: &mut [Decision]) {
+    let g = &plan.placed;
+    let nodes: BTreeMap<&str, &Node> = g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
+    let forced = plan.note != "by cost";
+    for d in journal {
+        let Some(n) = nodes.get(d.op.as_str()).filter(|n| n.op.class() == NumericClass::Product)
+        else {
+            continue;
+        };
+        let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
+        let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
+        let results = d.chosen.split_once("->").map_or(d.chosen.as_str(), |s| s.1).to_string();
+        let now = prices.multiply(&n.op, &x, &y, Precision::of(x[0].dtype, n.op.math()));
+        let cost = prices.work(&n.op, &x, &y) + prices.target.launch_ns + now.unwrap_or(0.0);
+        let alternative = |what: &str, extra_ns, why: &str| Rejected {
+            what: format!("operands in {what}"),
+            extra_ns,
+            why: why.into(),
+        };
+        if let Some(gain) = plan.tf32.taken.get(&d.op) {
+            d.chosen = format!("tf32,tf32->{results}");
+            d.reason = match gain {
+                g if *g > 0.0 => "f32 rounded to tf32 on its way in, which is faster".into(),
+                _ => "the policy asks for tf32: f32 rounded on its way in".into(),
+            };
+            d.cost_ns = cost;
+            let extra = (*gain > 0.0).then_some(*gain);
+            d.rejected.insert(0, alternative("f32", extra, "the same product, exact"));
+        } else if let Some(why) = plan.tf32.refused.get(&d.op) {
+            d.rejected.push(alternative("tf32", None, why));
+        }
+        if let Some(gain) = plan.fp8.taken.get(&d.op) {
+            let before = format!("{}", plan.legal.half);
+            d.chosen = format!("{},{}->{results}", x[0].dtype, x[1].dtype);
+            d.reason = match forced {
+                true => "the policy asks for fp8 and it is legal".into(),
+                false => "cheaper in fp8, its share of scales and rounding included".into(),
+            };
+            d.cost_ns = cost;
+            let why = "the same product, without scales and rounding to find and make";
+            d.rejected.insert(0, alternative(&before, (*gain > 0.0).then_some(*gain), why));
+        } else if let Some(why) = plan.fp8.refused.get(&d.op) {
+            d.rejected.push(alternative("fp8", None, why));
+        }
+    }
+}
+
 /// Who asked for every cast, what it costs, and what doing without it would cost.
-pub fn casts(plan: &Plan) -> Vec<Decision> {
+pub fn casts(plan: &Plan, prices: &Prices) -> Vec<Decision> {
     let (g, placed) = (&plan.structured.graph, &plan.placed);
     let by_name: BTreeMap<&str, &Node> = g.nodes().map(|(_, n)| (n.name.as_str(), n)).collect();
     let casts = placed.nodes().map(|(_, n)| n).filter(|n| matches!(n.op, Op::Cast(_)));
@@ -118,6 +166,11 @@ pub fn casts(plan: &Plan) -> Vec<Decision> {
                 by_name.get(placed.node(x.node).name.as_str()).map(|n| n.outputs[x.index as usize]);
             let price = v.and_then(|v| plan.model.cast_price(&plan.labels, v));
             let extra = v.and_then(|v| plan.model.without_cast(&plan.labels, v));
+            if Precision::from(record.to) == Precision::Fp8 {
+                let bytes = record.bytes() as f64 / prices.target.bandwidth_gbs;
+                let cost = prices.target.launch_ns + bytes;
+                return record.decision(cost, None, "FP8 products read it, with its scale");
+            }
             let why = match extra {
                 Some(_) => "with its readers in the format that is stored",
                 None => "its readers may not take the format that is stored",

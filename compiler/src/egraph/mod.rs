@@ -14,9 +14,9 @@ use crate::cost::Prices;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::Graph;
 use crate::ops::{NumericClass, Op};
-use crate::precision::{self, Labels, Legal, Model, Policy, PrecisionOptions};
+use crate::precision::{self, Choices, Labels, Legal, Model, Policy, PrecisionOptions};
 use egg::{Runner, SimpleScheduler, StopReason};
-use precast_plan::{Candidate, DType, Decision, Target};
+use precast_plan::{Candidate, DType, Decision, Precision, Target};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ pub struct Outcome {
     pub rule_firings: BTreeMap<String, u64>,
     pub casts: u64,
     pub cast_elements: u64,
-    /// Share of the floating-point operations of products by operand format.
-    pub product_flops: Vec<(DType, f64)>,
+    /// Share of the floating-point operations of products by their precision.
+    pub product_flops: Vec<(Precision, f64)>,
     pub predicted_ns: f64,
 }
 
@@ -76,6 +76,7 @@ pub type Scheduled<'a> = dyn FnMut(&Graph) -> Result<f64> + 'a;
 /// # Panics
 /// Where the result does not verify: a rule is wrong.
 pub fn restructure(g: &Graph, options: &PrecisionOptions, target: &Target) -> Structured {
+    let target = &options.usable(target);
     restructure_with(g, options, target, rules::all(), Prefer::Cheap)
 }
 
@@ -160,11 +161,14 @@ struct Plan {
     /// Formats on every value, casts in place.
     placed: Graph,
     ns: f64,
+    /// What became of products in precisions that are not stored, or after all others.
+    tf32: Choices,
+    fp8: Choices,
 }
 
 /// Whether a target multiplies and stores a format.
 pub fn supports(target: &Target, d: DType) -> bool {
-    target.products.iter().any(|s| s.format == d) && target.convert(d).is_some()
+    target.products.iter().any(|s| s.format == d.into()) && target.convert(d).is_some()
 }
 
 /// The target's refusal of a policy that demands a format it does not have.
@@ -172,10 +176,20 @@ pub fn supports(target: &Target, d: DType) -> bool {
 /// # Errors
 /// P0503.
 pub fn demand(target: &Target, d: DType) -> Result<()> {
-    if supports(target, d) {
+    refuse(supports(target, d), target, d.into())
+}
+
+/// The same of TF32 and FP8. A CPU computes either with exact rounding, slower than f32, for who
+/// asks for it by name.
+fn demand_precision(target: &Target, p: Precision) -> Result<()> {
+    refuse(target.device == "cpu" || target.multiplies(p), target, p)
+}
+
+fn refuse(has: bool, target: &Target, p: Precision) -> Result<()> {
+    if has {
         return Ok(());
     }
-    Err(Diagnostic::error("P0503", format!("{} has no products in {d}", target.name))
+    Err(Diagnostic::error("P0503", format!("{} has no products in {p}", target.name))
         .help("choose `policy = \"auto\"` or \"f32\"")
         .into())
 }
@@ -206,21 +220,33 @@ pub fn run_scheduled(
     if plain.is_none() && scaled.is_none() {
         return Err(Diagnostic::error("P0502", "there is no graph to choose formats for").into());
     }
+    let target = &options.usable(target);
     let prices = Prices { target };
     let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
         let mode = if s { scaled.as_ref() } else { plain.as_ref() };
         let format = if kind == Kind::Full { DType::F32 } else { half };
+        let eight = name.ends_with("fp8");
         let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
         let legal = precision::legal::legality(g, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
         let labels = if kind == Kind::Full { model.full() } else { model.cut() };
         let note = match kind {
+            Kind::Full if options.policy == Policy::Tf32 => "everything stored in f32",
             Kind::Full => "everything in f32",
             Kind::Forced => "every legal product",
             Kind::Priced => "by cost",
         };
-        let placed = precision::place::place(g, &model, &labels);
+        let mut placed = precision::place::place(g, &model, &labels);
+        let mut fp8 = Choices::default();
+        if eight {
+            let all = kind == Kind::Forced;
+            let pinned = legal.fixed(g);
+            (placed, fp8) = precision::fp8::quantise(&placed, options, &pinned, &prices, all);
+        }
+        let exact = legal.exact(g);
+        let all = options.policy == Policy::Tf32;
+        let tf32 = precision::tf32::mark(&mut placed, &exact, &prices, all);
         if let Err(e) = crate::ir::verify::verify(&placed) {
             panic!("placing casts built a graph that does not verify:\n{e}");
         }
@@ -229,7 +255,7 @@ pub fn run_scheduled(
             None => model.price(&labels) as f64 * 1e-3,
         };
         let note = note.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured })
+        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured, tf32, fp8 })
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
@@ -243,20 +269,34 @@ pub fn run_scheduled(
             demand(target, DType::F16)?;
             plans.push(build("f16", scaled.is_some(), DType::F16, Kind::Forced)?);
         }
+        Policy::Fp8 => {
+            demand(target, DType::Bf16)?;
+            demand_precision(target, Precision::Fp8)?;
+            plans.push(build("fp8", base, DType::Bf16, Kind::Forced)?);
+        }
         Policy::Auto => {
             if supports(target, DType::Bf16) {
                 plans.push(build("bf16", base, DType::Bf16, Kind::Priced)?);
+                if target.multiplies(Precision::Fp8) {
+                    plans.push(build("bf16+fp8", base, DType::Bf16, Kind::Priced)?);
+                }
             }
             if supports(target, DType::F16) && scaled.is_some() {
                 plans.push(build("f16", true, DType::F16, Kind::Priced)?);
             }
         }
+        Policy::Tf32 => demand_precision(target, Precision::Tf32)?,
         Policy::F32 | Policy::Baseline(_) => {}
     }
     let best = match policy {
-        Policy::F32 | Policy::Baseline(_) => 0,
-        Policy::Bf16 | Policy::F16 => 1,
+        Policy::F32 | Policy::Tf32 | Policy::Baseline(_) => 0,
+        Policy::Bf16 | Policy::F16 | Policy::Fp8 => 1,
         Policy::Auto => (0..plans.len())
+            .filter(|&i| {
+                // FP8 has to beat the 16 bits that it starts from by as much again.
+                let from = if plans[i].name == "bf16+fp8" { i - 1 } else { 0 };
+                i == 0 || plans[i].ns < plans[from].ns * (1.0 - WORTHWHILE)
+            })
             .filter(|&i| i == 0 || plans[i].ns < plans[0].ns * (1.0 - WORTHWHILE))
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
@@ -274,8 +314,9 @@ pub fn run_scheduled(
             },
         })
         .collect();
-    let journal = journal::decisions(&plans[best], &prices);
-    let cast_journal = journal::casts(&plans[best]);
+    let mut journal = journal::decisions(&plans[best], &prices);
+    journal::precisions(&plans[best], &prices, &mut journal);
+    let cast_journal = journal::casts(&plans[best], &prices);
     let chosen = plans.swap_remove(best);
     let graph = chosen.placed;
     let casts = count_casts(&graph);
@@ -311,15 +352,15 @@ pub fn count_casts(g: &Graph) -> (u64, u64) {
     })
 }
 
-/// Share of the floating-point operations of products by the format of their first operand.
-pub fn product_flops(g: &Graph) -> Vec<(DType, f64)> {
-    let mut by: BTreeMap<DType, f64> = BTreeMap::new();
+/// Share of the floating-point operations of products by precision.
+pub fn product_flops(g: &Graph) -> Vec<(Precision, f64)> {
+    let mut by: BTreeMap<Precision, f64> = BTreeMap::new();
     let mut total = 0.0;
     for (_, n) in g.nodes().filter(|(_, n)| n.op.class() == NumericClass::Product) {
         let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
         let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
         let flops = n.op.def().flops(&x, &y);
-        *by.entry(x[0].dtype).or_insert(0.0) += flops;
+        *by.entry(Precision::of(x[0].dtype, n.op.math())).or_insert(0.0) += flops;
         total += flops;
     }
     by.into_iter().filter(|_| total > 0.0).map(|(d, f)| (d, f / total)).collect()

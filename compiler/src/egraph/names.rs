@@ -49,7 +49,7 @@ impl Names<'_> {
     /// The name of the product that a fused product began as: unfused, or with less behind it.
     fn product(&self, enode: &ENode) -> Option<String> {
         for (fused, operands) in [(Fused::None, 2), (Fused::Bias, 3)] {
-            let sym = Sym::Op(MatMul { fused }.into());
+            let sym = Sym::Op(MatMul::with(fused).into());
             let n = self.eg.analysis.find(&sym, enode.children[..operands].into());
             let class = n.and_then(|n| self.eg.lookup(n));
             let op = MatMul::plain().into();

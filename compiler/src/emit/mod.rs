@@ -14,7 +14,7 @@ use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
     Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
-    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Plan, Program, Role, Rows, Step, Storage,
+    Init, Instance, Instr, Kernel, MaxPool, Named, Plan, Program, Role, Rows, Step, Storage,
     Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,8 +30,6 @@ pub struct Options<'a> {
     /// Keys drawn first values.
     pub seed: u64,
     pub target: TargetSummary,
-    /// How f32 products multiply.
-    pub math: Math,
     /// Nanoseconds a step is expected to take.
     pub price: Option<&'a Price<'a>>,
 }
@@ -304,7 +302,7 @@ impl<'a> Emit<'a> {
             None => bind.kernel(group.items[0]),
             Some(built) if group.product.is_some() => {
                 let program = self.program(&built.program);
-                bind.product(group, built, program, self.options.math)
+                bind.product(group, built, program)
             }
             Some(built) => Kernel::Rows(Rows {
                 program: self.program(&built.program),
@@ -436,7 +434,7 @@ impl Bind<'_> {
         Instance { dims, reduced: reduced as u32, inputs, outputs }
     }
 
-    fn product(&self, g: &Group, built: &Built, program: u32, math: Math) -> Kernel {
+    fn product(&self, g: &Group, built: &Built, program: u32) -> Kernel {
         let item = &self.s.items.items[g.product.expect("a product's group")];
         let Body::Product { op, operands } = &item.body else { panic!("a product's group") };
         let over = |list: &[Strided]| -> Vec<Access> {
@@ -452,12 +450,11 @@ impl Bind<'_> {
         let (mut inputs, mut outputs) = (over(&built.inputs), over(&built.outputs));
         let rank = item.dims.len();
         let along = if matches!(op, Op::MatMul(_)) { rank - 1 } else { 1 };
-        let kind = epilogue::kind(op, g, &built.program, &inputs, along);
+        let (kind, scale) = epilogue::kind(op, g, &built.program, &inputs, along);
         let (a, b) = (self.view(&operands[0]), self.view(&operands[1]));
-        let reads_f32 = operands.iter().all(|o| self.s.items.values[o.0].dtype == DType::F32);
-        let math = if reads_f32 { math } else { Math::Exact };
+        let math = op.math();
         if !matches!(op, Op::MatMul(_)) {
-            let epilogue = Epilogue { kind, program, inputs, outputs };
+            let epilogue = Epilogue { kind, scale, program, inputs, outputs };
             let (kind, geometry) = self.geometry(op, operands);
             return Kernel::Conv(Conv { kind, geometry, a, b, math, epilogue });
         }
@@ -482,7 +479,7 @@ impl Bind<'_> {
             a: Access { strides: p.a, ..a },
             b: Access { strides: p.b, ..b },
             math,
-            epilogue: Epilogue { kind, program, inputs, outputs },
+            epilogue: Epilogue { kind, scale, program, inputs, outputs },
         })
     }
 

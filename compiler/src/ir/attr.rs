@@ -57,6 +57,11 @@ impl AttrMap {
             self.0.shift_remove(name).ok_or_else(|| format!("attribute `{name}` is missing"))?;
         T::from_attr(attr).ok_or_else(|| format!("attribute `{name}` has the wrong type"))
     }
+
+    /// Takes an attribute that may be left out.
+    pub fn take_or_default<T: AttrValue + Default>(&mut self, name: &str) -> Result<T, String> {
+        if self.0.contains_key(name) { self.take(name) } else { Ok(T::default()) }
+    }
 }
 
 /// A Rust type that can be an attribute.

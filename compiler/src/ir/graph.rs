@@ -207,6 +207,12 @@ impl Graph {
         self.values[id.0 as usize].ty.dtype = dtype;
     }
 
+    /// Changes the operation of a node, its operands and results left as they are. The verifier says
+    /// whether the result is legal.
+    pub fn set_op(&mut self, id: NodeId, op: Op) {
+        self.nodes[id.0 as usize].op = op;
+    }
+
     /// Appends a node; result types are inferred, reals as f32.
     ///
     /// # Errors

@@ -2,23 +2,24 @@
 
 use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, signature};
 use crate::ir::TensorType;
-use precast_plan::ConvGeometry;
+use precast_plan::{ConvGeometry, Math};
 
 op! {
     /// x [n,c,h,w], w [o,c/groups,kh,kw] → y [n,o,oh,ow]. `pad`: top, left, bottom, right.
     Conv2d = "conv2d" { stride: [usize; 2], pad: [usize; 4], dilation: [usize; 2], groups: usize }
+        or { math: Math }
 }
 op! {
     /// dy [n,o,oh,ow], w → dx [n,c,h,w] with `size` = [h,w].
     Conv2dDataGrad = "conv2d_data_grad" {
         stride: [usize; 2], pad: [usize; 4], dilation: [usize; 2], groups: usize, size: [usize; 2],
-    }
+    } or { math: Math }
 }
 op! {
     /// x, dy → dw [o,c/groups,kh,kw] with `kernel` = [kh,kw].
     Conv2dFilterGrad = "conv2d_filter_grad" {
         stride: [usize; 2], pad: [usize; 4], dilation: [usize; 2], groups: usize, kernel: [usize; 2],
-    }
+    } or { math: Math }
 }
 
 /// Extent of a convolution's or pool's result along one axis.
@@ -174,26 +175,26 @@ conv_op!(Conv2dFilterGrad, |g| [g.o, g.c / g.groups, g.kh, g.kw], |self, cx, x, 
 impl Conv2d {
     /// The gradient with respect to an operand of extents `size`.
     pub fn data_grad(&self, size: [usize; 2]) -> Conv2dDataGrad {
-        let Conv2d { stride, pad, dilation, groups } = *self;
-        Conv2dDataGrad { stride, pad, dilation, groups, size }
+        let Conv2d { stride, pad, dilation, groups, math } = *self;
+        Conv2dDataGrad { stride, pad, dilation, groups, size, math }
     }
     /// The gradient with respect to filters of extents `kernel`.
     pub fn filter_grad(&self, kernel: [usize; 2]) -> Conv2dFilterGrad {
-        let Conv2d { stride, pad, dilation, groups } = *self;
-        Conv2dFilterGrad { stride, pad, dilation, groups, kernel }
+        let Conv2d { stride, pad, dilation, groups, math } = *self;
+        Conv2dFilterGrad { stride, pad, dilation, groups, kernel, math }
     }
 }
 
 impl Conv2dDataGrad {
     fn forward(&self) -> Conv2d {
-        let Conv2dDataGrad { stride, pad, dilation, groups, .. } = *self;
-        Conv2d { stride, pad, dilation, groups }
+        let Conv2dDataGrad { stride, pad, dilation, groups, math, .. } = *self;
+        Conv2d { stride, pad, dilation, groups, math }
     }
 }
 
 impl Conv2dFilterGrad {
     fn forward(&self) -> Conv2d {
-        let Conv2dFilterGrad { stride, pad, dilation, groups, .. } = *self;
-        Conv2d { stride, pad, dilation, groups }
+        let Conv2dFilterGrad { stride, pad, dilation, groups, math, .. } = *self;
+        Conv2d { stride, pad, dilation, groups, math }
     }
 }

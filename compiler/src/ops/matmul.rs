@@ -3,7 +3,7 @@
 use super::activation::Act;
 use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder};
 use crate::ir::TensorType;
-use precast_plan::Reg;
+use precast_plan::{Math, Reg};
 
 /// What is fused behind the product; chosen by the e-graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,19 +55,42 @@ impl Fused {
 
 op! {
     /// `y[…,m,n] = Σ_k a[…,m,k] b[…,k,n]`, f32 accumulation; leading extents equal. Transposed
-    /// operands are views. With `fused`, the third operand is the bias [n].
-    MatMul = "matmul" { fused: Fused }
+    /// operands are views. With `fused`, the third operand is the bias [n]. With `scaled`, the last
+    /// operand is a scalar that the sums are multiplied with before anything else: what undoes the
+    /// scales of FP8 operands.
+    MatMul = "matmul" { fused: Fused } or { math: Math, scaled: bool }
 }
 
 impl MatMul {
     pub fn plain() -> MatMul {
-        MatMul { fused: Fused::None }
+        MatMul::with(Fused::None)
+    }
+
+    /// Exact and unscaled, with something behind it.
+    pub fn with(fused: Fused) -> MatMul {
+        MatMul { fused, math: Math::Exact, scaled: false }
+    }
+
+    /// Instructions from the accumulator and the operands after the first two to the results.
+    pub fn emit(&self, b: &mut ProgramBuilder, acc: Reg, rest: &[Reg]) -> Vec<Reg> {
+        let (bias, factor) = match (rest, self.scaled) {
+            (&[bias, factor], true) => (Some(bias), Some(factor)),
+            (&[factor], true) => (None, Some(factor)),
+            (rest, _) => (rest.first().copied(), None),
+        };
+        let sum = factor.map_or(acc, |f| b.mul(acc, f));
+        self.fused.emit(b, sum, bias)
     }
 }
 
 impl OpDef for MatMul {
     fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        super::signature(x, if self.fused.has_bias() { "rrr" } else { "rr" })?;
+        let kinds = match (self.fused.has_bias(), self.scaled) {
+            (false, false) => "rr",
+            (true, true) => "rrrr",
+            _ => "rrr",
+        };
+        super::signature(x, kinds)?;
         let (a, b) = (&x[0].shape, &x[1].shape);
         let r = a.rank();
         if r < 2 || b.rank() != r || a[..r - 2] != b[..r - 2] || a[r - 1] != b[r - 2] {
@@ -77,6 +100,9 @@ impl OpDef for MatMul {
         y[r - 1] = b[r - 1];
         if self.fused.has_bias() && x[2].shape[..] != [y[r - 1]] {
             return Err(format!("the bias is {}, not [{}]", x[2], y[r - 1]));
+        }
+        if let Some(factor) = x.last().filter(|t| self.scaled && t.shape.rank() != 0) {
+            return Err(format!("the factor is {factor}, not a scalar"));
         }
         let count = if self.fused.has_aux() { 2 } else { 1 };
         Ok(vec![TensorType::f32(y); count])
@@ -88,10 +114,14 @@ impl OpDef for MatMul {
         Lowering::Kernel
     }
     fn linear(&self) -> Linear {
-        if self.fused == Fused::None { Linear::Each(&[0, 1]) } else { Linear::No }
+        match (self.fused, self.scaled) {
+            (Fused::None, false) => Linear::Each(&[0, 1]),
+            (Fused::None, true) => Linear::Each(&[0, 1, 2]),
+            _ => Linear::No,
+        }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
-        if self.fused != Fused::None {
+        if self.fused != Fused::None || self.scaled {
             return Err("fused products come after differentiation".into());
         }
         let (a, b, dy) = (cx.x(0), cx.x(1), cx.only_dy(0)?);

@@ -14,6 +14,7 @@ pub use spec::{AxisMap, RowSpec};
 
 use crate::ir::view::View;
 use crate::ir::{Attr, AttrMap, TensorType};
+use precast_plan::Math;
 
 /// How an operation behaves numerically; decides which formats are legal and what a policy paints.
 /// The four classes of TensorFlow's and PyTorch's lists, plus two that those leave implicit.
@@ -135,24 +136,34 @@ pub trait FromAttrs: Sized {
 }
 
 /// Declares the struct of an operation: `op! { /// doc  Name = "mnemonic" { attr: Type, … } }`.
+/// Attributes behind `or` have a default, which is not written.
 #[macro_export]
 macro_rules! op {
-    ($(#[$doc:meta])* $ty:ident = $name:literal { $($(#[$fdoc:meta])* $field:ident : $fty:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* $ty:ident = $name:literal { $($(#[$fdoc:meta])* $field:ident : $fty:ty),* $(,)? }
+        $(or { $($(#[$odoc:meta])* $ofield:ident : $oty:ty),* $(,)? })?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $ty { $($(#[$fdoc])* pub $field: $fty),* }
+        pub struct $ty { $($(#[$fdoc])* pub $field: $fty,)* $($($(#[$odoc])* pub $ofield: $oty),*)? }
         impl $crate::ops::OpMeta for $ty {
             fn name(&self) -> &'static str { $name }
             fn attrs(&self) -> Vec<(&'static str, $crate::ir::Attr)> {
                 #[allow(unused_imports)] // an op without attributes needs neither
                 use $crate::ir::AttrValue as _;
-                vec![$((stringify!($field), self.$field.to_attr())),*]
+                #[allow(unused_mut)] // as above
+                let mut attrs = vec![$((stringify!($field), self.$field.to_attr())),*];
+                $($(if self.$ofield != <$oty>::default() {
+                    attrs.push((stringify!($ofield), self.$ofield.to_attr()));
+                })*)?
+                attrs
             }
         }
         impl $crate::ops::FromAttrs for $ty {
             const NAME: &'static str = $name;
             fn from_attrs(_attrs: &mut $crate::ir::AttrMap) -> Result<Self, String> {
-                Ok($ty { $($field: _attrs.take(stringify!($field))?),* })
+                Ok($ty {
+                    $($field: _attrs.take(stringify!($field))?,)*
+                    $($($ofield: _attrs.take_or_default(stringify!($ofield))?),*)?
+                })
             }
         }
     };
@@ -236,7 +247,33 @@ impl Op {
     pub fn lowering(&self) -> Lowering {
         self.def().lowering()
     }
+
+    /// How f32 operands of a product are multiplied.
+    pub fn math(&self) -> Math {
+        match self {
+            Op::MatMul(p) => p.math,
+            Op::Conv2d(p) => p.math,
+            Op::Conv2dDataGrad(p) => p.math,
+            Op::Conv2dFilterGrad(p) => p.math,
+            _ => Math::Exact,
+        }
+    }
+
+    /// The same product multiplied another way; `None` where the operation has only one.
+    pub fn with_math(&self, math: Math) -> Option<Op> {
+        let mut op = self.clone();
+        match &mut op {
+            Op::MatMul(p) => p.math = math,
+            Op::Conv2d(p) => p.math = math,
+            Op::Conv2dDataGrad(p) => p.math = math,
+            Op::Conv2dFilterGrad(p) => p.math = math,
+            _ => return None,
+        }
+        Some(op)
+    }
 }
+
+crate::word_attr!(Math { Math::Exact = "exact", Math::Tf32 = "tf32" });
 
 /// Checks operand count and kinds: one letter an operand, `r`eal, `i`nt, `b`ool, `.` any.
 pub(crate) fn signature(x: &[&TensorType], kinds: &str) -> Result<(), String> {

@@ -10,6 +10,7 @@ use crate::precision::baselines::{self, Marks, addmm, autocast, grappler};
 use crate::precision::{self, PrecisionOptions};
 use crate::simplify;
 use precast_plan::{Candidate, DType, Decision, Target};
+use std::collections::BTreeSet;
 
 /// A baseline's joint graph, formats on every value, casts in place.
 pub struct Built {
@@ -51,7 +52,9 @@ pub fn build(
         }
     };
     let graph = simplify::simplify(&baselines::retype(&graph, &marks))?;
-    let graph = addmm::fuse_biases(&graph);
+    let mut graph = addmm::fuse_biases(&graph);
+    // What a person allows is allowed whatever the rules, as PyTorch's `allow_tf32` is.
+    precision::tf32::mark(&mut graph, &BTreeSet::new(), &Prices { target }, false);
     if let Err(e) = ir::verify::verify(&graph) {
         panic!("a baseline's graph does not verify:\n{e}");
     }

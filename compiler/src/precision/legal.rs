@@ -7,6 +7,7 @@ use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
 use crate::ops::{Lowering, NumericClass, Op};
 use globset::{Glob, GlobMatcher};
 use precast_plan::{DType, Target};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Legality of one candidate format.
 pub struct Legal {
@@ -19,6 +20,27 @@ pub struct Legal {
     pub product: Vec<Option<String>>,
     /// By node: a pin asks for the 16-bit format.
     pub wanted: Vec<bool>,
+}
+
+const PINNED: &str = "pinned to f32";
+
+impl Legal {
+    /// Names of the products of `g`, which this is the legality of, that a pin keeps in f32.
+    pub fn exact(&self, g: &Graph) -> BTreeSet<String> {
+        let pinned = |why: &Option<String>| why.as_deref() == Some(PINNED);
+        let all = g.nodes().zip(&self.product).filter(|(_, why)| pinned(why));
+        all.map(|((_, n), _)| n.name.clone()).collect()
+    }
+
+    /// Products that may not leave the format that is chosen for them, by name, with the reason:
+    /// what is no 16-bit format's either, and what is pinned to the 16-bit format.
+    pub fn fixed(&self, g: &Graph) -> BTreeMap<String, String> {
+        let pinned = || format!("pinned to {}", self.half);
+        let why = self.product.iter().zip(&self.wanted).map(|(why, wanted)| {
+            why.clone().or_else(|| wanted.then(pinned))
+        });
+        g.nodes().zip(why).filter_map(|((_, n), why)| Some((n.name.clone(), why?))).collect()
+    }
 }
 
 const NO_SCALE: &str = "a cotangent without loss scale underflows in f16";
@@ -268,9 +290,9 @@ fn pin_node(
     let storage = storages(g);
     if dtype == DType::F32 {
         l.wanted[i] = false;
-        l.product[i].get_or_insert("pinned to f32".into());
+        l.product[i].get_or_insert(PINNED.into());
         for &v in &node.outputs {
-            l.store[storage[v.0 as usize].0 as usize].get_or_insert("pinned to f32");
+            l.store[storage[v.0 as usize].0 as usize].get_or_insert(PINNED);
         }
         return Ok(());
     }

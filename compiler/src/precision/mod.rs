@@ -7,16 +7,20 @@
 pub mod baselines;
 pub mod casts;
 pub mod degree;
+pub mod fp8;
 pub mod labels;
 pub mod legal;
 pub mod place;
+pub mod tf32;
 
-pub use crate::frontend::recipe::{Pin, Policy};
+pub use crate::frontend::recipe::{Allow, Pin, Policy};
 pub use labels::{Labels, Model};
 pub use legal::Legal;
 
 use crate::ir::{Graph, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
+use precast_plan::{Precision, Target};
+use std::collections::BTreeMap;
 
 /// What the person asked for.
 #[derive(Clone, Debug)]
@@ -24,6 +28,8 @@ pub struct PrecisionOptions {
     pub policy: Policy,
     /// Later pins win.
     pub pins: Vec<Pin>,
+    /// Formats that may be chosen where they are cheaper.
+    pub allow: Allow,
     /// Name of the node that seeds the backward pass.
     pub seed: String,
     /// Name of the variable that holds the loss scale.
@@ -36,10 +42,35 @@ impl PrecisionOptions {
         PrecisionOptions {
             policy,
             pins: Vec::new(),
+            allow: Allow::default(),
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
         }
     }
+}
+
+impl PrecisionOptions {
+    /// The target as far as the person lets it be used: without the precisions that are neither
+    /// allowed nor asked for.
+    pub fn usable(&self, target: &Target) -> Target {
+        let mut t = target.clone();
+        if !self.allow.tf32 && self.policy != Policy::Tf32 {
+            t = t.without(Precision::Tf32);
+        }
+        if !self.allow.fp8 && self.policy != Policy::Fp8 {
+            t = t.without(Precision::Fp8);
+        }
+        t
+    }
+}
+
+/// What became of the products that a pass looked at, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Choices {
+    /// Those that changed, with what the step would cost more without, ns.
+    pub taken: BTreeMap<String, f64>,
+    /// Why the others did not.
+    pub refused: BTreeMap<String, String>,
 }
 
 /// Operands that must share one format, in which the kernel works.

@@ -26,7 +26,7 @@ pub(super) fn matmul(op: &MatMul, x: &[&Tensor], y: &[TensorType], opt: &Options
     let mut operands = vec![&product];
     operands.extend(&x[2..]);
     let results = rows::elementwise(&product.ty, &operands, y.len(), opt, |b, r| {
-        op.fused.emit(b, r[0], r.get(1).copied())
+        op.emit(b, r[0], &r[1..])
     });
     results.into_iter().zip(y).map(|(t, ty)| Tensor { ty: ty.clone(), ..t }).collect()
 }

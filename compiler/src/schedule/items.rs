@@ -453,9 +453,10 @@ impl Lower<'_> {
         if product {
             dims = self.out.values[results[0]].shape.clone();
             for (root, view) in operands.drain(2..) {
-                // The bias runs along the last axis.
+                // The bias runs along the last axis, a factor of the sums along none.
                 let mut strides = vec![0; dims.len()];
-                *strides.last_mut().expect("a product has axes") = view.strides[0];
+                *strides.last_mut().expect("a product has axes") =
+                    view.strides.first().copied().unwrap_or(0);
                 reads.push(self.read(root, view.offset, strides));
             }
         }

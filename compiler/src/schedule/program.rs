@@ -3,7 +3,7 @@
 use super::affine::Access;
 use super::fuse::Group;
 use super::items::{Body, Item, Items, Read, Source};
-use crate::ops::{MatMul, Op, ProgramBuilder};
+use crate::ops::{Op, ProgramBuilder};
 use precast_plan::{BinaryOp, DType, InPort, Instr, OutPort, Program, Reg};
 use rustc_hash::FxHashMap;
 
@@ -190,9 +190,7 @@ impl Builder<'_> {
         let results = match &item.body {
             Body::Copy => vec![given[0]],
             Body::Rows(op) => op.def().emit(&mut own, &given),
-            Body::Product { op: Op::MatMul(MatMul { fused }), .. } => {
-                fused.emit(&mut own, given[0], given.get(1).copied())
-            }
+            Body::Product { op: Op::MatMul(p), .. } => p.emit(&mut own, given[0], &given[1..]),
             Body::Product { .. } => vec![given[0]],
             Body::Kernel { .. } => return Err("a kernel of its own"),
         };

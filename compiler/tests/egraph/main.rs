@@ -258,7 +258,7 @@ fn gpt_in_bf16() {
 fn auto_stays_in_f32_without_fast_products_and_says_so() {
     for name in ["mlp_mnist", "tiny_gpt", "cifar_cnn"] {
         let o = case(name, 1).run(Policy::Auto, "cpu-generic", vec![]);
-        assert_eq!(o.product_flops, [(DType::F32, 1.0)]);
+        assert_eq!(o.product_flops, [(Precision::F32, 1.0)]);
         assert_eq!(o.casts, 0);
         assert!(o.choice.contains("FP32"), "{}", o.choice);
     }
@@ -280,7 +280,7 @@ fn the_scale_ends_at_the_seed() {
             .map(|(_, n)| n.name.as_str())
             .collect();
         assert!(large.is_empty(), "{name}: {large:?}");
-        let f16 = o.product_flops.iter().find(|(d, _)| *d == DType::F16);
+        let f16 = o.product_flops.iter().find(|(d, _)| *d == Precision::F16);
         assert!(f16.is_some_and(|(_, share)| *share == 1.0), "{name}: {:?}", o.product_flops);
     }
 }

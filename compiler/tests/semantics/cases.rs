@@ -6,7 +6,7 @@ use precast_compiler::ops::activation::Act;
 use precast_compiler::ops::matmul::Fused;
 use precast_compiler::ops::*;
 use precast_compiler::reference::Tensor;
-use precast_plan::{BinaryOp, DType, ReduceOp, UnaryOp};
+use precast_plan::{BinaryOp, DType, Math, ReduceOp, UnaryOp};
 
 /// What a case says of its gradient.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,11 +182,11 @@ fn products(c: &mut Cases) {
     for fused in Fused::ALL {
         let (a, b, bias) = (c.real([2, 3, 4]), c.real([2, 4, 5]), c.real([5]));
         if fused == Fused::None {
-            c.add(MatMul { fused }, &[a, b]);
+            c.add(MatMul::with(fused), &[a, b]);
             let (a, b) = (c.real([2, 0]), c.real([0, 3]));
-            c.add(MatMul { fused }, &[a, b]);
+            c.add(MatMul::with(fused), &[a, b]);
         } else {
-            c.refused(MatMul { fused }, &[a, b, bias]);
+            c.refused(MatMul::with(fused), &[a, b, bias]);
         }
     }
 }
@@ -198,7 +198,7 @@ fn convolutions(c: &mut Cases) {
         ([2, 1], [1, 0, 2, 1], [1, 2], 1),
         ([2, 3], [0, 2, 0, 1], [2, 1], 2),
     ] {
-        let conv = Conv2d { stride, pad, dilation, groups };
+        let conv = Conv2d { stride, pad, dilation, groups, math: Math::Exact };
         let (x, w) = (c.real([2, 4, 5, 6]), c.real([2, 4 / groups, 3, 2]));
         let y = conv.infer(&[&x.ty, &w.ty]).unwrap();
         let dy = c.real(y[0].shape.clone());

@@ -370,7 +370,7 @@ fn products_and_epilogues() {
         if fused.has_bias() {
             x.push(&bias);
         }
-        let y = apply(MatMul { fused }, &x);
+        let y = apply(MatMul::with(fused), &x);
         let pre: Vec<f64> = (0..4)
             .map(|i| {
                 let dot: f64 =

@@ -10,7 +10,7 @@ use precast_compiler::ir::{
 use precast_compiler::ops::activation::Act;
 use precast_compiler::ops::*;
 use precast_compiler::reference::Tensor;
-use precast_plan::{BinaryOp, DType, ReduceOp, UnaryOp};
+use precast_plan::{BinaryOp, DType, Math, ReduceOp, UnaryOp};
 
 /// Values larger than this are not made.
 const MAX_ELEMENTS: usize = 160;
@@ -354,6 +354,7 @@ impl Builder {
                     pad: [self.rng.below(2), 0, 1, self.rng.below(2)],
                     dilation: [1, 1],
                     groups,
+                    math: Math::Exact,
                 };
                 let y = self.op(conv, &[x, filters]);
                 let fan = (c / groups * kernel[0] * kernel[1]) as f64;

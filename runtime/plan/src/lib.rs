@@ -8,6 +8,7 @@ mod dtype;
 mod interpret;
 mod json;
 mod liveness;
+mod precision;
 mod print;
 mod program;
 mod schema;
@@ -17,6 +18,7 @@ mod validate;
 
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
+pub use precision::{Precision, round_tf32};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
 pub use target::{Family, Speed, Target};

@@ -1,6 +1,7 @@
 //! The plan: one training step, complete, and why it is what it is.
 
 use crate::dtype::DType;
+use crate::precision::Precision;
 use crate::program::Program;
 use serde::{Deserialize, Serialize};
 
@@ -226,10 +227,13 @@ pub struct Instance {
 }
 
 /// How the inputs of a product are multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Math {
     /// In the format they are stored in (products of 16-bit formats are exact in f32).
+    #[default]
     Exact,
     /// f32 inputs rounded to TF32 (10 stored significand bits).
     Tf32,
@@ -261,6 +265,10 @@ pub struct Gemm {
 #[serde(deny_unknown_fields)]
 pub struct Epilogue {
     pub kind: EpilogueKind,
+    /// Which of `inputs` is an f32 scalar that the program multiplies the accumulator with before
+    /// anything else reads it; `kind` names the rest. What undoes the scales of FP8 operands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<u32>,
     pub program: ProgramId,
     pub inputs: Vec<Access>,
     pub outputs: Vec<Access>,
@@ -413,8 +421,8 @@ pub struct Summary {
     pub predicted_ns: f64,
     pub casts: u64,
     pub cast_elements: u64,
-    /// Share of the floating-point operations of products that run in each format.
-    pub product_flops: Vec<(DType, f64)>,
+    /// Share of the floating-point operations of products that run in each precision.
+    pub product_flops: Vec<(Precision, f64)>,
 }
 
 /// A whole plan that was priced.

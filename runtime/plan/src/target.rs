@@ -2,9 +2,12 @@
 //! written to TOML, so that a calibrated description can be used on another machine.
 
 use crate::dtype::DType;
+use crate::precision::Precision;
 use crate::program::UnaryOp;
 use crate::schema::TargetSummary;
 use serde::{Deserialize, Serialize};
+
+mod shipped;
 
 /// Kernels whose speed is measured on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,7 +37,7 @@ impl Family {
 #[serde(deny_unknown_fields)]
 pub struct Speed {
     pub family: Family,
-    pub format: DType,
+    pub format: Precision,
     /// (size, GFLOP/s), ascending sizes. The size of a product of extents m, n, k is ∛(m·n·k) of
     /// one matrix of a batch. Between points speed is linear in the logarithm of the size; outside
     /// them it is that of the nearest point.
@@ -68,52 +71,6 @@ pub struct Target {
 }
 
 impl Target {
-    /// Names of the shipped descriptions.
-    pub const SHIPPED: [&'static str; 6] =
-        ["cpu-generic", "cpu-avx512bf16", "sm_70", "sm_80", "sm_90", "sm_100"];
-
-    /// A shipped description.
-    pub fn shipped(name: &str) -> Option<Target> {
-        Some(match name {
-            "cpu-generic" => cpu_generic(),
-            "cpu-avx512bf16" => cpu_avx512bf16(),
-            // Its tensor cores multiply f16 alone, and its kernels are not asked to store bf16.
-            "sm_70" => gpu("sm_70", "V100-SXM2", 900.0, &[(DType::F32, 15.7), (DType::F16, 125.0)]),
-            "sm_80" => gpu(
-                "sm_80",
-                "A100-SXM 80 GB",
-                2039.0,
-                &[(DType::F32, 19.5), (DType::F16, 312.0), (DType::Bf16, 312.0)],
-            ),
-            "sm_90" => gpu(
-                "sm_90",
-                "H100-SXM",
-                3350.0,
-                &[(DType::F32, 67.0), (DType::F16, 989.0), (DType::Bf16, 989.0)],
-            ),
-            "sm_100" => gpu(
-                "sm_100",
-                "B200-SXM",
-                8000.0,
-                &[(DType::F32, 75.0), (DType::F16, 2250.0), (DType::Bf16, 2250.0)],
-            ),
-            _ => return None,
-        })
-    }
-
-    /// The shipped description of a GPU by its compute capability: that of its own architecture,
-    /// or of the next older one with the same formats. `None` before tensor cores.
-    pub fn for_capability(major: u32, minor: u32) -> Option<Target> {
-        let name = match (major, minor) {
-            (7, _) => "sm_70",
-            (8, _) => "sm_80",
-            (9, _) => "sm_90",
-            (10.., _) => "sm_100",
-            _ => return None,
-        };
-        Target::shipped(name)
-    }
-
     /// Whether a product can end in any elementwise program. Where products are a vendor library's,
     /// they end in what it offers ([`crate::EpilogueKind`]) and what follows is a kernel of its own.
     pub fn any_epilogue(&self) -> bool {
@@ -124,9 +81,21 @@ impl Target {
         TargetSummary { name: self.name.clone(), device: self.device.clone() }
     }
 
+    /// Whether the target multiplies matrices in a precision.
+    pub fn multiplies(&self, precision: Precision) -> bool {
+        self.products.iter().any(|s| s.family == Family::Gemm && s.format == precision)
+    }
+
+    /// The same target as if it could not multiply in a precision.
+    pub fn without(mut self, precision: Precision) -> Target {
+        self.products.retain(|s| s.format != precision);
+        self
+    }
+
     /// Speed in GFLOP/s (FLOP/ns) of a product of this size; `None` where the target has no such
     /// kernel.
-    pub fn gflops(&self, family: Family, format: DType, size: f64) -> Option<f64> {
+    pub fn gflops(&self, family: Family, format: impl Into<Precision>, size: f64) -> Option<f64> {
+        let format = format.into();
         let speed = self.products.iter().find(|s| s.family == family && s.format == format)?;
         let points = &speed.points;
         let (first, last) = (points.first()?, points.last()?);
@@ -197,138 +166,11 @@ impl Target {
             }
         }
         for family in Family::ALL {
-            if self.gflops(family, DType::F32, 1.0).is_none() {
+            if self.gflops(family, Precision::F32, 1.0).is_none() {
                 return Err(format!("there is no f32 speed of {family:?}"));
             }
         }
         Ok(())
-    }
-}
-
-fn speeds(format: DType, rows: &[(Family, &[(f64, f64)])]) -> Vec<Speed> {
-    rows.iter().map(|(family, p)| Speed { family: *family, format, points: p.to_vec() }).collect()
-}
-
-/// A processor with AVX2 and FMA and no 16-bit products: they widen while packing, and run a little
-/// slower than f32. What `precast calibrate` wrote on a quiet machine.
-fn cpu_generic() -> Target {
-    use Family::*;
-    let f32s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 0.8), (64.0, 40.6), (192.0, 128.1), (384.0, 152.6), (1024.0, 148.7)]),
-        (Conv, &[(52.8, 18.5), (335.5, 119.2), (532.5, 151.5), (845.3, 148.6)]),
-        (ConvDataGrad, &[(52.8, 27.6), (335.5, 141.6), (532.5, 127.0), (845.3, 126.8)]),
-        (ConvFilterGrad, &[(52.8, 10.4), (335.5, 135.0), (532.5, 135.9), (845.3, 157.9)]),
-        (Attention, &[(40.3, 65.3), (101.6, 66.7), (256.0, 111.5)]),
-        (AttentionGrad, &[(40.3, 66.7), (101.6, 92.3), (256.0, 125.9)]),
-    ];
-    let bf16s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 1.9), (64.0, 37.2), (192.0, 104.5), (384.0, 126.2), (1024.0, 138.7)]),
-        (Conv, &[(52.8, 21.6), (335.5, 92.5), (532.5, 88.4), (845.3, 168.7)]),
-        (ConvDataGrad, &[(52.8, 21.1), (335.5, 108.4), (532.5, 101.7), (845.3, 142.3)]),
-        (ConvFilterGrad, &[(52.8, 13.1), (335.5, 111.0), (532.5, 100.1), (845.3, 130.5)]),
-        (Attention, &[(40.3, 47.6), (101.6, 97.4), (256.0, 114.1)]),
-        (AttentionGrad, &[(40.3, 55.6), (101.6, 49.9), (256.0, 116.5)]),
-    ];
-    let f16s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 2.4), (64.0, 24.8), (192.0, 79.5), (384.0, 120.3), (1024.0, 146.0)]),
-        (Conv, &[(52.8, 15.6), (335.5, 111.8), (532.5, 123.3), (845.3, 126.9)]),
-        (ConvDataGrad, &[(52.8, 18.3), (335.5, 110.3), (532.5, 126.1), (845.3, 161.5)]),
-        (ConvFilterGrad, &[(52.8, 12.4), (335.5, 118.3), (532.5, 131.1), (845.3, 93.6)]),
-        (Attention, &[(40.3, 33.9), (101.6, 64.0), (256.0, 74.2)]),
-        (AttentionGrad, &[(40.3, 58.1), (101.6, 117.2), (256.0, 138.2)]),
-    ];
-    let mut products = speeds(DType::F32, f32s);
-    products.extend(speeds(DType::Bf16, bf16s));
-    products.extend(speeds(DType::F16, f16s));
-    Target {
-        name: "cpu-generic".into(),
-        device: "cpu".into(),
-        source: "measured by `precast calibrate`: AMD Zen 3, 2 cores, AVX2".into(),
-        bandwidth_gbs: 16.9,
-        launch_ns: 5680.0,
-        simple_ns: 0.037,
-        divide_ns: 0.073,
-        transcendental_ns: 0.480,
-        convert_ns: vec![(DType::Bf16, 0.091), (DType::F16, 0.095)],
-        products,
-    }
-}
-
-/// A processor with AVX512-BF16.
-fn cpu_avx512bf16() -> Target {
-    use Family::*;
-    let f32s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 12.0), (64.0, 80.0), (256.0, 120.0), (1024.0, 145.0)]),
-        (Conv, &[(16.0, 12.0), (64.0, 60.0), (256.0, 90.0), (1024.0, 100.0)]),
-        (ConvDataGrad, &[(16.0, 12.0), (64.0, 60.0), (256.0, 90.0), (1024.0, 100.0)]),
-        (ConvFilterGrad, &[(16.0, 12.0), (64.0, 50.0), (256.0, 80.0), (1024.0, 90.0)]),
-        (Attention, &[(16.0, 15.0), (64.0, 50.0), (256.0, 80.0)]),
-        (AttentionGrad, &[(16.0, 15.0), (64.0, 50.0), (256.0, 80.0)]),
-    ];
-    let mut products = speeds(DType::F32, f32s);
-    let mut half = speeds(DType::Bf16, f32s);
-    for s in &mut half {
-        s.points.iter_mut().for_each(|p| p.1 *= 2.2);
-    }
-    products.append(&mut half);
-    let mut widened = speeds(DType::F16, f32s);
-    for s in &mut widened {
-        s.points.iter_mut().for_each(|p| p.1 *= 0.95);
-    }
-    products.append(&mut widened);
-    Target {
-        name: "cpu-avx512bf16".into(),
-        device: "cpu".into(),
-        source: "estimated, not measured: published products of a Zen 4 with AVX512-BF16 (bf16 2.2 times f32)".into(),
-        bandwidth_gbs: 25.0,
-        launch_ns: 2000.0,
-        simple_ns: 0.02,
-        divide_ns: 0.1,
-        transcendental_ns: 0.35,
-        convert_ns: vec![(DType::Bf16, 0.03), (DType::F16, 0.04)],
-        products,
-    }
-}
-
-/// A GPU from its data sheet: peaks in TFLOP/s (f32 without TF32; dense 16-bit), of which large
-/// products reach about two thirds and small ones little. For planning; nothing was measured.
-fn gpu(name: &str, board: &str, bandwidth: f64, peaks: &[(DType, f64)]) -> Target {
-    let mut products = Vec::new();
-    for &(format, tflops) in peaks {
-        // A wider unit needs a larger product to fill it.
-        let fill = if format == DType::F32 { 1.0 } else { 0.5 };
-        for family in Family::ALL {
-            let most = match family {
-                Family::Gemm => 0.7,
-                Family::Conv | Family::ConvDataGrad | Family::Attention => 0.5,
-                Family::ConvFilterGrad | Family::AttentionGrad => 0.4,
-            };
-            let at = |share: f64| tflops * 1e3 * share * most;
-            let points = vec![
-                (32.0, at(0.01 * fill)),
-                (256.0, at(0.25 * fill)),
-                (1024.0, at(0.8 * fill)),
-                (4096.0, at(1.0)),
-            ];
-            products.push(Speed { family, format, points });
-        }
-    }
-    Target {
-        name: name.into(),
-        device: "cuda".into(),
-        source: format!("data sheet of the {board}, for planning"),
-        bandwidth_gbs: bandwidth * 0.85,
-        launch_ns: 2500.0,
-        simple_ns: 2e-4,
-        divide_ns: 8e-4,
-        transcendental_ns: 8e-4,
-        // Conversion is hidden behind memory; what has products is also stored.
-        convert_ns: [DType::F16, DType::Bf16]
-            .into_iter()
-            .filter(|d| peaks.iter().any(|p| p.0 == *d))
-            .map(|d| (d, 0.0))
-            .collect(),
-        products,
     }
 }
 
@@ -365,11 +207,60 @@ mod tests {
     }
 
     #[test]
+    fn boards_multiply_what_their_tensor_cores_take() {
+        use Precision::{Bf16, F16, F32, Fp8, Tf32};
+        let all = |name: &str| {
+            let t = Target::shipped(name).unwrap();
+            let stored = |p: &Precision| match p {
+                F32 | Tf32 => true,
+                F16 => t.convert(DType::F16).is_some(),
+                Bf16 => t.convert(DType::Bf16).is_some(),
+                Fp8 => [DType::F8e4m3, DType::F8e5m2].iter().all(|&d| t.convert(d).is_some()),
+            };
+            Precision::ALL.into_iter().filter(|&p| t.multiplies(p)).filter(stored).collect::<Vec<_>>()
+        };
+        assert_eq!(all("v100"), [F32, F16]);
+        assert_eq!(all("a100"), [F32, Tf32, F16, Bf16]);
+        for name in ["h100", "h200", "b200", "sm_90", "sm_100"] {
+            assert_eq!(all(name), [F32, Tf32, F16, Bf16, Fp8]);
+        }
+        for name in ["cpu-generic", "cpu-avx512bf16"] {
+            assert_eq!(all(name), [F32, F16, Bf16]);
+        }
+        // Large products are the faster the narrower their operands are.
+        let h100 = Target::shipped("h100").unwrap();
+        let large = [F32, Tf32, Bf16, Fp8].map(|p| h100.gflops(Family::Gemm, p, 4096.0).unwrap());
+        assert!(large.is_sorted(), "{large:?}");
+        assert!(!h100.without(Fp8).multiplies(Fp8));
+    }
+
+    #[test]
+    fn a_gpu_is_described_by_its_board_where_its_name_says_which() {
+        let name = |n: &str, c| Target::for_gpu(n, c).map(|t| t.name);
+        assert_eq!(name("NVIDIA H200", (9, 0)).as_deref(), Some("h200"));
+        assert_eq!(name("NVIDIA H100 80GB HBM3", (9, 0)).as_deref(), Some("h100"));
+        assert_eq!(name("NVIDIA H100 PCIe", (9, 0)).as_deref(), Some("sm_90"));
+        assert_eq!(name("Tesla V100-SXM2-16GB", (7, 0)).as_deref(), Some("v100"));
+        assert_eq!(name("NVIDIA A100-SXM4-80GB", (8, 0)).as_deref(), Some("a100"));
+        assert_eq!(name("NVIDIA L40S", (8, 9)).as_deref(), Some("sm_80"));
+        assert_eq!(name("GeForce GTX 1080", (6, 1)), None);
+    }
+
+    #[test]
+    fn an_architecture_is_its_first_board() {
+        for (sm, board) in [("sm_70", "v100"), ("sm_80", "a100"), ("sm_90", "h100")] {
+            let mut t = Target::shipped(sm).unwrap();
+            t.name = board.into();
+            assert_eq!(t, Target::shipped(board).unwrap());
+        }
+    }
+
+    #[test]
     fn speed_is_interpolated_between_points_and_held_outside() {
         let mut t = Target::shipped("cpu-generic").unwrap();
         t.products = vec![Speed {
             family: Family::Gemm,
-            format: DType::F32,
+            format: Precision::F32,
             points: vec![(10.0, 1.0), (1000.0, 3.0)],
         }];
         assert_eq!(t.gflops(Family::Gemm, DType::F32, 1.0), Some(1.0));

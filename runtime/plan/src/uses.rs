@@ -1,9 +1,9 @@
 //! Which elements of which tensors a step reads and writes.
 
 use crate::dtype::{DType, Kind};
-use crate::program::Instr;
+use crate::program::{BinaryOp, Instr, Reg};
 use crate::schema::{
-    Access, Attention, ConvGeometry, ConvKind, Epilogue, Gather, Instance, Kernel, MaxPool,
+    Access, Attention, ConvGeometry, ConvKind, Epilogue, Gather, Instance, Kernel, Math, MaxPool,
     ProgramId, TensorId,
 };
 use crate::validate::{Context, MAX_ELEMENTS, MAX_RANK, kind_is};
@@ -45,6 +45,7 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
             if c.sizes(&[b0, b1, g.m, g.n, g.k]) {
                 c.operand("a", &g.a, vec![b0, b1, g.m, g.k], Kind::Real);
                 c.operand("b", &g.b, vec![b0, b1, g.k, g.n], Kind::Real);
+                c.math(g.math, &g.a, &g.b);
                 c.epilogue(&g.epilogue, dims);
             }
         }
@@ -61,6 +62,7 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 };
                 c.operand("a", &k.a, a, Kind::Real);
                 c.operand("b", &k.b, b, Kind::Real);
+                c.math(k.math, &k.a, &k.b);
                 c.epilogue(&k.epilogue, out);
             }
         }
@@ -205,6 +207,35 @@ impl Collector<'_, '_> {
         }
     }
 
+    /// TF32 is a way of multiplying f32.
+    fn math(&mut self, math: Math, a: &Access, b: &Access) {
+        for (name, x) in [("a", a), ("b", b)] {
+            let Some(d) = self.dtype(name, x) else { continue };
+            if math == Math::Tf32 && d != DType::F32 {
+                self.error(format!("operand {name} of a TF32 product is {d}, not f32"));
+            }
+        }
+    }
+
+    /// An accumulator that is scaled is read by that multiplication alone.
+    fn scale(&mut self, e: &Epilogue, scale: u32) {
+        let (p, k) = (&self.cx.plan.programs[e.program as usize], scale as usize);
+        let fits = e.inputs.get(k).is_some_and(|a| {
+            p.inputs[k + 1].dtype == DType::F32 && a.strides.iter().all(|&s| s == 0)
+        });
+        let loads = |r: &Reg, port: u32| p.code[*r as usize] == Instr::Load { port };
+        let sums = p.code.iter().filter(|i| i.operands().any(|r| loads(&r, 0))).all(|i| match i {
+            Instr::Binary(BinaryOp::Mul, a, b) => {
+                (loads(a, 0) && loads(b, scale + 1)) || (loads(b, 0) && loads(a, scale + 1))
+            }
+            _ => false,
+        });
+        let stored = p.outputs.iter().any(|o| loads(&o.reg, 0));
+        if !fits || !sums || stored {
+            self.error(format!("`{}` does not scale its sums with input {k}", p.name));
+        }
+    }
+
     fn epilogue(&mut self, e: &Epilogue, dims: Vec<u64>) {
         let Some(p) = self.cx.plan.programs.get(e.program as usize) else {
             return self.error(format!("there is no program {}", e.program));
@@ -228,6 +259,9 @@ impl Collector<'_, '_> {
             {
                 self.error(format!("the result has no axis {axis}, which `{}` reads", p.name));
             }
+        }
+        if let Some(scale) = e.scale {
+            self.scale(e, scale);
         }
         for (k, (a, port)) in e.inputs.iter().zip(&p.inputs[1..]).enumerate() {
             let Some(d) = self.dtype("epilogue input", a) else { continue };

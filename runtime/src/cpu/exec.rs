@@ -6,6 +6,7 @@ use super::kernels::gemm::{self, MatMut, MatRef, Shape};
 use super::pool::{Aligned, Pool};
 use super::rows::{self, EpilogueKernel, RowsKernel};
 use super::special::{self, Special};
+use super::tf32::{Operands, Rounding};
 use crate::error::{Error, Result};
 use plan::{Access, Conv, ConvGeometry, ConvKind, DType, Gemm, Kernel, Math, Plan, RegInfo, Rows};
 use plan::{Step, Storage, TensorId};
@@ -16,6 +17,7 @@ pub struct Memory {
     arena: Aligned,
     persistent: Aligned,
     inputs: Aligned,
+    rounded: Operands,
     /// Region (0 arena, 1 persistent, 2 inputs), offset and bytes of every tensor.
     places: Vec<(u8, usize, usize)>,
 }
@@ -42,6 +44,7 @@ impl Memory {
             persistent: Aligned::new(plan.persistent_bytes as usize)
                 .map_err(|e| e.at("weights and optimizer state"))?,
             inputs: Aligned::new(input_bytes).map_err(|e| e.at("the batch"))?,
+            rounded: Operands::new(plan)?,
             places,
         })
     }
@@ -59,6 +62,7 @@ pub struct GemmStep {
     shape: Shape,
     a: MatRef,
     b: MatRef,
+    rounded: [Option<Rounding>; 2],
     /// Where the product stores by itself.
     d: Option<MatMut>,
     epilogue: Option<EpilogueKernel>,
@@ -74,6 +78,7 @@ pub struct ConvStep {
     plans: ConvPlans,
     a: *const u8,
     b: *const u8,
+    rounded: [Option<Rounding>; 2],
     target: *mut u8,
     epilogue: Option<EpilogueKernel>,
     /// Where the kernel cannot store as the plan wants: sums go here and a row program follows.
@@ -135,6 +140,7 @@ impl Bound {
                 Bound::Rows(k) => k.run(pool),
                 Bound::Special(s) => s.run(scratch)?,
                 Bound::Gemm(g) => {
+                    g.rounded.iter().flatten().for_each(|r| r.run());
                     let epilogue = g.epilogue.as_ref().map(|e| e.on(pool));
                     gemm::Gemm {
                         shape: g.shape,
@@ -149,6 +155,7 @@ impl Bound {
                     .run(scratch);
                 }
                 Bound::Conv(c) => {
+                    c.rounded.iter().flatten().for_each(|r| r.run());
                     let epilogue = c.epilogue.as_ref().map(|e| e.on(pool));
                     let target = c.after.as_ref().map_or(c.target, |(_, sums)| sums.ptr());
                     match &c.plans {
@@ -242,12 +249,10 @@ impl<'a> Binder<'a> {
         Ok(Bound::Rows(RowsKernel::new(&self.plan.programs[p], &self.infos[p], &spaces)?))
     }
 
-    fn exact(math: Math) -> Result<()> {
-        if math == Math::Tf32 {
-            return Err(Error::new("R0107", "the CPU backend does not multiply in TF32")
-                .help("compile for the target `cpu`"));
-        }
-        Ok(())
+    /// The tensor of a TF32 product's operand, to be rounded before the product reads it.
+    fn rounding(&self, math: Math, operand: usize, a: &Access) -> Option<Rounding> {
+        let (ptr, bytes) = self.memory.tensor(a.tensor);
+        (math == Math::Tf32).then(|| self.memory.rounded.rounding(operand, ptr, bytes))
     }
 
     /// Whether a program stores its port 0 once and does nothing else.
@@ -258,32 +263,33 @@ impl<'a> Binder<'a> {
     }
 
     fn gemm(&self, g: &Gemm) -> Result<Bound> {
-        Self::exact(g.math)?;
+        let rounded = [self.rounding(g.math, 0, &g.a), self.rounding(g.math, 1, &g.b)];
         let shape = Shape {
             batch: g.batch.map(|n| n as usize),
             m: g.m as usize,
             n: g.n as usize,
             k: g.k as usize,
         };
-        let view = |a: &Access| {
-            let b = self.access(a);
+        let view = |a: &Access, rounded: Option<&Rounding>| {
+            let mut b = self.access(a);
+            b.ptr = rounded.map_or(b.ptr, Rounding::target);
             let s: Vec<isize> = b.strides.iter().map(|&s| s as isize).collect();
             let ptr = b.ptr.wrapping_add(b.offset as usize * b.dtype.size());
             (ptr, b.dtype, s)
         };
-        let operand = |a: &Access| {
-            let (ptr, dtype, s) = view(a);
+        let operand = |a: &Access, i: usize| {
+            let (ptr, dtype, s) = view(a, rounded[i].as_ref());
             MatRef { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] }
         };
-        let (a, b) = (operand(&g.a), operand(&g.b));
+        let (a, b) = (operand(&g.a, 0), operand(&g.b, 1));
         if self.only_stores(&g.epilogue) {
-            let (ptr, dtype, s) = view(&g.epilogue.outputs[0]);
+            let (ptr, dtype, s) = view(&g.epilogue.outputs[0], None);
             let d = Some(MatMut { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] });
-            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None })));
+            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, rounded, d, epilogue: None })));
         }
         let dims = [shape.batch[0], shape.batch[1], shape.m, shape.n];
         let epilogue = Some(self.epilogue(&g.epilogue, &dims, 1, None));
-        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue })))
+        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, rounded, d: None, epilogue })))
     }
 
     fn epilogue(
@@ -300,7 +306,7 @@ impl<'a> Binder<'a> {
     }
 
     fn conv(&self, c: &Conv) -> Result<Bound> {
-        Self::exact(c.math)?;
+        let rounded = [self.rounding(c.math, 0, &c.a), self.rounding(c.math, 1, &c.b)];
         let g = &c.geometry;
         let conv = conv2d(g);
         let u = |x: u64| x as usize;
@@ -319,8 +325,14 @@ impl<'a> Binder<'a> {
             let b = self.access(a);
             Ok((b.ptr.wrapping_add(b.offset as usize * b.dtype.size()).cast_const(), b.dtype))
         };
+        // Rounded or not, an operand lies at the same offset of its tensor.
+        let moved = |x: &Access, ptr: *const u8, i: usize| match &rounded[i] {
+            None => ptr,
+            Some(r) => r.target().wrapping_add(x.offset as usize * 4).cast_const(),
+        };
         let (a, a_type) = operand(&c.a, &a_dims, "operand a")?;
         let (b, b_type) = operand(&c.b, &b_dims, "operand b")?;
+        let (a, b) = (moved(&c.a, a, 0), moved(&c.b, b, 1));
         let e = &c.epilogue;
         // The kernel stores one dense output by itself, after an epilogue over its tile.
         // The sums may pass through that output's memory before the epilogue reads its inputs.
@@ -378,7 +390,7 @@ impl<'a> Binder<'a> {
                 ConvPlans::Filter(ConvWeightGradPlan::new(conv, a_type, b_type, target_type))
             }
         };
-        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, target, epilogue, after })))
+        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, rounded, target, epilogue, after })))
     }
 }
 

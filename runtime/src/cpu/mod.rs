@@ -7,5 +7,6 @@ pub mod pool;
 pub mod rows;
 pub mod simd;
 pub mod special;
+mod tf32;
 
 pub use device::CpuBackend;

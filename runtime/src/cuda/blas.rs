@@ -228,6 +228,8 @@ fn data_type(d: DType) -> u32 {
         DType::F16 => T::CUDA_R_16F,
         DType::Bf16 => T::CUDA_R_16BF,
         DType::F32 => T::CUDA_R_32F,
+        DType::F8e4m3 => T::CUDA_R_8F_E4M3,
+        DType::F8e5m2 => T::CUDA_R_8F_E5M2,
         other => unreachable!("products of {other} are not lowered to cuBLASLt"),
     };
     t as u32
@@ -319,7 +321,13 @@ impl Call {
             }
         }
         let beta = if p.c.is_some() { 1.0 } else { 0.0 };
-        let device_factors = p.alpha.map(|alpha| {
+        // FP8 kernels take their factor as the scale of an operand.
+        let eight = p.a.dtype.size() == 1;
+        if let Some(alpha) = p.alpha.filter(|_| eight) {
+            let at = address(alpha).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &at)?;
+        }
+        let device_factors = p.alpha.filter(|_| !eight).map(|alpha| {
             let beta_at = blas.constants.address + if p.c.is_some() { 4 } else { 0 };
             (address(alpha), beta_at)
         });

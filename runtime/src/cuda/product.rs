@@ -76,7 +76,17 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
     let e = &g.epilogue;
     let program = &plan.programs[e.program as usize];
     let d = View::of(plan, e.outputs.first()?);
-    let input = |i: usize| e.inputs.get(i);
+    // What the sums are multiplied with first is no input of the rest.
+    let alpha = e.scale.map(|i| place(plan, &e.inputs[i as usize]));
+    let inputs: Vec<&Access> = e
+        .inputs
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| e.scale != Some(*i as u32))
+        .map(|(_, a)| a)
+        .collect();
+    let input = |i: usize| inputs.get(i).copied();
+    let finish = || Finish { alpha, ..Finish::default() };
     // The order of a vector along n is that of D's rows, which only one of the two readings has.
     let bias = |rows: Rows| -> Option<Vector> {
         let a = input(0)?;
@@ -86,16 +96,16 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
         fits.then(|| Vector { place: place(plan, a), dtype: dtype(plan, a) })
     };
     match e.kind {
-        EpilogueKind::Store => calls(plan, g, d, |_, _| Some(Finish::default())),
-        EpilogueKind::Bias if e.inputs.len() == 1 => calls(plan, g, d, |rows, _| {
-            Some(Finish { fused: Fused::Bias(bias(rows)?), ..Finish::default() })
+        EpilogueKind::Store => calls(plan, g, d, |_, _| Some(finish())),
+        EpilogueKind::Bias if inputs.len() == 1 => calls(plan, g, d, |rows, _| {
+            Some(Finish { fused: Fused::Bias(bias(rows)?), ..finish() })
         }),
-        EpilogueKind::BiasRelu if e.inputs.len() == 1 => calls(plan, g, d, |rows, _| {
-            Some(Finish { fused: Fused::BiasRelu(bias(rows)?), ..Finish::default() })
+        EpilogueKind::BiasRelu if inputs.len() == 1 => calls(plan, g, d, |rows, _| {
+            Some(Finish { fused: Fused::BiasRelu(bias(rows)?), ..finish() })
         }),
         // cuBLASLt's GELU is the one by tanh; the one by erf is another function. Its tanh is
         // approximate, which 16 bits do not show.
-        EpilogueKind::BiasGeluTanhAux if e.inputs.len() == 1 && e.outputs.len() == 2 => {
+        EpilogueKind::BiasGeluTanhAux if inputs.len() == 1 && e.outputs.len() == 2 => {
             let aux = View::of(plan, &e.outputs[1]);
             if d.dtype.size() != 2 || aux.dtype != d.dtype || aux.strides != d.strides {
                 return None;
@@ -112,11 +122,13 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
                         aux_ld: matrix.ld,
                         aux_batch_stride: matrix.batch_stride,
                     },
-                    ..Finish::default()
+                    ..finish()
                 })
             })
         }
-        EpilogueKind::Program if e.outputs.len() == 1 && e.inputs.len() == 1 => {
+        EpilogueKind::Program
+            if e.outputs.len() == 1 && e.inputs.len() == 1 && e.scale.is_none() =>
+        {
             let other = View::of(plan, &e.inputs[0]);
             if other.dtype != DType::F32 {
                 return None;
@@ -255,12 +267,37 @@ impl View {
 
 /// Formats that cuBLASLt multiplies with f32 sums, and those it stores the result in.
 fn formats(a: DType, b: DType, d: DType) -> bool {
-    a == b
-        && match a {
-            DType::F32 => d == DType::F32,
-            DType::F16 | DType::Bf16 => d == DType::F32 || d == a,
-            _ => false,
+    match (a, b) {
+        (DType::F32, DType::F32) => d == DType::F32,
+        (DType::F16 | DType::Bf16, _) => a == b && (d == DType::F32 || d == a),
+        (DType::F8e4m3, DType::F8e4m3 | DType::F8e5m2) | (DType::F8e5m2, DType::F8e4m3) => {
+            matches!(d, DType::F32 | DType::F16 | DType::Bf16)
         }
+        _ => false,
+    }
+}
+
+/// What the library asks of FP8 operands: both run along the summed axis in memory, columns begin
+/// at multiples of 16 bytes, and a bias is bf16, or f16 beside an f16 result.
+fn eight_bits(p: &Product) -> bool {
+    let aligned = |m: &Matrix| {
+        let unit = 16 / m.dtype.size() as u64;
+        let offset = match m.place {
+            Place::Tensor { offset, .. } | Place::Scratch { offset } => offset,
+        };
+        m.ld.is_multiple_of(unit) && m.batch_stride.is_multiple_of(unit) && offset % 16 == 0
+    };
+    let bias = match &p.fused {
+        Fused::None => None,
+        Fused::Bias(v) | Fused::BiasRelu(v) => Some(v.dtype),
+        Fused::BiasGeluTanhAux { bias, .. } => Some(bias.dtype),
+    };
+    let fits = if p.d.dtype == DType::F16 { DType::F16 } else { DType::Bf16 };
+    p.a.transposed
+        && !p.b.transposed
+        && [p.m, p.n, p.k].iter().all(|n| n.is_multiple_of(16))
+        && [&p.a, &p.b, &p.d].into_iter().all(aligned)
+        && bias.is_none_or(|d| d == fits)
 }
 
 /// One call, or one for every index of a batch axis that cannot be joined with the other.
@@ -325,7 +362,7 @@ fn calls(
                 }
                 other => other,
             };
-            Some(Product {
+            let product = Product {
                 m: result.rows,
                 n: result.columns,
                 k: g.k,
@@ -337,7 +374,8 @@ fn calls(
                 tf32: g.math == Math::Tf32,
                 fused,
                 alpha: finish.alpha,
-            })
+            };
+            (a.dtype.size() > 1 || eight_bits(&product)).then_some(product)
         })
         .collect()
 }

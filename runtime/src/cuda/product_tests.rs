@@ -58,6 +58,7 @@ fn case(batch: [u64; 2], (m, n, k): (u64, u64, u64), strides: [[i64; 4]; 3]) -> 
         math: Math::Exact,
         epilogue: Epilogue {
             kind: EpilogueKind::Store,
+            scale: None,
             program: 0,
             inputs: vec![],
             outputs: vec![access(2, 7, d)],

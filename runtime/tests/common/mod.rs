@@ -125,7 +125,7 @@ impl Builder {
             strides: vec![0, 0, r, c],
         };
         let outputs = vec![view((out, [n as i64, 1]))];
-        let epilogue = Epilogue { kind, program, inputs, outputs };
+        let epilogue = Epilogue { kind, scale: None, program, inputs, outputs };
         Self::step(
             name,
             Kernel::Gemm(Gemm {

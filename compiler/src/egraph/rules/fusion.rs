@@ -50,7 +50,7 @@ fn bias(rw: &mut Rw, id: Id, op: &Op, x: &[Id]) {
         }
         let Some(bias) = vector(rw, other) else { continue };
         for ab in found {
-            let y = rw.add(MatMul { fused: Fused::Bias }, &[ab[0], ab[1], bias]);
+            let y = rw.add(MatMul::with(Fused::Bias), &[ab[0], ab[1], bias]);
             let shape = rw.shape(id);
             let y = rw.reshape(y, &shape);
             rw.unite(id, y);
@@ -68,7 +68,7 @@ fn activation(rw: &mut Rw, id: Id, op: &Op, x: &[Id]) {
     };
     let shape = rw.shape(id);
     for abc in products(rw, x[0], Fused::Bias) {
-        let y = rw.add(MatMul { fused }, &abc);
+        let y = rw.add(MatMul::with(fused), &abc);
         if fused.has_aux() {
             // The gradient reads the pre-activation, which the kernel stores as well.
             let (act, pre) = (rw.proj(0, y), rw.proj(1, y));

@@ -71,7 +71,7 @@ impl Recipe {
             }
         }
         let unscaled = match policy {
-            Policy::F32 | Policy::Bf16 => true,
+            Policy::F32 | Policy::Bf16 | Policy::Tf32 | Policy::Fp8 => true,
             Policy::Baseline(b) => b.half != DType::F16,
             Policy::F16 | Policy::Auto => false,
         };

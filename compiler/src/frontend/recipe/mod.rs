@@ -177,6 +177,17 @@ pub enum ScheduleKind {
 pub struct Precision {
     pub policy: Policy,
     pub pins: Vec<Pin>,
+    pub allow: Allow,
+}
+
+/// Precisions that any policy may use beside its own, where the target has them and the prices say
+/// that they pay. None is used unless a person allows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Allow {
+    /// f32 operands of matrix products and convolutions rounded to TF32.
+    pub tf32: bool,
+    /// Operands of matrix products in FP8, scaled per tensor.
+    pub fp8: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -188,6 +199,10 @@ pub enum Policy {
     /// Products, convolutions and attention in bf16 wherever it is legal, the rest by cost.
     Bf16,
     F16,
+    /// Everything stored in f32, matrix products and convolutions in TF32.
+    Tf32,
+    /// Matrix products in FP8 wherever it is legal, the rest as under `Bf16`.
+    Fp8,
     /// What another system would do, casts and all.
     Baseline(Baseline),
 }
@@ -341,6 +356,8 @@ impl Policy {
         ("f32", Policy::F32),
         ("bf16", Policy::Bf16),
         ("f16", Policy::F16),
+        ("tf32", Policy::Tf32),
+        ("fp8", Policy::Fp8),
         ("torch-autocast", Policy::Baseline(Baseline::new(System::TorchCuda, DType::F16))),
         ("torch-autocast-bf16", Policy::Baseline(Baseline::new(System::TorchCuda, DType::Bf16))),
         ("torch-autocast-cpu", Policy::Baseline(Baseline::new(System::TorchCpu, DType::Bf16))),

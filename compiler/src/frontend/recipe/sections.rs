@@ -19,7 +19,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing"]),
     ("[optimizer]", &["lr", "betas", "eps", "momentum", "nesterov", "weight_decay", "no_decay"]),
     ("[schedule]", &["warmup", "final_ratio"]),
-    ("[precision]", &["policy", "pins"]),
+    ("[precision]", &["policy", "pins", "allow"]),
     ("[loss_scale]", &["mode", "growth", "backoff", "interval", "hysteresis", "min", "max"]),
     (
         "[train]",
@@ -414,9 +414,18 @@ fn precision(t: Table) -> Option<Precision> {
         let pins: Vec<_> = i.array()?.iter().map(pin).collect();
         pins.into_iter().collect()
     });
+    let allow = or(t.get("allow"), Allow::default(), |i| {
+        let words: Vec<_> = i.array()?.iter().map(|i| i.word(ALLOWED)).collect();
+        let set = |allow: Allow, w: Option<fn(Allow) -> Allow>| Some(w?(allow));
+        words.into_iter().try_fold(Allow::default(), set)
+    });
     t.finish();
-    Some(Precision { policy: policy?, pins: pins? })
+    Some(Precision { policy: policy?, pins: pins?, allow: allow? })
 }
+
+/// What `allow` may name.
+const ALLOWED: &[(&str, fn(Allow) -> Allow)] =
+    &[("tf32", |a| Allow { tf32: true, ..a }), ("fp8", |a| Allow { fp8: true, ..a })];
 
 fn pin(item: &Item) -> Option<Pin> {
     let t = item.as_section()?;

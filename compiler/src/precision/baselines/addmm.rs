@@ -28,7 +28,7 @@ pub fn fuse_biases(g: &Graph) -> Graph {
         };
         let bias = map[bias.0 as usize];
         let (a, b) = (map[product.inputs[0].0 as usize], map[product.inputs[1].0 as usize]);
-        let op = MatMul { fused: Fused::Bias };
+        let op = MatMul::with(Fused::Bias);
         let name = product.name.clone();
         let y = out.push(op.into(), &[a, b, bias], types(g, product), name, n.region)[0];
         if g.shape(product.outputs[0]) == g.shape(n.outputs[0]) {

@@ -82,7 +82,7 @@ fn conv(dnn: &Dnn, c: &Case) -> Offer {
         a,
         b,
         math: c.math,
-        epilogue: Epilogue { kind: c.epilogue, program: 0, inputs, outputs },
+        epilogue: Epilogue { kind: c.epilogue, scale: None, program: 0, inputs, outputs },
     };
     if let Some(bias) = conv.epilogue.inputs.first_mut() {
         bias.tensor = tensor(&mut plan, DType::F32, &[g.o]);

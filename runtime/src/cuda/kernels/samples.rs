@@ -93,6 +93,7 @@ impl Sample {
         self.plan.programs.push(p);
         Epilogue {
             kind: if bias.is_some() { EpilogueKind::BiasRelu } else { EpilogueKind::Store },
+            scale: None,
             program: self.plan.programs.len() as u32 - 1,
             inputs: bias.into_iter().collect(),
             outputs: vec![out],

@@ -6,7 +6,7 @@ use crate::frontend::onnx::moves::{Move, broadcast_shape};
 use crate::frontend::onnx::node::fail;
 use crate::ir::{Real, ValueId};
 use crate::ops::{self, MatMul};
-use precast_plan::BinaryOp as B;
+use precast_plan::{BinaryOp as B, Math};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
@@ -226,6 +226,7 @@ fn conv(cx: &mut Importer, call: &Call) -> Res<ValueId> {
         pad: win.pad,
         dilation: win.dilation,
         groups: groups(call)?,
+        math: Math::Exact,
     };
     let y = cx.one("", op, &[x, w])?;
     let y = linear_again(cx, y, sx.len())?;
@@ -261,6 +262,7 @@ fn conv_transpose(cx: &mut Importer, call: &Call) -> Res<ValueId> {
         dilation: win.dilation,
         groups: groups(call)?,
         size,
+        math: Math::Exact,
     };
     let y = cx.one("", op, &[x, w])?;
     add_channel_bias(cx, call, y)

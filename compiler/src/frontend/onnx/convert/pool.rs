@@ -8,7 +8,7 @@ use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
-use precast_plan::{BinaryOp as B, ReduceOp};
+use precast_plan::{BinaryOp as B, Math, ReduceOp};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
@@ -53,8 +53,13 @@ fn average_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let data = ConstData::from_f32([1, 1, 1, 1], &[(1.0 / area as f64) as f32]);
     let filter = cx.one("filter", ops::Const { data }, &[])?;
     let filter = cx.one("filter", ops::Broadcast { shape: vec![c, 1, kh, kw] }, &[filter])?;
-    let op =
-        ops::Conv2d { stride: win.stride, pad: win.pad, dilation: win.dilation, groups: c.max(1) };
+    let op = ops::Conv2d {
+        stride: win.stride,
+        pad: win.pad,
+        dilation: win.dilation,
+        groups: c.max(1),
+        math: Math::Exact,
+    };
     let y = cx.one("", op, &[x, filter])?;
     let out = cx.graph.shape(y).to_vec();
     let y = if win.pad == [0; 4] || call.attrs.int("count_include_pad", 0)? != 0 {
