@@ -10,10 +10,10 @@ use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
 use crate::error::Result;
 use precast_plan::{
-    Access, Attention, AttentionGrad, BinaryOp, Conv, ConvGeometry, ConvKind, DType, Epilogue,
-    EpilogueKind, Family, Gemm, InPort, Init, Instance, Instr, Kernel, Math, OutPort, Plan,
-    Program, Role, Rows, Speed, Step, Storage, Summary, Target, TargetSummary, Tensor, UnaryOp,
-    VERSION,
+    Access, Attention, AttentionGrad, BinaryOp, Cache, Conv, ConvGeometry, ConvKind, DType,
+    Epilogue, EpilogueKind, Family, Gemm, InPort, Init, Instance, Instr, Kernel, Math, OutPort,
+    Plan, Program, Role, Rows, Speed, Step, Storage, Summary, Target, TargetSummary, Tensor,
+    UnaryOp, VERSION,
 };
 use std::cell::RefCell;
 use std::time::Instant;
@@ -60,14 +60,22 @@ fn measure(
     progress("row programs");
     record.next = 0;
     let record = RefCell::new(record);
-    let mut clock =
-        Clock { threads, record, entry: 0.0, launch: 0.0, ns_per_byte: 0.0, convert_ns: vec![] };
+    let mut clock = Clock {
+        threads,
+        record,
+        entry: 0.0,
+        launch: 0.0,
+        bandwidth_gbs: 0.0,
+        cache: None,
+        convert_ns: vec![],
+    };
     (clock.entry, clock.launch) = clock.starts()?;
     // 64 MB read and 64 MB written: beyond any cache that a core has to itself.
     let stream = 16 << 20;
     let streamed = rows(&clock, stream, &[DType::F32; 2], |_| vec![])?;
     let bandwidth_gbs = (8 * stream) as f64 / streamed;
-    clock.ns_per_byte = 1.0 / bandwidth_gbs;
+    clock.bandwidth_gbs = bandwidth_gbs;
+    clock.cache = cache(&clock)?;
     // In cache, the difference to a copy is the instructions; 64 of them make it large.
     let n = 1 << 16;
     let copy = rows(&clock, n, &[DType::F32; 2], |_| vec![])?;
@@ -103,6 +111,7 @@ fn measure(
         device: "cpu".into(),
         source: format!("measured: {}", describe(threads)?),
         bandwidth_gbs,
+        cache: clock.cache,
         launch_ns: clock.launch,
         simple_ns,
         divide_ns,
@@ -127,7 +136,25 @@ fn rows(
     formats: &[DType; 2],
     code: impl Fn(u32) -> Vec<Instr>,
 ) -> Result<f64> {
-    clock.time(|plan| plan.rows(n, formats, code(0)))
+    Ok(clock.time(|plan| plan.rows(n, formats, code(0)))?.1)
+}
+
+/// The largest set of tensors that is copied at least half again as fast as memory is, and the
+/// slowest speed of sets up to that size; `None` where even the smallest is not.
+fn cache(clock: &Clock) -> Result<Option<Cache>> {
+    let mut speeds = vec![];
+    // All sizes in every round: rounds measure the same things in the same order.
+    for bytes in (20..=26).map(|power| 1u64 << power) {
+        // A copy reads the half of them and writes the other.
+        let ns = rows(clock, bytes / 8, &[DType::F32; 2], |_| vec![])?;
+        speeds.push((bytes, bytes as f64 / ns));
+    }
+    let mut found: Option<Cache> = None;
+    for (bytes, speed) in speeds.into_iter().take_while(|s| s.1 >= 1.5 * clock.bandwidth_gbs) {
+        let slowest = found.map_or(speed, |c| c.bandwidth_gbs.min(speed));
+        found = Some(Cache { bytes, bandwidth_gbs: slowest });
+    }
+    Ok(found)
 }
 
 /// Speed by size, GFLOP/s. Sizes are as [`Speed::points`] defines them.
@@ -202,7 +229,8 @@ struct Clock {
     entry: f64,
     launch: f64,
     /// Of a streaming kernel; 0 until it is known.
-    ns_per_byte: f64,
+    bandwidth_gbs: f64,
+    cache: Option<Cache>,
     /// As [`Target::convert_ns`]; empty until it is known.
     convert_ns: Vec<(DType, f64)>,
 }
@@ -218,6 +246,7 @@ impl Clock {
         let mut record = self.record.borrow_mut();
         let at = record.next;
         record.next += 1;
+        // What is measured must not depend on times, or one figure would be taken for another.
         if at == record.best.len() {
             record.best.push((copies(), f64::INFINITY));
         }
@@ -237,8 +266,8 @@ impl Clock {
         Ok(((one - launch).max(0.0), launch))
     }
 
-    /// Nanoseconds of the kernel that `build` adds to a plan.
-    fn time(&self, build: impl Fn(&mut Builder)) -> Result<f64> {
+    /// Nanoseconds of the kernel that `build` adds to a plan, and how many ran at a time.
+    fn time(&self, build: impl Fn(&mut Builder)) -> Result<(u32, f64)> {
         let (_, one) = self.phase(|| 1, &build)?;
         // Short kernels are measured many at a time, each over tensors of its own.
         let copies = || {
@@ -248,7 +277,7 @@ impl Clock {
         let (n, all) = self.phase(copies, &build)?;
         let each = (all - self.entry) / f64::from(n);
         // Speed must be positive, however noisy the machine is.
-        Ok((each - self.launch).max(0.1 * each).max(1e-3))
+        Ok((n, (each - self.launch).max(0.1 * each).max(1e-3)))
     }
 
     /// Nanoseconds of a product without the traffic of its operands and result, which the cost
@@ -263,9 +292,10 @@ impl Clock {
             let ns = self.convert_ns.iter().find(|(d, _)| *d == t.dtype).map_or(0.0, |(_, ns)| *ns);
             t.shape.iter().product::<u64>() as f64 * if converts { ns } else { 0.0 }
         };
-        let traffic =
-            plan.bytes as f64 * self.ns_per_byte + plan.tensors.iter().map(convert).sum::<f64>();
-        let all = self.time(build)?;
+        let (n, all) = self.time(build)?;
+        let cached = self.cache.filter(|c| plan.bytes * u64::from(n) <= c.bytes);
+        let bandwidth = cached.map_or(self.bandwidth_gbs, |c| c.bandwidth_gbs);
+        let traffic = plan.bytes as f64 / bandwidth + plan.tensors.iter().map(convert).sum::<f64>();
         // Small operands stay in a cache, where they move faster than the model knows.
         Ok((all - traffic).max(0.25 * all))
     }
