@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod init;
+pub mod ranges;
 pub mod session;
 pub mod tensors;
 pub mod weights;
