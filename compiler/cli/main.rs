@@ -30,6 +30,7 @@ mod input;
 mod listing;
 mod metrics;
 mod output;
+mod profile;
 mod recipe_args;
 mod show;
 mod train;
@@ -60,6 +61,7 @@ enum Command {
     Grad(grad::Args),
     Explain(explain::Args),
     Compare(compare::Args),
+    Profile(profile::Args),
     Diff(diff::Args),
     Check(check::Args),
     Calibrate(calibrate::Args),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
+        Command::Profile(args) => profile::run(&args, cli.json),
         Command::Diff(args) => diff::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),

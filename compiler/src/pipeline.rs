@@ -1,6 +1,9 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
 mod baseline;
+mod watched;
+
+pub use watched::{Watched, profile, replay};
 
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
