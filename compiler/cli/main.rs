@@ -17,6 +17,7 @@ macro_rules! put {
     }};
 }
 
+mod blame;
 mod calibrate;
 mod check;
 mod compare;
@@ -33,6 +34,7 @@ mod output;
 mod profile;
 mod recipe_args;
 mod show;
+mod skips;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +64,7 @@ enum Command {
     Explain(explain::Args),
     Compare(compare::Args),
     Profile(profile::Args),
+    Blame(blame::Args),
     Diff(diff::Args),
     Check(check::Args),
     Calibrate(calibrate::Args),
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
         Command::Profile(args) => profile::run(&args, cli.json),
+        Command::Blame(args) => blame::run(&args, cli.json),
         Command::Diff(args) => diff::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),

@@ -78,9 +78,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     if json {
         let tensors: Vec<Value> = shown.iter().map(|t| json!(t)).collect();
-        say!("{}", json!({ "ok": true, "model": ranges.model, "digest": ranges.digest,
+        say!(
+            "{}",
+            json!({ "ok": true, "model": ranges.model, "digest": ranges.digest,
             "steps": ranges.steps, "accumulate": ranges.accumulate, "loss": loss,
-            "tensors": tensors, "out": args.out }));
+            "tensors": tensors, "out": args.out })
+        );
         return Ok(());
     }
     say!("{}", heading(&ranges, &session, loss));

@@ -22,8 +22,7 @@ pub struct Meter {
 impl Meter {
     /// For so many watches.
     pub fn new(watches: usize) -> Meter {
-        let empty =
-            Tally { exponents: [0; 256], zeros: 0, max: 0, above: [0; COUNTED.len()] };
+        let empty = Tally { exponents: [0; 256], zeros: 0, max: 0, above: [0; COUNTED.len()] };
         Meter { tallies: vec![empty; watches] }
     }
 

@@ -14,8 +14,8 @@ use std::path::Path;
 mod steps;
 mod watched;
 
-pub use watched::Seen;
 use steps::Pending;
+pub use watched::Seen;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]

@@ -54,7 +54,7 @@ fn watches(s: &Schedule, bind: &Bind) -> Vec<Watch> {
         }
         let mut from = Sources::default();
         node.inputs.iter().for_each(|v| from.add(&seen[v.0 as usize]));
-        for (i, &v) in node.outputs.iter().enumerate() {
+        for &v in &node.outputs {
             if let Op::Const(c) = &node.op {
                 let infinite = |x: &f32| x.is_nan() || x.abs() >= INFINITE;
                 from.infinite |= c.data.f32s().is_some_and(|l| l.iter().any(infinite));
@@ -64,9 +64,7 @@ fn watches(s: &Schedule, bind: &Bind) -> Vec<Watch> {
             let Some(mut watch) = watch(s, bind, &whole, at) else { continue };
             watch.op.clone_from(&node.name);
             watch.kind = node.op.name().into();
-            if node.outputs.len() > 1 {
-                watch.name = format!("{}.{i}", node.name);
-            }
+            watch.name = g.value_name(v);
             watch.side = side(g, v, &watch);
             watch.operands = from.watches.iter().copied().collect();
             watch.infinite_literal = from.infinite;
@@ -146,7 +144,7 @@ fn watch(s: &Schedule, bind: &Bind, whole: &BTreeMap<usize, u32>, at: usize) -> 
     let dense = Strided { value: at, offset: 0, strides: shape.strides() };
     s.items.physical(&dense, &value.shape)?;
     Some(Watch {
-        name: value.name.clone(),
+        name: String::new(),
         op: String::new(),
         kind: String::new(),
         side: Side::Forward,

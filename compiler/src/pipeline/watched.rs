@@ -2,15 +2,14 @@
 //! what overflowed. Both run on the CPU backend, whatever the recipe's device.
 
 use super::{
-    Forward, Joint, Options, choose, classes, differentiate, forward, model_name, target,
+    Forward, Joint, Options, choose, classes, differentiate, forward, model_name, ranges, target,
     warnings,
 };
 use crate::diagnostic::{Diagnostic, Result};
 use crate::emit;
 use crate::frontend::recipe::{LossScaleMode, Policy, Recipe};
-use crate::ir::{Graph, VarInit};
+use crate::ir::Graph;
 use crate::schedule::Capabilities;
-use crate::text;
 use precast_plan::{Math, Plan, TargetSummary, Watch};
 
 /// A plan without evaluation that stores everything it computes, and where that is found when.
@@ -32,6 +31,8 @@ pub struct Watched {
 pub fn profile(recipe: &Recipe, options: &Options) -> Result<Watched> {
     let mut recipe = recipe.clone();
     recipe.precision.policy = Policy::F32;
+    // Ranges that no longer fit the model are a reason to measure it.
+    recipe.precision.ranges = None;
     recipe.loss_scale.mode = LossScaleMode::Off;
     let options = Options { policy: None, ..options.clone() };
     let forward = forward(&recipe, &options)?;
@@ -78,16 +79,5 @@ fn watched(
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
     let warnings = warnings(recipe, options, forward);
-    Ok(Watched { plan, watches, digest: digest(forward), warnings })
-}
-
-/// Of the forward graph with its loss as text, without first values: ranges of one model are told
-/// from those of another, or of other extents. FNV-1a, 64 bits: against mistakes, not against
-/// forgery.
-pub(super) fn digest(forward: &Forward) -> String {
-    let mut g = forward.train.clone();
-    g.vars.values_mut().for_each(|v| v.init = VarInit::Zeros);
-    let text = text::print(&g);
-    let step = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-    format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+    Ok(Watched { plan, watches, digest: ranges::digest(&forward.train), warnings })
 }

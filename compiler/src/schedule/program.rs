@@ -81,10 +81,7 @@ fn build_with(
     let built = x.finish();
     let single = group.dims.iter().product::<usize>() == 1;
     let ports = built.inputs.len() + built.outputs.len();
-    if !single
-        && group.items.len() > 1
-        && (built.program.code.len() > most.0 || ports > most.1)
-    {
+    if !single && group.items.len() > 1 && (built.program.code.len() > most.0 || ports > most.1) {
         return Err("too large");
     }
     let infos = built.program.check().map_err(|_| "faulty program")?;
