@@ -167,7 +167,3 @@ pub fn begin_at(g: &mut Graph, loss_scale: &str, scale: f64) {
 pub fn names(g: &Graph) -> impl Iterator<Item = (ValueId, String)> + '_ {
     (0..g.value_count() as u32).map(ValueId).map(|v| (v, g.value_name(v)))
 }
-
-#[cfg(test)]
-#[path = "ranges_tests.rs"]
-mod tests;
