@@ -151,7 +151,7 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let mut eval = import(recipe, options, false)?.graph;
     autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
     eval.updates.clear();
-    let ranges = ranges::load(recipe, &train)?;
+    let ranges = ranges::load(recipe, &train, &frozen)?;
     Ok(Forward {
         ranges,
         train: verified("import", train, options),

@@ -12,11 +12,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The ranges of `[precision] ranges`, if the recipe has it; `train` is the forward graph with its
-/// loss.
+/// loss, `frozen` names the parameters that are not trained.
 ///
 /// # Errors
 /// P0504 where the file cannot be read or contradicts itself, P0505 where it is of another model.
-pub fn load(recipe: &Recipe, train: &Graph) -> Result<Option<Arc<Ranges>>> {
+pub fn load(recipe: &Recipe, train: &Graph, frozen: &[String]) -> Result<Option<Arc<Ranges>>> {
     let Some(file) = &recipe.precision.ranges else { return Ok(None) };
     let path = recipe.resolve(file);
     let again = "measure them: `precast profile RECIPE -o FILE`";
@@ -27,10 +27,11 @@ pub fn load(recipe: &Recipe, train: &Graph) -> Result<Option<Arc<Ranges>>> {
     };
     let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.to_string()))?;
     let ranges = Ranges::from_json(&text).map_err(unusable)?;
-    let own = digest(train);
+    let own = digest(train, frozen);
     if ranges.digest != own {
         let message = format!(
-            "the ranges are of another model, loss or batch: their digest is {}, this recipe's {own}",
+            "the ranges are of another model, loss, batch or set of frozen parameters: their digest \
+             is {}, this recipe's {own}",
             ranges.digest
         );
         let label = format!("`{}`, of `{}`", file.display(), ranges.model);
@@ -43,14 +44,15 @@ pub fn load(recipe: &Recipe, train: &Graph) -> Result<Option<Arc<Ranges>>> {
     Ok(Some(Arc::new(ranges)))
 }
 
-/// Of the forward graph with its loss as text, without first values: ranges of one model are told
-/// from those of another, or of other extents. FNV-1a, 64 bits: against mistakes, not against
+/// Of the forward graph with its loss as text, without first values, and of what is trained: ranges
+/// of one model are told from those of another, or of other extents. FNV-1a, 64 bits: against mistakes, not against
 /// forgery.
-pub fn digest(train: &Graph) -> String {
+pub fn digest(train: &Graph, frozen: &[String]) -> String {
     let mut g = train.clone();
     g.vars.values_mut().for_each(|v| v.init = VarInit::Zeros);
     let step = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-    format!("{:016x}", text::print(&g).bytes().fold(0xcbf2_9ce4_8422_2325, step))
+    let text = format!("{}frozen {frozen:?}\n", text::print(&g));
+    format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
 /// How the first loss scale is found: by the ranges, unless the recipe says.
@@ -62,8 +64,8 @@ pub fn first_scale(recipe: &Recipe) -> FirstScale {
     }
 }
 
-/// A warning, P0521, where ranges are of other tensors than the step's: other parameters are
-/// trained than when they were measured.
+/// A warning, P0521, where ranges are of other tensors than the step's: a change of the compiler may
+/// name them otherwise.
 pub fn coverage(recipe: &Recipe, forward: &Forward, joint: &Graph) -> Option<Diagnostic> {
     let known = forward.ranges.as_deref()?;
     let names: BTreeSet<String> = ranges::names(joint).map(|(_, name)| name).collect();
@@ -89,7 +91,7 @@ pub fn coverage(recipe: &Recipe, forward: &Forward, joint: &Graph) -> Option<Dia
             format!("the ranges lack `{}`{others}", first.name)
         }
     };
-    let place = recipe.place(&["precision.ranges"], "measured with other parameters frozen?");
+    let place = recipe.place(&["precision.ranges"], "measured with another version of Precast?");
     Some(
         Diagnostic::warning("P0521", message)
             .at(place)

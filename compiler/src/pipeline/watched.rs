@@ -79,5 +79,5 @@ fn watched(
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
     let warnings = warnings(recipe, options, forward);
-    Ok(Watched { plan, watches, digest: ranges::digest(&forward.train), warnings })
+    Ok(Watched { plan, watches, digest: ranges::digest(&forward.train, &forward.frozen), warnings })
 }

@@ -19,8 +19,8 @@ pub struct Ranges {
     pub version: u32,
     /// The model's name, for people.
     pub model: String,
-    /// Of the forward graph with its loss, extents included, first values not: what the ranges are
-    /// of. 16 hexadecimal digits.
+    /// Of the forward graph with its loss, extents included, first values not, and of what is
+    /// trained: what the ranges are of. 16 hexadecimal digits.
     pub digest: String,
     /// Optimizer steps, and batches of each, that were measured.
     pub steps: u64,
