@@ -32,6 +32,8 @@ pub struct Value {
     pub updates: Option<String>,
     /// Stored as a part of another value.
     pub placed: Option<(usize, Placement)>,
+    /// The graph's value that this is; `None` for what the schedule made.
+    pub of: Option<ValueId>,
 }
 
 impl Value {
@@ -189,8 +191,18 @@ impl Lower<'_> {
             source,
             updates: None,
             placed: None,
+            of: None,
         });
         self.out.values.len() - 1
+    }
+
+    /// [`Lower::value`], of a value of the graph; views of it are found through `loc`.
+    fn value_of(&mut self, name: String, v: ValueId, source: Source) -> usize {
+        let ty = self.g.ty(v).clone();
+        let id = self.value(name, &ty, source);
+        self.out.values[id].of = Some(v);
+        self.loc[v.0 as usize] = Some((id, View::dense(&ty.shape)));
+        id
     }
 
     /// New dense values for all results of a node.
@@ -201,10 +213,7 @@ impl Lower<'_> {
             .enumerate()
             .map(|(i, &v)| {
                 let name = if many { format!("{}.{i}", node.name) } else { node.name.clone() };
-                let ty = self.g.ty(v).clone();
-                let id = self.value(name, &ty, Source::Computed);
-                self.loc[v.0 as usize] = Some((id, View::dense(&ty.shape)));
-                id
+                self.value_of(name, v, Source::Computed)
             })
             .collect()
     }
@@ -220,8 +229,7 @@ impl Lower<'_> {
                     Op::Const(c) => (node.name.clone(), Source::Const(c.data.clone())),
                     op => panic!("`{}` is not a leaf", op.name()),
                 };
-                let id = self.value(name, g.ty(v), source);
-                self.loc[v.0 as usize] = Some((id, View::dense(g.shape(v))));
+                self.value_of(name, v, source);
             }
             Lowering::View => {
                 let v = node.outputs[0];
@@ -393,7 +401,7 @@ impl Lower<'_> {
         let node = self.g.node(a.node);
         let phase = node.region.phase();
         let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value(node.name.clone(), &a.ty, Source::Computed);
+        let to = self.value_of(node.name.clone(), v, Source::Computed);
         let whole = a.ty.shape.strides();
         let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
         if covered < a.ty.shape.elements() {
@@ -427,7 +435,6 @@ impl Lower<'_> {
                 (to, offset, strides),
             );
         }
-        self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
     }
 
     fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
