@@ -229,7 +229,11 @@ fn choose(
     let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
         let lowering = emit::Options {
             target: target.summary(),
-            capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
+            capabilities: Capabilities {
+                any_epilogue: target.any_epilogue(),
+                casts_alone,
+                channels_last: target.channels_last(),
+            },
             accumulate: recipe.train.accumulate,
             seed: recipe.weights.seed,
             math: Math::Exact,

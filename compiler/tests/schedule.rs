@@ -63,8 +63,12 @@ fn training(path: &str, dims: &[(&str, usize)], spec: &TrainSpec) -> Graph {
 }
 
 fn plan(g: &Graph) -> Plan {
+    plan_with(g, Capabilities::CPU)
+}
+
+fn plan_with(g: &Graph, capabilities: Capabilities) -> Plan {
     let options = Options {
-        capabilities: Capabilities::CPU,
+        capabilities,
         accumulate: 1,
         seed: 1,
         target: TargetSummary { name: "cpu".into(), device: "cpu".into() },
@@ -163,12 +167,16 @@ fn gpt() {
 
 /// A plan's results and new variables against the graph's meaning in f64.
 fn computes_the_graph(g: &Graph) {
+    computes_the_graph_with(g, Capabilities::CPU);
+}
+
+fn computes_the_graph_with(g: &Graph, capabilities: Capabilities) {
     use indexmap::IndexMap;
     use precast_compiler::ops::Op;
     use precast_compiler::reference::{Data, Tensor, eval};
     use precast_plan::{Init, Kind, Storage};
 
-    let plan = plan(g);
+    let plan = plan_with(g, capabilities);
     let mut m = interpreter::Machine::new(&plan);
     let mut state = 1u64;
     let mut random = move || {
@@ -250,6 +258,16 @@ fn mlp_computes_the_graph() {
 #[test]
 fn cnn_computes_the_graph() {
     computes_the_graph(&training("tests/fixtures/cifar_cnn/model_static.onnx", &[], &spec(SGD)));
+}
+
+/// The order in memory does not change what is computed, epilogues and concatenations included.
+#[test]
+fn cnn_with_channels_last_computes_the_graph() {
+    let g = training("tests/fixtures/cifar_cnn/model_static.onnx", &[], &spec(SGD));
+    for any_epilogue in [false, true] {
+        let caps = Capabilities { any_epilogue, channels_last: 4, ..Capabilities::CPU };
+        computes_the_graph_with(&g, caps);
+    }
 }
 
 #[test]

@@ -136,6 +136,23 @@ impl Coster<'_> {
         self.product(family, &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
             + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
             + self.epilogue(&conv.epilogue, &out)
+            + self.transposed(conv, &[(&conv.a, a), (&conv.b, b)])
+            + self.transposed(conv, &conv.epilogue.outputs.iter().map(|o| (o, out)).collect::<Vec<_>>())
+    }
+
+    /// What a library adds for tensors that lie otherwise than its kernel wants: it writes and reads
+    /// each once more, in kernels of its own.
+    fn transposed(&self, conv: &Conv, list: &[(&Access, [u64; 4])]) -> f64 {
+        if self.format(&conv.a).size() > self.target.channels_last() {
+            return 0.0;
+        }
+        let price = |(a, dims): &(&Access, [u64; 4])| {
+            let [_, c, h, w] = *dims;
+            let differs = c > 1 && h * w > 1;
+            let moved = 2.0 * self.bytes(a, dims.iter().product());
+            if differs && a.strides[1] != 1 { self.target.launch_ns + moved } else { 0.0 }
+        };
+        list.iter().map(price).sum()
     }
 
     fn attention(&self, family: Family, q: &Access, s: [u64; 5], causal: bool, passes: f64) -> f64 {

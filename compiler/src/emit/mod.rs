@@ -183,6 +183,7 @@ impl<'a> Emit<'a> {
                     Init::File { path: path.clone(), offset: *offset, dtype: *dtype }
                 }
                 VarInit::CopyOf(other) => Init::CopyOf(self.vars[other]),
+                VarInit::ChannelsLastOf(other) => Init::ChannelsLastOf(self.vars[other]),
             };
             let offset = self.keep(var.ty.bytes());
             self.tensor(
@@ -276,7 +277,7 @@ impl<'a> Emit<'a> {
                     .copied()
                     .unwrap_or_else(|| panic!("`{}` is used and never written", value.name));
                 let name = format!("{prefix}{}", value.name);
-                Ok(self.tensor(&name, value.dtype, &value.shape, Storage::Arena { offset }))
+                Ok(self.tensor(&name, value.dtype, &value.stored(), Storage::Arena { offset }))
             }
             Source::Var(_) => unreachable!("handled above"),
         }

@@ -1,10 +1,11 @@
 //! From a graph whose values carry storage formats to steps in order over planned memory.
 //!
-//! `weight copies → items → parts placed → fusion → order → arena`. Views cost nothing, values
+//! `weight copies → layouts → items → parts placed → fusion → order → arena`. Views cost nothing, values
 //! that only one fused program reads are never stored, and the optimizer writes weights, moments
 //! and low-precision copies in place.
 
 pub mod affine;
+pub mod channels;
 mod copies;
 mod deps;
 pub mod fuse;
@@ -35,10 +36,14 @@ pub struct Capabilities {
     /// Casts are kernels of their own, also those of weights, instead of being folded into what
     /// writes or reads them: how systems behave that cast eagerly.
     pub casts_alone: bool,
+    /// Convolutions whose operands have at most this many bytes an element read and write their
+    /// channels innermost in memory ([`channels`]); 0 where none does.
+    pub channels_last: usize,
 }
 
 impl Capabilities {
-    pub const CPU: Capabilities = Capabilities { any_epilogue: true, casts_alone: false };
+    pub const CPU: Capabilities = 
+        Capabilities { any_epilogue: true, casts_alone: false, channels_last: 0 };
 }
 
 /// A graph, scheduled.
@@ -59,9 +64,9 @@ pub struct Schedule {
 pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) -> Result<Schedule> {
     let graph = match caps.casts_alone {
         true => graph.without_dead_nodes(),
-        false => weight_copies(graph, existing).without_dead_nodes(),
+        false => weight_copies(graph, existing, caps.channels_last).without_dead_nodes(),
     };
-    let mut items = items::lower(&graph)?;
+    let mut items = items::lower(&graph, caps.channels_last)?;
     deps::sort(&mut items);
     place::place_parts(&mut items);
     deps::sort(&mut items);

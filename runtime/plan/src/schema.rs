@@ -157,6 +157,9 @@ pub enum Init {
     },
     /// The first value of another persistent tensor, rounded to this one's format.
     CopyOf(TensorId),
+    /// The first value of another persistent tensor of [o,c,h,w], rounded to this one's format, as
+    /// [o,h,w,c]: a filter for a kernel that wants its channels innermost in memory.
+    ChannelsLastOf(TensorId),
     /// Little-endian bytes in base 16, of the tensor's own format.
     Bytes(String),
 }
@@ -294,7 +297,8 @@ pub enum ConvKind {
     FilterGrad,
 }
 
-/// 2-d convolution (cross-correlation, as in ONNX), NCHW. 1-d convolutions have h = kh = 1.
+/// 2-d convolution (cross-correlation, as in ONNX). Strides of a, b and the result run over the axes
+/// that [`ConvKind`] names, whatever the order of memory. 1-d convolutions have h = kh = 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv {
@@ -365,7 +369,7 @@ pub struct AttentionGrad {
     pub d_v: Access,
 }
 
-/// Max pooling, NCHW. `MaxPool` reads x and writes y and the window index of each maximum
+/// Max pooling; strides run over [n,c,h,w], whatever the order of memory. `MaxPool` reads x and writes y and the window index of each maximum
 /// (`u8`: kernel row × kernel width + kernel column, the first of equals); `MaxPoolGrad` reads dy
 /// (as `y`) and the indices and writes dx (as `x`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

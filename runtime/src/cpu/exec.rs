@@ -5,6 +5,7 @@ use super::kernels::conv_wgrad::ConvWeightGradPlan;
 use super::kernels::gemm::{self, MatMut, MatRef, Shape};
 use super::pool::{Aligned, Pool};
 use super::rows::{self, EpilogueKernel, RowsKernel};
+use super::reorder::{Reorder, first};
 use super::special::{self, Special};
 use crate::error::{Error, Result};
 use plan::{Access, Conv, ConvGeometry, ConvKind, DType, Gemm, Kernel, Math, Plan, RegInfo, Rows};
@@ -76,6 +77,8 @@ pub struct ConvStep {
     b: *const u8,
     target: *mut u8,
     epilogue: Option<EpilogueKernel>,
+    /// Operands that are copied first.
+    reorder: Reorder,
     /// Where the kernel cannot store as the plan wants: sums go here and a row program follows.
     after: Option<(RowsKernel, Aligned)>,
 }
@@ -112,10 +115,11 @@ impl Bound {
         let of = |e: &Option<EpilogueKernel>| e.as_ref().map_or(0, EpilogueKernel::scratch_bytes);
         match self {
             Bound::Rows(k) => k.scratch_bytes(),
-            Bound::Special(_) => 0,
+            Bound::Special(s) => s.worker_scratch(),
             Bound::Gemm(g) => of(&g.epilogue),
             Bound::Conv(c) => {
-                of(&c.epilogue).max(c.after.as_ref().map_or(0, |a| a.0.scratch_bytes()))
+                let after = c.after.as_ref().map_or(0, |a| a.0.scratch_bytes());
+                of(&c.epilogue).max(after).max(c.reorder.scratch_bytes())
             }
         }
     }
@@ -133,7 +137,7 @@ impl Bound {
         unsafe {
             match self {
                 Bound::Rows(k) => k.run(pool),
-                Bound::Special(s) => s.run(scratch)?,
+                Bound::Special(s) => s.run(pool, scratch)?,
                 Bound::Gemm(g) => {
                     let epilogue = g.epilogue.as_ref().map(|e| e.on(pool));
                     gemm::Gemm {
@@ -151,6 +155,7 @@ impl Bound {
                 Bound::Conv(c) => {
                     let epilogue = c.epilogue.as_ref().map(|e| e.on(pool));
                     let target = c.after.as_ref().map_or(c.target, |(_, sums)| sums.ptr());
+                    c.reorder.before(pool);
                     match &c.plans {
                         ConvPlans::Tiles(p) => {
                             let epilogue = epilogue.as_ref().map(|e| e as _);
@@ -312,15 +317,14 @@ impl<'a> Binder<'a> {
             ConvKind::DataGrad => (y, w, x),
             ConvKind::FilterGrad => (x, y, w),
         };
-        let operand = |a: &Access, dims: &[usize], what: &str| -> Result<(*const u8, DType)> {
-            if !dense(&a.strides, dims) {
-                return Err(Error::new("R0108", format!("{what} of the convolution is not dense")));
-            }
+        let mut reorder = Reorder::default();
+        let mut operand = |a: &Access, dims: &[usize]| -> Result<(*const u8, DType)> {
             let b = self.access(a);
-            Ok((b.ptr.wrapping_add(b.offset as usize * b.dtype.size()).cast_const(), b.dtype))
+            let dtype = b.dtype;
+            Ok((reorder.read(b, dims)?.cast_const(), dtype))
         };
-        let (a, a_type) = operand(&c.a, &a_dims, "operand a")?;
-        let (b, b_type) = operand(&c.b, &b_dims, "operand b")?;
+        let (a, a_type) = operand(&c.a, &a_dims)?;
+        let (b, b_type) = operand(&c.b, &b_dims)?;
         let e = &c.epilogue;
         // The kernel stores one dense output by itself, after an epilogue over its tile.
         // The sums may pass through that output's memory before the epilogue reads its inputs.
@@ -339,8 +343,8 @@ impl<'a> Binder<'a> {
         let by_itself = own.filter(|_| tiles || self.only_stores(e));
         let (target, target_type) = match by_itself {
             Some(o) => {
-                let (ptr, dtype) = operand(&e.outputs[o], &dims, "the result")?;
-                (ptr.cast_mut(), dtype)
+                let b = self.access(&e.outputs[o]);
+                (first(&b), b.dtype)
             }
             None => (std::ptr::null_mut(), DType::F32),
         };
@@ -378,7 +382,7 @@ impl<'a> Binder<'a> {
                 ConvPlans::Filter(ConvWeightGradPlan::new(conv, a_type, b_type, target_type))
             }
         };
-        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, target, epilogue, after })))
+        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, target, epilogue, reorder, after })))
     }
 }
 

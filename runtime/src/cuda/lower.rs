@@ -180,6 +180,7 @@ impl Lowering<'_> {
         {
             self.push(products, &mut apart);
             let sums = Place::Scratch { offset: at };
+            let sums = (sums, text::dense_strides(&dims));
             text::lower_epilogue(self.plan, &g.epilogue, &dims, sums, self.facts, &mut apart)?;
             *l = apart;
             return Ok(());

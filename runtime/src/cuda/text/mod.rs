@@ -26,6 +26,7 @@ use super::launch::{Facts, Lowered, Task};
 use crate::error::{Error, Result};
 use code::Text;
 use precast_plan::{Plan, ProgramId, RegInfo, Rows};
+pub use space::dense_strides;
 use space::{Layout, Space};
 
 /// What every kernel's text begins with.
