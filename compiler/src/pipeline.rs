@@ -233,6 +233,7 @@ fn choose(
                 any_epilogue: target.any_epilogue(),
                 casts_alone,
                 channels_last: target.channels_last(),
+                operand_sums: !target.any_epilogue(),
             },
             accumulate: recipe.train.accumulate,
             seed: recipe.weights.seed,

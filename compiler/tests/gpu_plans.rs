@@ -277,3 +277,40 @@ fn convolutions_that_lie_otherwise_cost_transpositions() {
         assert!(price(&other) > price(s) + target.launch_ns, "`{}`", s.name);
     }
 }
+
+/// A bias gradient is stored by the product that makes its matrix's, unless a program that writes the
+/// cotangent sums it on its way.
+#[test]
+fn bias_gradients_need_no_kernel() {
+    let reduce = precast_plan::Instr::Reduce(precast_plan::ReduceOp::Sum, 0);
+    for (name, policy) in [("mlp_mnist", "bf16"), ("tiny_gpt", "bf16"), ("tiny_gpt", "f32")] {
+        let plan = plan(name, policy, "sm_90");
+        let operands: Vec<u32> = plan
+            .micro
+            .iter()
+            .filter_map(|s| match &s.kernel {
+                Kernel::Gemm(g) if g.batch == [1, 1] => Some([g.a.tensor, g.b.tensor]),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut beside = 0;
+        for s in &plan.micro {
+            match &s.kernel {
+                Kernel::Gemm(g) => beside += usize::from(g.sums.is_some()),
+                Kernel::Rows(r) => {
+                    let p = &plan.programs[r.program as usize];
+                    let alone = p.code.len() == 2 && p.code[1] == reduce;
+                    let of = r.instances[0].inputs[0].tensor;
+                    assert!(!(alone && operands.contains(&of)), "{name} {policy}: `{}`", s.name);
+                }
+                _ => {}
+            }
+        }
+        assert!(beside > 1, "{name} {policy}: {beside}");
+    }
+    assert!(plan("tiny_gpt", "bf16", "cpu").micro.iter().all(|s| match &s.kernel {
+        Kernel::Gemm(g) => g.sums.is_none(),
+        _ => true,
+    }));
+}

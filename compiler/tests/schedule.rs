@@ -270,6 +270,25 @@ fn cnn_with_channels_last_computes_the_graph() {
     }
 }
 
+/// Bias gradients leave the products of their matrices.
+#[test]
+fn products_that_sum_an_operand_compute_the_graph() {
+    let caps = Capabilities { any_epilogue: false, operand_sums: true, ..Capabilities::CPU };
+    for (path, spec) in [
+        ("tests/fixtures/mlp_mnist/model_static.onnx", spec(SGD)),
+        ("tests/fixtures/tiny_gpt/model_static.onnx", spec(ADAMW)),
+    ] {
+        let g = training(path, &[], &spec);
+        let sums = |p: &Plan| {
+            let with = |s: &&precast_plan::Step| matches!(&s.kernel, Kernel::Gemm(g) if g.sums.is_some());
+            p.micro.iter().filter(with).count()
+        };
+        assert!(sums(&plan_with(&g, caps)) > 0, "{path}");
+        assert_eq!(sums(&plan(&g)), 0, "{path}");
+        computes_the_graph_with(&g, caps);
+    }
+}
+
 #[test]
 fn gpt_computes_the_graph() {
     computes_the_graph(&training("tests/fixtures/tiny_gpt/model_static.onnx", &[], &spec(SGD)));

@@ -16,6 +16,7 @@ pub mod order;
 mod place;
 pub mod program;
 mod recompute;
+mod sums;
 
 pub use copies::{copy_name, weight_copies};
 pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
@@ -39,11 +40,18 @@ pub struct Capabilities {
     /// Convolutions whose operands have at most this many bytes an element read and write their
     /// channels innermost in memory ([`channels`]); 0 where none does.
     pub channels_last: usize,
+    /// A product that only stores its result may store the sums of an operand beside it.
+    pub operand_sums: bool,
 }
 
 impl Capabilities {
     pub const CPU: Capabilities = 
-        Capabilities { any_epilogue: true, casts_alone: false, channels_last: 0 };
+        Capabilities {
+        any_epilogue: true,
+        casts_alone: false,
+        channels_last: 0,
+        operand_sums: false,
+    };
 }
 
 /// A graph, scheduled.
@@ -70,14 +78,22 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
     deps::sort(&mut items);
     place::place_parts(&mut items);
     deps::sort(&mut items);
-    let mut groups = fuse::fuse(&items, caps);
+    let fused = fuse::fuse(&items, caps);
+    let again = recompute::recompute(&items, &fused);
+    let mut groups = fused;
+    if caps.operand_sums {
+        sums::join(&items, &mut groups);
+    }
     let mut steps = order::order(&items, &groups);
     let mut layout = memory::layout(&items, &groups, &steps);
     // What can be computed again is, where every clone fuses and less memory is needed.
-    if let Some(mut again) = recompute::recompute(&items, &groups) {
+    if let Some(mut again) = again {
         deps::sort(&mut again);
-        let fused = fuse::fuse(&again, caps);
+        let mut fused = fuse::fuse(&again, caps);
         if recompute::all_fused(&again, &fused) {
+            if caps.operand_sums {
+                sums::join(&again, &mut fused);
+            }
             let order = order::order(&again, &fused);
             let less = memory::layout(&again, &fused, &order);
             if less.bytes < layout.bytes {

@@ -1,7 +1,7 @@
 //! The plan: one training step, complete, and why it is what it is.
 
 use crate::dtype::DType;
-use crate::program::Program;
+use crate::program::{InPort, Instr, OutPort, Program, ReduceOp};
 use serde::{Deserialize, Serialize};
 
 /// Index into [`Plan::tensors`].
@@ -252,6 +252,54 @@ pub struct Gemm {
     pub b: Access,
     pub math: Math,
     pub epilogue: Epilogue,
+    /// What is stored beside the result: the gradient of a bias with that of its matrix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<OperandSums>,
+}
+
+/// Sums of an operand of a product, without batch, over its inner axis, in f32: `Σ_k a[m,k]` or
+/// `Σ_k b[k,n]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperandSums {
+    pub operand: Operand,
+    /// Stride along m, or along n.
+    pub out: Access,
+}
+
+/// Which operand of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operand {
+    A,
+    B,
+}
+
+impl Gemm {
+    /// The program that the sums of an operand are: for kernels that have no such epilogue. Its space
+    /// is the vector, then the summed axis.
+    pub fn sums_alone(&self, dtype: DType, stored: DType) -> Option<(Program, Instance)> {
+        let sums = self.sums.as_ref()?;
+        let (n, from, axes) = match sums.operand {
+            Operand::A => (self.m, &self.a, [2, 3]),
+            Operand::B => (self.n, &self.b, [3, 2]),
+        };
+        let program = Program {
+            name: "operand_sums".into(),
+            inputs: vec![InPort { dtype, row: false }],
+            code: vec![Instr::Load { port: 0 }, Instr::Reduce(ReduceOp::Sum, 0)],
+            outputs: vec![OutPort { dtype: stored, reg: 1 }],
+        };
+        let input = Access { strides: axes.map(|d| from.strides[d]).to_vec(), ..from.clone() };
+        let output = Access { strides: vec![sums.out.strides[0], 0], ..sums.out.clone() };
+        let instance = Instance {
+            dims: vec![n, self.k],
+            reduced: 1,
+            inputs: vec![input],
+            outputs: vec![output],
+        };
+        Some((program, instance))
+    }
 }
 
 /// What happens to an f32 accumulator before it is stored.

@@ -63,6 +63,8 @@ pub struct GemmStep {
     /// Where the product stores by itself.
     d: Option<MatMut>,
     epilogue: Option<EpilogueKernel>,
+    /// The sums of an operand, which vendor libraries store beside a product.
+    sums: Option<RowsKernel>,
 }
 
 enum ConvPlans {
@@ -116,7 +118,9 @@ impl Bound {
         match self {
             Bound::Rows(k) => k.scratch_bytes(),
             Bound::Special(s) => s.worker_scratch(),
-            Bound::Gemm(g) => of(&g.epilogue),
+            Bound::Gemm(g) => {
+                of(&g.epilogue).max(g.sums.as_ref().map_or(0, RowsKernel::scratch_bytes))
+            }
             Bound::Conv(c) => {
                 let after = c.after.as_ref().map_or(0, |a| a.0.scratch_bytes());
                 of(&c.epilogue).max(after).max(c.reorder.scratch_bytes())
@@ -151,6 +155,9 @@ impl Bound {
                         epilogue: epilogue.as_ref().map(|e| e as _),
                     }
                     .run(scratch);
+                    if let Some(sums) = &g.sums {
+                        sums.run(pool);
+                    }
                 }
                 Bound::Conv(c) => {
                     let epilogue = c.epilogue.as_ref().map(|e| e.on(pool));
@@ -281,14 +288,28 @@ impl<'a> Binder<'a> {
             MatRef { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] }
         };
         let (a, b) = (operand(&g.a), operand(&g.b));
+        let sums = self.operand_sums(g)?;
         if self.only_stores(&g.epilogue) {
             let (ptr, dtype, s) = view(&g.epilogue.outputs[0]);
             let d = Some(MatMut { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] });
-            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None })));
+            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None, sums })));
         }
         let dims = [shape.batch[0], shape.batch[1], shape.m, shape.n];
         let epilogue = Some(self.epilogue(&g.epilogue, &dims, 1, None));
-        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue })))
+        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue, sums })))
+    }
+
+    fn operand_sums(&self, g: &Gemm) -> Result<Option<RowsKernel>> {
+        let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
+        let Some(sums) = &g.sums else { return Ok(None) };
+        let from = if sums.operand == plan::Operand::A { &g.a } else { &g.b };
+        let alone = g.sums_alone(dtype(from), dtype(&sums.out));
+        let (program, instance) = alone.expect("the product has sums");
+        let infos = program.check().expect("a program that sums");
+        let dims: Vec<usize> = instance.dims.iter().map(|&n| n as usize).collect();
+        let (inputs, outputs) = (self.list(&instance.inputs), self.list(&instance.outputs));
+        let space = rows::Space { dims: &dims, reduced: 1, inputs: &inputs, outputs: &outputs };
+        Ok(Some(RowsKernel::new(&program, &infos, &[space])?))
     }
 
     fn epilogue(
