@@ -182,7 +182,7 @@ impl fmt::Display for Line<'_> {
                 )?;
                 write!(f, "{}", epilogue(&g.epilogue))?;
                 if let Some(s) = &g.sums {
-                    let of = if s.operand == Operand::A { &g.a } else { &g.b };
+                    let of = if s.operand == crate::schema::Operand::A { &g.a } else { &g.b };
                     write!(f, ", sums of {} -> {}", one(of), one(&s.out))?;
                 }
             }
