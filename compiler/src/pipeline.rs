@@ -233,7 +233,8 @@ fn choose(
                 any_epilogue: target.any_epilogue(),
                 casts_alone,
                 channels_last: target.channels_last(),
-                operand_sums: !target.any_epilogue(),
+                // Systems that cast eagerly sum bias gradients on their own.
+                operand_sums: !target.any_epilogue() && !casts_alone,
             },
             accumulate: recipe.train.accumulate,
             seed: recipe.weights.seed,

@@ -280,7 +280,8 @@ fn products_that_sum_an_operand_compute_the_graph() {
     ] {
         let g = training(path, &[], &spec);
         let sums = |p: &Plan| {
-            let with = |s: &&precast_plan::Step| matches!(&s.kernel, Kernel::Gemm(g) if g.sums.is_some());
+            let with =
+                |s: &&precast_plan::Step| matches!(&s.kernel, Kernel::Gemm(g) if g.sums.is_some());
             p.micro.iter().filter(with).count()
         };
         assert!(sums(&plan_with(&g, caps)) > 0, "{path}");

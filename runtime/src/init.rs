@@ -165,3 +165,20 @@ fn missing(name: &str, weights: &dyn WeightSource) -> Error {
     let place = weights.describe();
     Error::new("R0301", format!("there are no weights named `{name}`")).at(place).help(help)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::channels_last;
+
+    #[test]
+    fn channels_move_behind_pixels() {
+        // [1,2,3] of two bytes: channel c, pixel p is 10 c + p.
+        let element = |c: u8, p: u8| [10 * c + p, 0xff];
+        let of = |list: &[(u8, u8)]| -> Vec<u8> {
+            list.iter().flat_map(|&(c, p)| element(c, p)).collect()
+        };
+        let from = of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
+        let to = of(&[(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]);
+        assert_eq!(channels_last(&from, [1, 2, 3], 2), to);
+    }
+}

@@ -2,8 +2,8 @@
 //! schedule made of it.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, DType, Epilogue, Family, Gemm, Instance, Instr, Kernel, Operand, Plan,
-    Program, Step, Target,
+    Access, Conv, ConvGeometry, DType, Epilogue, Family, Gemm, Instance, Instr, Kernel, Operand,
+    Plan, Program, Step, Target,
 };
 
 /// Nanoseconds of one step on a target.
@@ -138,7 +138,10 @@ impl Coster<'_> {
             + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
             + self.epilogue(&conv.epilogue, &out)
             + self.transposed(conv, &[(&conv.a, a), (&conv.b, b)])
-            + self.transposed(conv, &conv.epilogue.outputs.iter().map(|o| (o, out)).collect::<Vec<_>>())
+            + self.transposed(
+                conv,
+                &conv.epilogue.outputs.iter().map(|o| (o, out)).collect::<Vec<_>>(),
+            )
     }
 
     /// What a library adds for tensors that lie otherwise than its kernel wants: it writes and reads

@@ -15,8 +15,7 @@ use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, sc
 use precast_plan::{
     Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
     Init, Instance, Instr, Kernel, Math, MaxPool, Named, Operand, OperandSums, Plan, Program, Role,
-    Rows, Step, Storage,
-    Summary, TargetSummary, Tensor, VERSION,
+    Rows, Step, Storage, Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -45,8 +45,7 @@ impl Value {
     /// The whole value.
     pub fn view(&self) -> View {
         let shape = Shape::new(&self.shape);
-        let strides =
-            if self.channels_last { channels::strides(&shape) } else { shape.strides() };
+        let strides = if self.channels_last { channels::strides(&shape) } else { shape.strides() };
         View { shape, offset: 0, strides }
     }
 

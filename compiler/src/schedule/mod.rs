@@ -45,8 +45,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    pub const CPU: Capabilities = 
-        Capabilities {
+    pub const CPU: Capabilities = Capabilities {
         any_epilogue: true,
         casts_alone: false,
         channels_last: 0,

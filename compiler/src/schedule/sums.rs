@@ -108,15 +108,17 @@ fn of_product(
     s: &Found,
 ) -> Option<(usize, Access)> {
     let item = &items.items[product];
-    let Body::Product { op: Op::MatMul(MatMul { fused: matmul::Fused::None }), operands } = &item.body
+    let Body::Product { op: Op::MatMul(MatMul { fused: matmul::Fused::None }), operands } =
+        &item.body
     else {
         return None;
     };
-    // The library sums beside a product that it only stores, into the result's format.
+    // The library sums beside a product that it only stores, into the result's format: gradients of
+    // parameters are f32.
     let stores = built.program.code[..] == [Instr::Load { port: 0 }] && built.outputs.len() == 1;
     let result = built.program.outputs.first()?.dtype;
     let one = item.dims[..item.dims.len() - 2].iter().all(|&n| n == 1);
-    if !stores || !one || s.dtype.1 != result {
+    if !stores || !one || [s.dtype.1, result] != [DType::F32; 2] {
         return None;
     }
     over_product(&group.dims, &built.outputs[0], &item.dims)?;

@@ -100,8 +100,7 @@ impl Dnn {
                 (strides(&out_dims, &out.strides, last), format(out.tensor)?, e.kind)
             }
         };
-        let result =
-            |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
+        let result = |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
         match kind {
             EpilogueKind::Store => {
                 let y = result(&mut b)?;

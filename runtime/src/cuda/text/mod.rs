@@ -104,9 +104,9 @@ pub fn lower_program(
     facts: &Facts,
     out: &mut Lowered,
 ) -> Result<()> {
-    let infos = program.check().map_err(|e| {
-        Error::new("R0103", e).at(format!("program `{}`", program.name))
-    })?;
+    let infos = program
+        .check()
+        .map_err(|e| Error::new("R0103", e).at(format!("program `{}`", program.name)))?;
     let space = Space::new(plan, program, &infos, instance);
     let layout = Layout::new(&space);
     lower_one(&space, &layout, facts, out);
