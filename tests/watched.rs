@@ -100,7 +100,7 @@ fn profiles_see_the_whole_graph() {
         let (text, options) = f.recipe(model, "f32", SGD, "");
         let recipe = Recipe::parse(f.folder.join("recipe.toml"), &text).expect("a recipe");
         let (text, _) = pipeline::stage(&recipe, &options, "autodiff").expect("a stage");
-        let graph = precast_compiler::text::parse("joint".as_ref(), &text).expect("it reads back");
+        let graph = precast_compiler::text::parse("joint", &text).expect("it reads back");
         let names: BTreeSet<&str> = ranges.iter().map(|r| r.name.as_str()).collect();
         let mut unseen = vec![];
         for (_, n) in graph.nodes() {
