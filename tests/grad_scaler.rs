@@ -3,7 +3,7 @@
 
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline;
-use precast_plan::{DType, Role, Storage};
+use precast_plan::{Precision, Role, Storage};
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, ModelWeights, Options, Session};
 use serde_json::Value;

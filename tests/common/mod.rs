@@ -8,7 +8,7 @@ use precast_compiler::pipeline::{self, Compiled};
 use precast_compiler::precision::{Policy, PrecisionOptions};
 use precast_compiler::schedule::Capabilities;
 use precast_compiler::{egraph, emit, simplify};
-use precast_plan::{Math, Plan, Target};
+use precast_plan::{Plan, Target};
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile};
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@ use crate::ops::{NumericClass, Op};
 use crate::precision::{self, Choices, Labels, Legal, Model, Policy, PrecisionOptions};
 use egg::{Runner, SimpleScheduler, StopReason};
 use precast_plan::{Candidate, DType, Decision, Precision, Target};
+use precision::ranges::{Origin, Ranged};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Modes<'a> {
 #[derive(Clone, Debug)]
 pub struct Structured {
     pub graph: Graph,
+    /// By value: the original value that it equals.
+    pub origins: Vec<Option<Origin>>,
     pub rule_firings: BTreeMap<String, u64>,
 }
 
@@ -141,11 +144,11 @@ impl<'g> Saturated<'g> {
             problem.avoid(&loaded.originals());
         }
         let choice = problem.solve(&loaded.eg);
-        let graph = convert::unload(g, loaded, &problem, &choice);
+        let (graph, origins) = convert::unload(g, loaded, &problem, &choice);
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
-        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone() }
+        Structured { graph, origins, rule_firings: loaded.eg.analysis.firings.clone() }
     }
 }
 
@@ -158,6 +161,8 @@ struct Plan {
     labels: Labels,
     legal: Legal,
     note: String,
+    /// What ranges changed, for the summary.
+    ranged: String,
     /// Formats on every value, casts in place.
     placed: Graph,
     ns: f64,
@@ -228,7 +233,9 @@ pub fn run_scheduled(
         let eight = name.ends_with("fp8");
         let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
-        let legal = precision::legal::legality(g, half, options, target)?;
+        let origins = &structured.origins;
+        let Ranged { legal, scale, note: ranged } =
+            precision::ranges::legality(g, origins, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
         let labels = if kind == Kind::Full { model.full() } else { model.cut() };
         let note = match kind {
@@ -247,6 +254,9 @@ pub fn run_scheduled(
         let exact = legal.exact(g);
         let all = options.policy == Policy::Tf32;
         let tf32 = precision::tf32::mark(&mut placed, &exact, &prices, all);
+        if let Some(scale) = scale {
+            precision::ranges::begin_at(&mut placed, &options.loss_scale, scale);
+        }
         if let Err(e) = crate::ir::verify::verify(&placed) {
             panic!("placing casts built a graph that does not verify:\n{e}");
         }
@@ -255,7 +265,20 @@ pub fn run_scheduled(
             None => model.price(&labels) as f64 * 1e-3,
         };
         let note = note.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured, tf32, fp8 })
+        Ok(Plan {
+            name,
+            scaled: s,
+            model,
+            labels,
+            legal,
+            note,
+            ranged,
+            placed,
+            ns,
+            structured,
+            tf32,
+            fp8,
+        })
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
@@ -301,7 +324,7 @@ pub fn run_scheduled(
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
     };
-    let choice = journal::choice(policy, &plans, best, target);
+    let choice = journal::choice(policy, &plans, best, target) + &plans[best].ranged;
     let candidates = plans
         .iter()
         .map(|p| Candidate {

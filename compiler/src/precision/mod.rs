@@ -11,16 +11,19 @@ pub mod fp8;
 pub mod labels;
 pub mod legal;
 pub mod place;
+pub mod ranges;
 pub mod tf32;
 
 pub use crate::frontend::recipe::{Allow, Pin, Policy};
 pub use labels::{Labels, Model};
 pub use legal::Legal;
+pub use ranges::FirstScale;
 
 use crate::ir::{Graph, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
-use precast_plan::{Precision, Target};
+use precast_plan::{Precision, Ranges, Target};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the person asked for.
 #[derive(Clone, Debug)]
@@ -34,6 +37,10 @@ pub struct PrecisionOptions {
     pub seed: String,
     /// Name of the variable that holds the loss scale.
     pub loss_scale: String,
+    /// Ranges measured of the model.
+    pub ranges: Option<Arc<Ranges>>,
+    /// The first loss scale, as far as it is known before formats are chosen.
+    pub first_scale: FirstScale,
 }
 
 impl PrecisionOptions {
@@ -45,6 +52,8 @@ impl PrecisionOptions {
             allow: Allow::default(),
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
+            ranges: None,
+            first_scale: FirstScale::Given(65536.0),
         }
     }
 }

@@ -15,7 +15,7 @@ use precast_compiler::precision::{Policy, PrecisionOptions};
 use precast_compiler::reference::{Tensor, eval};
 use precast_compiler::simplify::simplify;
 use precast_compiler::text;
-use precast_plan::{DType, Target};
+use precast_plan::{DType, Precision, Target};
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 

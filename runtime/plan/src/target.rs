@@ -44,6 +44,16 @@ pub struct Speed {
     pub points: Vec<(f64, f64)>,
 }
 
+/// A cache that all of a step's tensors may stay in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Bytes of tensors that it holds beside all else.
+    pub bytes: u64,
+    /// Bytes that a kernel reads from and writes to it, GB/s.
+    pub bandwidth_gbs: f64,
+}
+
 /// A described target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +65,9 @@ pub struct Target {
     pub source: String,
     /// Bytes that a streaming kernel reads and writes, GB/s.
     pub bandwidth_gbs: f64,
+    /// Faster than `bandwidth_gbs` for steps that fit; absent where that is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// Starting one kernel, ns.
     pub launch_ns: f64,
     /// One addition, multiplication, comparison or selection of one element, ns.
@@ -71,10 +84,26 @@ pub struct Target {
 }
 
 impl Target {
+    /// The target as a step finds it that has so many bytes of tensors at once: where they fit the
+    /// cache, traffic has its speed.
+    pub fn for_working_set(mut self, bytes: u64) -> Target {
+        if let Some(cache) = self.cache.take_if(|c| bytes <= c.bytes) {
+            self.bandwidth_gbs = self.bandwidth_gbs.max(cache.bandwidth_gbs);
+        }
+        self
+    }
+
     /// Whether a product can end in any elementwise program. Where products are a vendor library's,
     /// they end in what it offers ([`crate::EpilogueKind`]) and what follows is a kernel of its own.
     pub fn any_epilogue(&self) -> bool {
         self.device == "cpu"
+    }
+
+    /// Bytes of an element up to which convolutions want their channels innermost in memory: tensor
+    /// cores take 16-bit operands so, and a library transposes what lies otherwise. Kernels for f32
+    /// operands, and those of CPUs, take the axes in order.
+    pub fn channels_last(&self) -> usize {
+        if self.device == "cuda" { 2 } else { 0 }
     }
 
     pub fn summary(&self) -> TargetSummary {
@@ -141,6 +170,10 @@ impl Target {
             }
         };
         positive("bandwidth_gbs", self.bandwidth_gbs)?;
+        if let Some(c) = self.cache {
+            positive("cache.bandwidth_gbs", c.bandwidth_gbs)?;
+            positive("cache.bytes", c.bytes as f64)?;
+        }
         let times = [
             ("launch_ns", self.launch_ns),
             ("simple_ns", self.simple_ns),
@@ -253,6 +286,17 @@ mod tests {
             t.name = board.into();
             assert_eq!(t, Target::shipped(board).unwrap());
         }
+    }
+
+    #[test]
+    fn a_step_that_fits_the_cache_moves_at_its_speed() {
+        let mut t = Target::shipped("cpu-generic").unwrap();
+        t.bandwidth_gbs = 10.0;
+        t.cache = Some(Cache { bytes: 100, bandwidth_gbs: 50.0 });
+        assert_eq!(t.clone().for_working_set(100).bandwidth_gbs, 50.0);
+        assert_eq!(t.clone().for_working_set(101).bandwidth_gbs, 10.0);
+        t.cache = None;
+        assert_eq!(t.for_working_set(1).bandwidth_gbs, 10.0);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use super::kernels::conv::{Conv2d, ConvPlan};
 use super::kernels::conv_wgrad::ConvWeightGradPlan;
 use super::kernels::gemm::{self, MatMut, MatRef, Shape};
 use super::pool::{Aligned, Pool};
+use super::reorder::{Reorder, first};
 use super::rows::{self, EpilogueKernel, RowsKernel};
 use super::special::{self, Special};
 use super::tf32::{Operands, Rounding};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use plan::{Access, Conv, ConvGeometry, ConvKind, DType, Gemm, Kernel, Math, Plan, RegInfo, Rows};
 use plan::{Step, Storage, TensorId};
 use precast_plan as plan;
@@ -66,6 +67,8 @@ pub struct GemmStep {
     /// Where the product stores by itself.
     d: Option<MatMut>,
     epilogue: Option<EpilogueKernel>,
+    /// The sums of an operand, which vendor libraries store beside a product.
+    sums: Option<RowsKernel>,
 }
 
 enum ConvPlans {
@@ -81,6 +84,8 @@ pub struct ConvStep {
     rounded: [Option<Rounding>; 2],
     target: *mut u8,
     epilogue: Option<EpilogueKernel>,
+    /// Operands that are copied first.
+    reorder: Reorder,
     /// Where the kernel cannot store as the plan wants: sums go here and a row program follows.
     after: Option<(RowsKernel, Aligned)>,
 }
@@ -117,10 +122,13 @@ impl Bound {
         let of = |e: &Option<EpilogueKernel>| e.as_ref().map_or(0, EpilogueKernel::scratch_bytes);
         match self {
             Bound::Rows(k) => k.scratch_bytes(),
-            Bound::Special(_) => 0,
-            Bound::Gemm(g) => of(&g.epilogue),
+            Bound::Special(s) => s.worker_scratch(),
+            Bound::Gemm(g) => {
+                of(&g.epilogue).max(g.sums.as_ref().map_or(0, RowsKernel::scratch_bytes))
+            }
             Bound::Conv(c) => {
-                of(&c.epilogue).max(c.after.as_ref().map_or(0, |a| a.0.scratch_bytes()))
+                let after = c.after.as_ref().map_or(0, |a| a.0.scratch_bytes());
+                of(&c.epilogue).max(after).max(c.reorder.scratch_bytes())
             }
         }
     }
@@ -138,7 +146,7 @@ impl Bound {
         unsafe {
             match self {
                 Bound::Rows(k) => k.run(pool),
-                Bound::Special(s) => s.run(scratch)?,
+                Bound::Special(s) => s.run(pool, scratch)?,
                 Bound::Gemm(g) => {
                     g.rounded.iter().flatten().for_each(|r| r.run());
                     let epilogue = g.epilogue.as_ref().map(|e| e.on(pool));
@@ -153,11 +161,15 @@ impl Bound {
                         epilogue: epilogue.as_ref().map(|e| e as _),
                     }
                     .run(scratch);
+                    if let Some(sums) = &g.sums {
+                        sums.run(pool);
+                    }
                 }
                 Bound::Conv(c) => {
                     c.rounded.iter().flatten().for_each(|r| r.run());
                     let epilogue = c.epilogue.as_ref().map(|e| e.on(pool));
                     let target = c.after.as_ref().map_or(c.target, |(_, sums)| sums.ptr());
+                    c.reorder.before(pool);
                     match &c.plans {
                         ConvPlans::Tiles(p) => {
                             let epilogue = epilogue.as_ref().map(|e| e as _);
@@ -282,14 +294,30 @@ impl<'a> Binder<'a> {
             MatRef { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] }
         };
         let (a, b) = (operand(&g.a, 0), operand(&g.b, 1));
+        let sums = self.operand_sums(g)?;
         if self.only_stores(&g.epilogue) {
             let (ptr, dtype, s) = view(&g.epilogue.outputs[0], None);
             let d = Some(MatMut { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] });
-            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, rounded, d, epilogue: None })));
+            let step = GemmStep { shape, a, b, rounded, d, epilogue: None, sums };
+            return Ok(Bound::Gemm(Box::new(step)));
         }
         let dims = [shape.batch[0], shape.batch[1], shape.m, shape.n];
         let epilogue = Some(self.epilogue(&g.epilogue, &dims, 1, None));
-        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, rounded, d: None, epilogue })))
+        let step = GemmStep { shape, a, b, rounded, d: None, epilogue, sums };
+        Ok(Bound::Gemm(Box::new(step)))
+    }
+
+    fn operand_sums(&self, g: &Gemm) -> Result<Option<RowsKernel>> {
+        let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
+        let Some(sums) = &g.sums else { return Ok(None) };
+        let from = if sums.operand == plan::Operand::A { &g.a } else { &g.b };
+        let alone = g.sums_alone(dtype(from), dtype(&sums.out));
+        let (program, instance) = alone.expect("the product has sums");
+        let infos = program.check().expect("a program that sums");
+        let dims: Vec<usize> = instance.dims.iter().map(|&n| n as usize).collect();
+        let (inputs, outputs) = (self.list(&instance.inputs), self.list(&instance.outputs));
+        let space = rows::Space { dims: &dims, reduced: 1, inputs: &inputs, outputs: &outputs };
+        Ok(Some(RowsKernel::new(&program, &infos, &[space])?))
     }
 
     fn epilogue(
@@ -318,21 +346,15 @@ impl<'a> Binder<'a> {
             ConvKind::DataGrad => (y, w, x),
             ConvKind::FilterGrad => (x, y, w),
         };
-        let operand = |a: &Access, dims: &[usize], what: &str| -> Result<(*const u8, DType)> {
-            if !dense(&a.strides, dims) {
-                return Err(Error::new("R0108", format!("{what} of the convolution is not dense")));
-            }
-            let b = self.access(a);
-            Ok((b.ptr.wrapping_add(b.offset as usize * b.dtype.size()).cast_const(), b.dtype))
+        let mut reorder = Reorder::default();
+        let mut operand = |a: &Access, dims: &[usize], i: usize| -> Result<(*const u8, DType)> {
+            let mut b = self.access(a);
+            b.ptr = rounded[i].as_ref().map_or(b.ptr, Rounding::target);
+            let dtype = b.dtype;
+            Ok((reorder.read(b, dims)?.cast_const(), dtype))
         };
-        // Rounded or not, an operand lies at the same offset of its tensor.
-        let moved = |x: &Access, ptr: *const u8, i: usize| match &rounded[i] {
-            None => ptr,
-            Some(r) => r.target().wrapping_add(x.offset as usize * 4).cast_const(),
-        };
-        let (a, a_type) = operand(&c.a, &a_dims, "operand a")?;
-        let (b, b_type) = operand(&c.b, &b_dims, "operand b")?;
-        let (a, b) = (moved(&c.a, a, 0), moved(&c.b, b, 1));
+        let (a, a_type) = operand(&c.a, &a_dims, 0)?;
+        let (b, b_type) = operand(&c.b, &b_dims, 1)?;
         let e = &c.epilogue;
         // The kernel stores one dense output by itself, after an epilogue over its tile.
         // The sums may pass through that output's memory before the epilogue reads its inputs.
@@ -351,8 +373,8 @@ impl<'a> Binder<'a> {
         let by_itself = own.filter(|_| tiles || self.only_stores(e));
         let (target, target_type) = match by_itself {
             Some(o) => {
-                let (ptr, dtype) = operand(&e.outputs[o], &dims, "the result")?;
-                (ptr.cast_mut(), dtype)
+                let b = self.access(&e.outputs[o]);
+                (first(&b), b.dtype)
             }
             None => (std::ptr::null_mut(), DType::F32),
         };
@@ -390,7 +412,8 @@ impl<'a> Binder<'a> {
                 ConvPlans::Filter(ConvWeightGradPlan::new(conv, a_type, b_type, target_type))
             }
         };
-        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, rounded, target, epilogue, after })))
+        let step = ConvStep { plans, a, b, rounded, target, epilogue, reorder, after };
+        Ok(Bound::Conv(Box::new(step)))
     }
 }
 

@@ -178,6 +178,9 @@ pub struct Precision {
     pub policy: Policy,
     pub pins: Vec<Pin>,
     pub allow: Allow,
+    /// Ranges of this model's tensors, such as `precast profile` writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<PathBuf>,
 }
 
 /// Precisions that any policy may use beside its own, where the target has them and the prices say

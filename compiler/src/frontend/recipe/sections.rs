@@ -19,7 +19,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing"]),
     ("[optimizer]", &["lr", "betas", "eps", "momentum", "nesterov", "weight_decay", "no_decay"]),
     ("[schedule]", &["warmup", "final_ratio"]),
-    ("[precision]", &["policy", "pins", "allow"]),
+    ("[precision]", &["policy", "pins", "allow", "ranges"]),
     ("[loss_scale]", &["mode", "growth", "backoff", "interval", "hysteresis", "min", "max"]),
     (
         "[train]",
@@ -419,8 +419,9 @@ fn precision(t: Table) -> Option<Precision> {
         let set = |allow: Allow, w: Option<fn(Allow) -> Allow>| Some(w?(allow));
         words.into_iter().try_fold(Allow::default(), set)
     });
+    let ranges = or(t.get("ranges"), None, |i| i.path().map(Some));
     t.finish();
-    Some(Precision { policy: policy?, pins: pins?, allow: allow? })
+    Some(Precision { policy: policy?, pins: pins?, allow: allow?, ranges: ranges? })
 }
 
 /// What `allow` may name.
