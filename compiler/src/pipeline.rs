@@ -240,7 +240,13 @@ fn choose(
     let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
         let lowering = emit::Options {
             target: target.summary(),
-            capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
+            capabilities: Capabilities {
+                any_epilogue: target.any_epilogue(),
+                casts_alone,
+                channels_last: target.channels_last(),
+                // Systems that cast eagerly sum bias gradients on their own.
+                operand_sums: !target.any_epilogue() && !casts_alone,
+            },
             accumulate: recipe.train.accumulate,
             seed: recipe.weights.seed,
             math: Math::Exact,

@@ -7,7 +7,7 @@ use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
-use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
+use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
@@ -309,11 +309,10 @@ impl Session {
         value.convert(0..value.elements(), t.dtype, (1.0, 0.0), &mut bytes)?;
         self.backend.write(id, &bytes)?;
         for (k, t) in self.plan.tensors.iter().enumerate() {
-            if let Storage::Persistent { role: Role::WeightCopy, init: Init::CopyOf(from), .. } =
-                t.storage
-                && from == id
+            if let Storage::Persistent { role: Role::WeightCopy, init, .. } = &t.storage
+                && init::original(init) == Some(id)
             {
-                init::copy(&self.plan, self.backend.as_mut(), id, k as TensorId)?;
+                init::copy(&self.plan, self.backend.as_mut(), k as TensorId)?;
             }
         }
         Ok(())
@@ -408,6 +407,7 @@ impl Session {
         let (file, state, steps) = self.checkpoint(path)?;
         let bad = |code, text| unfit(path, code, text);
         let mut values = vec![];
+        let mut copies = vec![];
         let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
             let Storage::Persistent { role, .. } = t.storage else { continue };
@@ -415,6 +415,11 @@ impl Session {
                 continue;
             }
             expected += 1;
+            if role == Role::WeightCopy && file.tensor(&t.name).is_ok() {
+                // Another backend may keep it in another order; it follows from its weight.
+                copies.push(i as TensorId);
+                continue;
+            }
             let value = file
                 .tensor(&t.name)
                 .map_err(|_| bad("R0509", format!("the checkpoint lacks `{}`", t.name)))?;
@@ -434,6 +439,9 @@ impl Session {
         }
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
+        }
+        for id in copies {
+            init::copy(&self.plan, self.backend.as_mut(), id)?;
         }
         self.steps = steps;
         Ok(state)

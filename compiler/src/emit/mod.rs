@@ -17,8 +17,8 @@ use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
     Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
-    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Plan, Program, Role, Rows, Step, Storage,
-    Summary, TargetSummary, Tensor, VERSION,
+    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Operand, OperandSums, Plan, Program, Role,
+    Rows, Step, Storage, Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -185,6 +185,7 @@ impl<'a> Emit<'a> {
                     Init::File { path: path.clone(), offset: *offset, dtype: *dtype }
                 }
                 VarInit::CopyOf(other) => Init::CopyOf(self.vars[other]),
+                VarInit::ChannelsLastOf(other) => Init::ChannelsLastOf(self.vars[other]),
             };
             let offset = self.keep(var.ty.bytes());
             self.tensor(
@@ -275,7 +276,7 @@ impl<'a> Emit<'a> {
                     .copied()
                     .unwrap_or_else(|| panic!("`{}` is used and never written", value.name));
                 let name = format!("{prefix}{}", value.name);
-                Ok(self.tensor(&name, value.dtype, &value.shape, Storage::Arena { offset }))
+                Ok(self.tensor(&name, value.dtype, &value.stored(), Storage::Arena { offset }))
             }
             Source::Var(_) => unreachable!("handled above"),
         }
@@ -323,7 +324,9 @@ impl<'a> Emit<'a> {
         }
         let mut ops = vec![];
         for &g in &b.groups {
-            for op in s.groups[g].0.items.iter().filter_map(|&i| s.items.items[i].op.clone()) {
+            let group = &s.groups[g].0;
+            let all = group.items.iter().copied().chain(group.sums.iter().map(|s| s.item));
+            for op in all.filter_map(|i| s.items.items[i].op.clone()) {
                 if !ops.contains(&op) {
                     ops.push(op);
                 }
@@ -482,6 +485,10 @@ impl Bind<'_> {
             b: Access { strides: p.b, ..b },
             math,
             epilogue: Epilogue { kind, program, inputs, outputs },
+            sums: g.sums.as_ref().map(|s| OperandSums {
+                operand: if s.operand == 0 { Operand::A } else { Operand::B },
+                out: self.access(&s.out, &[item.dims[rank - 2 + s.operand]]),
+            }),
         })
     }
 

@@ -132,6 +132,8 @@ pub enum VarInit {
     },
     /// As another variable begins, rounded.
     CopyOf(String),
+    /// As another variable of [o,c,h,w] begins, rounded, as [o,h,w,c].
+    ChannelsLastOf(String),
 }
 
 /// A tensor that outlives the step. Read by [`crate::ops::Var`] nodes, written by

@@ -6,6 +6,7 @@ use super::{
     warnings,
 };
 use crate::diagnostic::{Diagnostic, Result};
+use crate::cost;
 use crate::emit;
 use crate::frontend::recipe::{LossScaleMode, Policy, Recipe};
 use crate::ir::Graph;
@@ -49,10 +50,12 @@ pub fn profile(recipe: &Recipe, options: &Options) -> Result<Watched> {
 pub fn replay(recipe: &Recipe, options: &Options) -> Result<Watched> {
     let forward = forward(recipe, options)?;
     let joint: Joint = differentiate(recipe, options, &forward)?;
-    let target = target(recipe, options)?;
+    let target = target(recipe, options)?.for_working_set(cost::working_set(joint.shown()));
     let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
     let casts_alone = matches!(super::policy(recipe, options), Policy::Baseline(_));
-    let capabilities = Capabilities { any_epilogue: target.any_epilogue(), casts_alone };
+    // Layouts change no value, and the processor's kernels take dense operands.
+    let capabilities =
+        Capabilities { any_epilogue: target.any_epilogue(), casts_alone, ..Capabilities::CPU };
     watched(recipe, options, &forward, &outcome.graph, capabilities)
 }
 
