@@ -28,9 +28,12 @@ pub fn tap(s: &mut Schedule) -> BTreeSet<usize> {
         for &g in step.groups.iter().filter(|_| step.phase == Phase::Micro) {
             let Some((values, copy)) = copy(&mut s.items, &s.groups[g]) else { continue };
             tapped.extend(values);
-            let (reads, writes) = touched(&s.items, &s.groups[g].0, Some(&copy));
-            s.groups.push((s.groups[g].0.clone(), Some(copy)));
+            // The original stores the sums of an operand, if anyone does.
+            let group = Group { sums: None, ..s.groups[g].0.clone() };
+            s.groups.push((group, Some(copy)));
             let groups = vec![s.groups.len() - 1];
+            let (group, copy) = s.groups.last().expect("just added");
+            let (reads, writes) = touched(&s.items, group, copy.as_ref());
             steps.push(Bundle { groups, phase: Phase::Micro, reads, writes });
         }
         steps.push(step);
