@@ -218,7 +218,8 @@ fn layouts(plan: &Plan) -> String {
 
 #[test]
 fn convolutions_on_tensor_cores_have_their_channels_last() {
-    let nets: [&dyn Fn(&str, &str) -> Plan; 2] =
+    type Net = dyn Fn(&str, &str) -> Plan;
+    let nets: [&Net; 2] =
         [&|policy, device| plan("cifar_cnn", policy, device), &|policy, device| {
             network("resnet18.ts.op17.train.onnx", policy, device, 32, 224)
         }];

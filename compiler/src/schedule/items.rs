@@ -1,13 +1,16 @@
 //! From the graph to items: values with dense storage, and the smallest pieces of work on them.
 //! Views disappear into the accesses of their readers.
 
+mod parts;
+
 use super::affine::{Access, Placement};
 use super::{channels, deps, kernels};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
 use crate::ops::{Lowering, Op, Part};
-use precast_plan::{BinaryOp, DType, Instr, Kind};
+use precast_plan::{DType, Instr, Kind};
+use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
 /// Where a value comes from.
@@ -166,7 +169,7 @@ struct Lower<'g> {
     widest: usize,
     last: Vec<bool>,
     /// Copies that were made for operands, by what they are copies of.
-    ordered: BTreeMap<(Phase, usize, i64, Vec<usize>, Vec<i64>), (usize, View)>,
+    ordered: FxHashMap<(Phase, usize, View), (usize, View)>,
 }
 
 /// Lowers a verified graph without dead nodes; `widest` is [`super::Capabilities::channels_last`].
@@ -183,7 +186,7 @@ pub fn lower(g: &Graph, widest: usize) -> Result<Items> {
         uses,
         widest,
         last: channels::choose(g, widest),
-        ordered: BTreeMap::new(),
+        ordered: FxHashMap::default(),
     };
     for (id, node) in g.nodes() {
         l.node(id, node)?;
@@ -317,7 +320,7 @@ impl Lower<'_> {
         if !channels::differs(&view.shape) {
             return self.copy(name, root, view, phase);
         }
-        let key = (phase, root, view.offset, view.shape.to_vec(), view.strides.clone());
+        let key = (phase, root, view.clone());
         if let Some(made) = self.ordered.get(&key) {
             return made.clone();
         }
@@ -413,76 +416,6 @@ impl Lower<'_> {
             origin: 0,
             clone_of: None,
         });
-    }
-
-    /// An addition of two values made of disjoint parts, both read by nothing else, is the value
-    /// made of all the parts: the gradient of a split.
-    fn add_of_parts(&mut self, id: crate::ir::NodeId, node: &Node) -> bool {
-        let Op::Binary(b) = &node.op else { return false };
-        let &[a, c] = node.inputs.as_slice() else { return false };
-        let single = |v: ValueId| self.uses[v.0 as usize] == 1 && self.pending.contains_key(&v);
-        if b.f != BinaryOp::Add || a == c || !single(a) || !single(c) {
-            return false;
-        }
-        let boxes = |v: ValueId| -> Vec<(Vec<usize>, Vec<usize>)> {
-            let list = &self.pending[&v].parts;
-            list.iter().map(|(x, p)| (p.starts.clone(), self.g.shape(*x).to_vec())).collect()
-        };
-        let dense = |v: ValueId| {
-            self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1))
-        };
-        let apart = |(s1, n1): &(Vec<usize>, Vec<usize>), (s2, n2): &(Vec<usize>, Vec<usize>)| {
-            (0..s1.len()).any(|d| s1[d] + n1[d] <= s2[d] || s2[d] + n2[d] <= s1[d])
-        };
-        let (x, y) = (boxes(a), boxes(c));
-        if !dense(a) || !dense(c) || x.iter().any(|p| y.iter().any(|q| !apart(p, q))) {
-            return false;
-        }
-        let mut parts = self.pending.remove(&a).expect("pending").parts;
-        parts.extend(self.pending.remove(&c).expect("pending").parts);
-        let v = node.outputs[0];
-        self.pending.insert(v, Assembly { ty: self.g.ty(v).clone(), parts, node: id });
-        true
-    }
-
-    fn assemble(&mut self, v: ValueId, a: Assembly) {
-        let node = self.g.node(a.node);
-        let phase = node.region.phase();
-        let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value_of(node.name.clone(), v, Source::Computed);
-        let whole = self.out.values[to].view().strides;
-        let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
-        if covered < a.ty.shape.elements() {
-            let zero = match a.ty.kind() {
-                Kind::Real => Instr::Real(0.0),
-                Kind::Int => Instr::Int(0),
-                Kind::Bool => Instr::Bool(false),
-            };
-            self.out.items.push(Item {
-                name: format!("{}.zero", node.name),
-                op: Some(node.name.clone()),
-                phase,
-                dims: a.ty.shape.to_vec(),
-                reduced: 0,
-                reads: vec![Read::Literal(zero)],
-                writes: vec![Access { value: to, offset: 0, strides: whole.clone() }],
-                body: Body::Copy,
-                origin: 0,
-                clone_of: None,
-            });
-        }
-        for (i, ((root, view), (_, part))) in located.iter().zip(&a.parts).enumerate() {
-            let offset = part.starts.iter().zip(&whole).map(|(&b, s)| b as i64 * s).sum();
-            let strides = part.steps.iter().zip(&whole).map(|(k, s)| k * s).collect();
-            let name = format!("{}.part{i}", node.name);
-            self.copy_item(
-                name,
-                Some(node.name.clone()),
-                phase,
-                (*root, view),
-                (to, offset, strides),
-            );
-        }
     }
 
     fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
