@@ -1,6 +1,6 @@
 //! `precast train`: compile, train, test, save.
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{self, Failure, Outcome};
 use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
@@ -98,12 +98,16 @@ fn steps(
             recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
         // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
         let waits = saves || step == total || submitted.is_err();
-        let (failed, mut reports) = match submitted {
+        let (mut failed, mut reports) = match submitted {
             Ok(reports) => (None, reports),
             Err(e) => (Some(e), vec![]),
         };
         if waits {
-            reports.extend(session.finish()?);
+            let rest = session.finish().or_else(|e| {
+                failed.get_or_insert(e);
+                session.finish()
+            });
+            reports.extend(rest?);
         }
         for r in reports {
             if let Some(log) = &mut log {
@@ -214,6 +218,7 @@ fn report(
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
             "saved": saved,
+            "errors": last.and_then(|r| failure::diverged(r.step, r.loss)).into_iter().collect::<Vec<_>>(),
         });
         say!("{result}");
         return Ok(());
