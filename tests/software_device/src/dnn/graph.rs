@@ -459,11 +459,18 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
     let of = |t: &Tensor| &values[&t.uid][..];
     match operation {
         Operation::Pointwise { mode, axis, x, b, t } => {
-            let pick = |o: &Tensor, i: usize| of(o)[repeated(&o.dims, &y.dims, i)];
+            // What has the result's extents is read in its order.
+            let reader = |o: &Tensor| {
+                let (values, dims) = (of(o).to_vec(), o.dims.clone());
+                let same = dims == y.dims;
+                move |i: usize| values[if same { i } else { repeated(&dims, &y.dims, i) }]
+            };
+            let (first, second) = (reader(x), b.as_ref().map(reader));
+            let third = t.as_ref().map(reader);
             let inner: usize = y.dims[axis + 1..].iter().product();
             let one = |i: usize| {
-                let x = pick(x, i);
-                let b = b.as_ref().map_or(0.0, |b| pick(b, i));
+                let x = first(i);
+                let b = second.as_ref().map_or(0.0, |b| b(i));
                 match mode {
                     Pointwise::Add => x + b,
                     Pointwise::Mul => x * b,
@@ -524,25 +531,38 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
                 usize::try_from(at).ok().filter(|&at| at < x.dims[2 + axis])
             };
             let [n, o, oh, ow] = [0, 1, 2, 3].map(|i| forward.dims[i]);
-            for (b, f, i, j) in (0..n * o * oh * ow)
-                .map(|p| (p / (o * oh * ow), p / (oh * ow) % o, p / ow % oh, p % ow))
-            {
+            let (kh, kw) = (w.dims[2], w.dims[3]);
+            // Whichever of the three is written is read as nothing.
+            let (xs, ws, ys) = match direction {
+                Direction::Forward => (of(x), of(w), &[][..]),
+                Direction::Data => (&[][..], of(w), of(forward)),
+                Direction::Filter => (of(x), &[][..], of(forward)),
+            };
+            for p in 0..n * o * oh * ow {
+                let (b, f, i, j) = (p / (o * oh * ow), p / (oh * ow) % o, p / ow % oh, p % ow);
                 let at_y = dense(&forward.dims, [b, f, i, j]);
-                for tap in 0..per_group * w.dims[2] * w.dims[3] {
-                    let (c, r, s) = (
-                        tap / (w.dims[2] * w.dims[3]),
-                        tap / w.dims[3] % w.dims[2],
-                        tap % w.dims[3],
-                    );
-                    let (Some(h), Some(v)) = (along(0, i, r), along(1, j, s)) else { continue };
-                    let at_x = dense(&x.dims, [b, f / filters * per_group + c, h, v]);
-                    let at_w = dense(&w.dims, [f, c, r, s]);
-                    let get = |t: &Tensor, at: usize| f64::from(of(t)[at]);
-                    match direction {
-                        Direction::Forward => out[at_y] += get(x, at_x) * get(w, at_w),
-                        Direction::Data => out[at_x] += get(forward, at_y) * get(w, at_w),
-                        Direction::Filter => out[at_w] += get(forward, at_y) * get(x, at_x),
+                let first = f / filters * per_group;
+                let mut sum = 0f64;
+                for (c, r) in (0..per_group).flat_map(|c| (0..kh).map(move |r| (c, r))) {
+                    let Some(h) = along(0, i, r) else { continue };
+                    let row_x = dense(&x.dims, [b, first + c, h, 0]);
+                    let row_w = dense(&w.dims, [f, c, r, 0]);
+                    for s in 0..kw {
+                        let Some(v) = along(1, j, s) else { continue };
+                        let (at_x, at_w) = (row_x + v, row_w + s);
+                        match direction {
+                            Direction::Forward => sum += f64::from(xs[at_x]) * f64::from(ws[at_w]),
+                            Direction::Data => {
+                                out[at_x] += f64::from(ys[at_y]) * f64::from(ws[at_w]);
+                            }
+                            Direction::Filter => {
+                                out[at_w] += f64::from(ys[at_y]) * f64::from(xs[at_x]);
+                            }
+                        }
                     }
+                }
+                if *direction == Direction::Forward {
+                    out[at_y] = sum;
                 }
             }
             out.into_iter().map(|v| v as f32).collect()
