@@ -159,7 +159,7 @@ impl Model {
             if let Some(i) = bias {
                 let v = n.inputs[i];
                 let root = storage[v.0 as usize];
-                if legal.copy[v.0 as usize].or(legal.copy[root.0 as usize]).is_some() {
+                if [v, root].iter().any(|v| legal.copy[v.0 as usize].is_some()) {
                     of_bias.half = NEVER;
                 }
                 let reads = find(&v).into_iter().collect();

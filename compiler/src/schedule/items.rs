@@ -2,7 +2,7 @@
 //! Views disappear into the accesses of their readers.
 
 use super::affine::{Access, Placement};
-use super::{deps, kernels};
+use super::{channels, deps, kernels};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
@@ -21,7 +21,7 @@ pub enum Source {
     Const(ConstData),
 }
 
-/// A dense row-major tensor.
+/// A dense tensor, row-major in the order of its axes or of [`channels`].
 #[derive(Clone, Debug)]
 pub struct Value {
     pub name: String,
@@ -32,9 +32,25 @@ pub struct Value {
     pub updates: Option<String>,
     /// Stored as a part of another value.
     pub placed: Option<(usize, Placement)>,
+    /// The graph's value that this is; `None` for what the schedule made.
+    pub of: Option<ValueId>,
+    /// [n,c,h,w], stored as [n,h,w,c].
+    pub channels_last: bool,
 }
 
 impl Value {
+    /// Extents in the order of memory.
+    pub fn stored(&self) -> Vec<usize> {
+        if self.channels_last { channels::stored(&self.shape) } else { self.shape.clone() }
+    }
+
+    /// The whole value.
+    pub fn view(&self) -> View {
+        let shape = Shape::new(&self.shape);
+        let strides = if self.channels_last { channels::strides(&shape) } else { shape.strides() };
+        View { shape, offset: 0, strides }
+    }
+
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -145,10 +161,16 @@ struct Lower<'g> {
     loc: Vec<Option<(usize, View)>>,
     pending: BTreeMap<ValueId, Assembly>,
     uses: Vec<usize>,
+    /// Bytes of an element up to which convolutions want channels last, and the values that are
+    /// stored so.
+    widest: usize,
+    last: Vec<bool>,
+    /// Copies that were made for operands, by what they are copies of.
+    ordered: BTreeMap<(Phase, usize, i64, Vec<usize>, Vec<i64>), (usize, View)>,
 }
 
-/// Lowers a verified graph without dead nodes.
-pub fn lower(g: &Graph) -> Result<Items> {
+/// Lowers a verified graph without dead nodes; `widest` is [`super::Capabilities::channels_last`].
+pub fn lower(g: &Graph, widest: usize) -> Result<Items> {
     let mut uses: Vec<usize> = g.uses().iter().map(Vec::len).collect();
     for r in g.results.iter().chain(&g.updates) {
         uses[r.value.0 as usize] += 1;
@@ -159,6 +181,9 @@ pub fn lower(g: &Graph) -> Result<Items> {
         loc: vec![None; g.value_count()],
         pending: BTreeMap::new(),
         uses,
+        widest,
+        last: channels::choose(g, widest),
+        ordered: BTreeMap::new(),
     };
     for (id, node) in g.nodes() {
         l.node(id, node)?;
@@ -189,8 +214,20 @@ impl Lower<'_> {
             source,
             updates: None,
             placed: None,
+            of: None,
+            channels_last: false,
         });
         self.out.values.len() - 1
+    }
+
+    /// [`Lower::value`], of a value of the graph; views of it are found through `loc`.
+    fn value_of(&mut self, name: String, v: ValueId, source: Source) -> usize {
+        let ty = self.g.ty(v).clone();
+        let id = self.value(name, &ty, source);
+        self.out.values[id].of = Some(v);
+        self.out.values[id].channels_last = self.last[v.0 as usize];
+        self.loc[v.0 as usize] = Some((id, self.out.values[id].view()));
+        id
     }
 
     /// New dense values for all results of a node.
@@ -201,10 +238,7 @@ impl Lower<'_> {
             .enumerate()
             .map(|(i, &v)| {
                 let name = if many { format!("{}.{i}", node.name) } else { node.name.clone() };
-                let ty = self.g.ty(v).clone();
-                let id = self.value(name, &ty, Source::Computed);
-                self.loc[v.0 as usize] = Some((id, View::dense(&ty.shape)));
-                id
+                self.value_of(name, v, Source::Computed)
             })
             .collect()
     }
@@ -220,8 +254,7 @@ impl Lower<'_> {
                     Op::Const(c) => (node.name.clone(), Source::Const(c.data.clone())),
                     op => panic!("`{}` is not a leaf", op.name()),
                 };
-                let id = self.value(name, g.ty(v), source);
-                self.loc[v.0 as usize] = Some((id, View::dense(g.shape(v))));
+                self.value_of(name, v, source);
             }
             Lowering::View => {
                 let v = node.outputs[0];
@@ -271,6 +304,30 @@ impl Lower<'_> {
         let dense = View::dense(&ty.shape);
         self.copy_item(name, None, phase, (root, view), (to, 0, dense.strides.clone()));
         (to, dense)
+    }
+
+    /// A copy of a view with its channels last; operands of several convolutions share it.
+    fn with_channels_last(
+        &mut self,
+        name: String,
+        root: usize,
+        view: &View,
+        phase: Phase,
+    ) -> (usize, View) {
+        if !channels::differs(&view.shape) {
+            return self.copy(name, root, view, phase);
+        }
+        let key = (phase, root, view.offset, view.shape.to_vec(), view.strides.clone());
+        if let Some(made) = self.ordered.get(&key) {
+            return made.clone();
+        }
+        let ty = TensorType::new(self.out.values[root].dtype, view.shape.clone());
+        let to = self.value(name.clone(), &ty, Source::Computed);
+        self.out.values[to].channels_last = true;
+        let made = self.out.values[to].view();
+        self.copy_item(name, None, phase, (root, view), (to, 0, made.strides.clone()));
+        self.ordered.insert(key, (to, made.clone()));
+        (to, made)
     }
 
     fn copy_item(
@@ -338,11 +395,10 @@ impl Lower<'_> {
         let writes = results
             .iter()
             .zip(&spec.outputs)
-            .zip(&y)
-            .map(|((&value, map), ty)| Access {
+            .map(|(&value, map)| Access {
                 value,
                 offset: 0,
-                strides: spread(&View::dense(&ty.shape), map, rank),
+                strides: spread(&self.out.values[value].view(), map, rank),
             })
             .collect();
         self.out.items.push(Item {
@@ -393,8 +449,8 @@ impl Lower<'_> {
         let node = self.g.node(a.node);
         let phase = node.region.phase();
         let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value(node.name.clone(), &a.ty, Source::Computed);
-        let whole = a.ty.shape.strides();
+        let to = self.value_of(node.name.clone(), v, Source::Computed);
+        let whole = self.out.values[to].view().strides;
         let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
         if covered < a.ty.shape.elements() {
             let zero = match a.ty.kind() {
@@ -427,22 +483,33 @@ impl Lower<'_> {
                 (to, offset, strides),
             );
         }
-        self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
     }
 
     fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
         let phase = node.region.phase();
         let first = operands[0].1.clone();
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| self.g.ty(v)).collect();
+        // Of one pixel both orders are the same, so that its operand's is the pool's.
+        let pool = matches!(node.op, Op::MaxPool2d(_) | Op::MaxPool2dGrad(_));
+        let pixel = pool && !channels::differs(self.g.shape(node.outputs[0]));
+        let last = channels::wants(&node.op, &types, self.widest)
+            || self.last[node.outputs[0].0 as usize]
+            || pixel && self.last[node.inputs[0].0 as usize];
         for (i, operand) in operands.iter_mut().enumerate() {
             let (root, view) = operand.clone();
-            if !kernels::takes(&node.op, i, &view, &first) {
-                *operand = self.copy(format!("{}.operand{i}", node.name), root, &view, phase);
+            if !kernels::takes(&node.op, i, &view, &first, last) {
+                let name = format!("{}.operand{i}", node.name);
+                *operand = match last {
+                    true => self.with_channels_last(name, root, &view, phase),
+                    false => self.copy(name, root, &view, phase),
+                };
             }
         }
         let results = self.results_of(node);
-        let dense = |this: &Self, v: usize| {
-            let shape: Shape = this.out.values[v].shape.clone().into();
-            Access { value: v, offset: 0, strides: shape.strides() }
+        let dense = |this: &Self, v: usize| Access {
+            value: v,
+            offset: 0,
+            strides: this.out.values[v].view().strides,
         };
         let mut reads = vec![];
         let mut dims = vec![];
@@ -536,7 +603,8 @@ impl Lower<'_> {
     }
 
     fn is_whole(&self, root: usize, view: &View, shape: &Shape) -> bool {
-        view.offset == 0 && view.is_contiguous() && self.out.values[root].shape[..] == shape[..]
+        let v = &self.out.values[root];
+        view.offset == 0 && view.is_contiguous() && !v.channels_last && v.shape[..] == shape[..]
     }
 
     /// Whether the new value of `var` may be written where the old one is read: nothing that

@@ -484,7 +484,7 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
                     Pointwise::Index => (i / inner % y.dims[*axis]) as f32,
                     Pointwise::AtLeast => f32::from(u8::from(x >= b)),
                     Pointwise::Select => {
-                        if t.as_ref().is_some_and(|t| pick(t, i) != 0.0) {
+                        if third.as_ref().is_some_and(|t| t(i) != 0.0) {
                             x
                         } else {
                             b
