@@ -17,6 +17,15 @@ macro_rules! put {
     }};
 }
 
+/// A line to standard error. Nobody may be listening there, which is no reason to end differently.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+mod blame;
 mod calibrate;
 mod check;
 mod compare;
@@ -30,8 +39,10 @@ mod input;
 mod listing;
 mod metrics;
 mod output;
+mod profile;
 mod recipe_args;
 mod show;
+mod skips;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -60,6 +71,8 @@ enum Command {
     Grad(grad::Args),
     Explain(explain::Args),
     Compare(compare::Args),
+    Profile(profile::Args),
+    Blame(blame::Args),
     Diff(diff::Args),
     Check(check::Args),
     Calibrate(calibrate::Args),
@@ -67,7 +80,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),
+    };
     log_to_stderr(cli.verbose);
     let outcome = match cli.command {
         Command::Compile(args) => compile::run(&args, cli.json),
@@ -76,6 +92,8 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
+        Command::Profile(args) => profile::run(&args, cli.json),
+        Command::Blame(args) => blame::run(&args, cli.json),
         Command::Diff(args) => diff::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),

@@ -1,6 +1,10 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
 mod baseline;
+mod ranges;
+mod watched;
+
+pub use watched::{Watched, profile, replay};
 
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
@@ -18,8 +22,9 @@ use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::Capabilities;
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Ranges, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the caller knows that the recipe does not say.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +73,8 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     stages.push(("autodiff", text::print(joint.shown())));
     let (outcome, plan) = choose(recipe, options, &target, &forward, &joint)?;
     stages.push(("egraph", text::print(&outcome.graph)));
-    let warnings = warnings(recipe, options, &forward);
+    let mut warnings = warnings(recipe, options, &forward);
+    warnings.extend(ranges::coverage(recipe, &forward, joint.shown()));
     let casts = casts::records(&outcome.graph);
     let plan = finish(recipe, options, &forward, outcome, plan)?;
     Ok(Compiled { plan, stages, warnings, casts })
@@ -121,6 +127,8 @@ struct Forward {
     /// Parameters that keep their values.
     frozen: Vec<String>,
     drawn: bool,
+    /// Measured ranges that the recipe names.
+    ranges: Option<Arc<Ranges>>,
     warnings: Vec<Diagnostic>,
 }
 
@@ -143,7 +151,9 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let mut eval = import(recipe, options, false)?.graph;
     autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
     eval.updates.clear();
+    let ranges = ranges::load(recipe, &train, &frozen)?;
     Ok(Forward {
+        ranges,
         train: verified("import", train, options),
         loss,
         eval: verified("import", eval, options),
@@ -249,6 +259,8 @@ fn choose(
     };
     let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
+    precision.ranges = forward.ranges.clone();
+    precision.first_scale = ranges::first_scale(recipe);
     let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
     let mut lowered: Vec<Plan> = Vec::new();
     let mut scheduled = |g: &Graph| -> Result<f64> {

@@ -1,6 +1,6 @@
 //! What a device must do to run plans.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use precast_plan::TensorId;
 
 /// A list of steps of a plan.
@@ -36,6 +36,15 @@ pub trait Backend: Send {
     /// If the data made a step impossible (an id out of range), or the device failed.
     fn run(&mut self, phase: Phase) -> Result<()>;
 
+    /// Runs step `index` of a phase by itself, for looking at what it wrote.
+    ///
+    /// # Errors
+    /// As [`Backend::run`]; R0511 where the device runs phases as a whole.
+    fn run_step(&mut self, _phase: Phase, _index: usize) -> Result<()> {
+        Err(Error::new("R0511", "this device does not run steps one by one")
+            .help("watch the plan on the CPU backend"))
+    }
+
     /// For people: the device and how it computes.
     fn describe(&self) -> String;
 
@@ -65,7 +74,8 @@ pub trait Queue {
     /// they have not come yet.
     ///
     /// # Errors
-    /// If the data made a step before the request impossible, or the device failed.
+    /// If the data made a step before the request impossible, or the device failed; the request
+    /// is then no longer in flight.
     fn receive(&mut self, wait: bool) -> Result<Option<Late>>;
 
     /// Requests that may be in flight at once.

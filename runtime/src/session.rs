@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 mod steps;
+mod watched;
 
 use steps::Pending;
+pub use watched::Seen;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
@@ -373,25 +375,17 @@ impl Session {
         write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
     }
 
-    /// Continues from a checkpoint; returns where its data stood, for
-    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
-    ///
-    /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
+    /// A checkpoint of this seed: the file, where its data stood, and its steps.
+    fn checkpoint(&self, path: &Path) -> Result<(TensorFile, DataState, u64)> {
         let file = TensorFile::open(path)?;
-        let bad = |code, text: String| {
-            Error::new(code, text)
-                .at(path.display())
-                .help("resume with the recipe the checkpoint was made with")
-        };
         let meta = |key: &str| {
             let value = file.metadata().get(key).ok_or_else(|| {
-                bad("R0508", format!("this is not a checkpoint: it has no `{key}`"))
+                unfit(path, "R0508", format!("this is not a checkpoint: it has no `{key}`"))
             });
             value.map(String::as_str)
         };
-        let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
+        let damaged =
+            |key: &str| unfit(path, "R0508", format!("the checkpoint's `{key}` is damaged"));
         let state: DataState =
             serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
         let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
@@ -399,8 +393,19 @@ impl Session {
         if seed != self.seed {
             let text =
                 format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
-            return Err(bad("R0510", text));
+            return Err(unfit(path, "R0510", text));
         }
+        Ok((file, state, steps))
+    }
+
+    /// Continues from a checkpoint; returns where its data stood, for
+    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
+        let (file, state, steps) = self.checkpoint(path)?;
+        let bad = |code, text| unfit(path, code, text);
         let mut values = vec![];
         let mut copies = vec![];
         let mut expected = 0;
@@ -441,4 +446,11 @@ impl Session {
         self.steps = steps;
         Ok(state)
     }
+}
+
+/// A checkpoint that this session cannot take.
+fn unfit(path: &Path, code: &'static str, text: String) -> Error {
+    Error::new(code, text)
+        .at(path.display())
+        .help("resume with the recipe the checkpoint was made with")
 }

@@ -136,21 +136,25 @@ impl Prices<'_> {
             let less = narrow * (4 - format.size().min(4));
             (bytes - less) as f64 / self.target.bandwidth_gbs + multiply
         });
-        self.beside(op, y)
+        self.beside(op, y, format)
             + self.target.launch_ns
             + self.work(op, x, y)
             + in_format.map_or(plain, |narrow| narrow.min(plain))
     }
 
     /// What an epilogue costs that the target's product cannot run itself: vendor libraries know
-    /// the tanh form of GELU alone, so that the error-function form is a kernel of its own over
-    /// sums that are stored in between.
-    fn beside(&self, op: &Op, y: &[&TensorType]) -> f64 {
-        match op {
-            Op::MatMul(m) if !self.target.any_epilogue() && m.fused == Fused::BiasGelu => {
-                self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
-            }
-            _ => 0.0,
+    /// the tanh form of GELU alone, approximately and so in 16 bits only, so that the others are a
+    /// kernel of its own over sums that are stored in between.
+    fn beside(&self, op: &Op, y: &[&TensorType], format: DType) -> f64 {
+        let Op::MatMul(m) = op else { return 0.0 };
+        let apart = match m.fused {
+            Fused::BiasGelu => true,
+            Fused::BiasGeluTanh => format.size() > 2,
+            Fused::None | Fused::Bias | Fused::BiasRelu => false,
+        };
+        if self.target.any_epilogue() || !apart {
+            return 0.0;
         }
+        self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
     }
 }

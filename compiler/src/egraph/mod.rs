@@ -17,6 +17,7 @@ use crate::ops::{NumericClass, Op};
 use crate::precision::{self, Labels, Legal, Model, Policy, PrecisionOptions};
 use egg::{Runner, SimpleScheduler, StopReason};
 use precast_plan::{Candidate, DType, Decision, Target};
+use precision::ranges::{Origin, Ranged};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Modes<'a> {
 #[derive(Clone, Debug)]
 pub struct Structured {
     pub graph: Graph,
+    /// By value: the original value that it equals.
+    pub origins: Vec<Option<Origin>>,
     pub rule_firings: BTreeMap<String, u64>,
 }
 
@@ -140,11 +143,11 @@ impl<'g> Saturated<'g> {
             problem.avoid(&loaded.originals());
         }
         let choice = problem.solve(&loaded.eg);
-        let graph = convert::unload(g, loaded, &problem, &choice);
+        let (graph, origins) = convert::unload(g, loaded, &problem, &choice);
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
-        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone() }
+        Structured { graph, origins, rule_firings: loaded.eg.analysis.firings.clone() }
     }
 }
 
@@ -157,6 +160,8 @@ struct Plan {
     labels: Labels,
     legal: Legal,
     note: String,
+    /// What ranges changed, for the summary.
+    ranged: String,
     /// Formats on every value, casts in place.
     placed: Graph,
     ns: f64,
@@ -212,7 +217,9 @@ pub fn run_scheduled(
         let format = if kind == Kind::Full { DType::F32 } else { half };
         let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
-        let legal = precision::legal::legality(g, half, options, target)?;
+        let origins = &structured.origins;
+        let Ranged { legal, scale, note: ranged } =
+            precision::ranges::legality(g, origins, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
         let labels = if kind == Kind::Full { model.full() } else { model.cut() };
         let note = match kind {
@@ -220,7 +227,10 @@ pub fn run_scheduled(
             Kind::Forced => "every legal product",
             Kind::Priced => "by cost",
         };
-        let placed = precision::place::place(g, &model, &labels);
+        let mut placed = precision::place::place(g, &model, &labels);
+        if let Some(scale) = scale {
+            precision::ranges::begin_at(&mut placed, &options.loss_scale, scale);
+        }
         if let Err(e) = crate::ir::verify::verify(&placed) {
             panic!("placing casts built a graph that does not verify:\n{e}");
         }
@@ -229,7 +239,7 @@ pub fn run_scheduled(
             None => model.price(&labels) as f64 * 1e-3,
         };
         let note = note.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured })
+        Ok(Plan { name, scaled: s, model, labels, legal, note, ranged, placed, ns, structured })
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
@@ -261,7 +271,7 @@ pub fn run_scheduled(
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
     };
-    let choice = journal::choice(policy, &plans, best, target);
+    let choice = journal::choice(policy, &plans, best, target) + &plans[best].ranged;
     let candidates = plans
         .iter()
         .map(|p| Candidate {

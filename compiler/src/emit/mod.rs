@@ -2,6 +2,9 @@
 
 mod epilogue;
 mod geometry;
+mod watch;
+
+pub use watch::lower_watched;
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
@@ -52,11 +55,10 @@ pub fn lower(train: &Graph, eval: Option<&Graph>, options: &Options) -> Result<P
     }
     let mut e = Emit::new(train.name.clone(), options);
     e.persistent(&main.graph);
-    let results = e.schedule(&main, "")?;
-    e.plan.results = results;
+    e.plan.results = e.schedule(&main, "")?.0;
     if let Some(g) = eval {
         let s = schedule(g, Some(&main.graph), caps)?;
-        e.plan.eval_results = e.schedule(&s, "eval.")?;
+        e.plan.eval_results = e.schedule(&s, "eval.")?.0;
     }
     Ok(e.finish())
 }
@@ -196,7 +198,7 @@ impl<'a> Emit<'a> {
         }
     }
 
-    fn schedule(&mut self, s: &Schedule, prefix: &str) -> Result<Vec<Named>> {
+    fn schedule<'s>(&mut self, s: &'s Schedule, prefix: &str) -> Result<(Vec<Named>, Bind<'s>)> {
         let mut bind = Bind { s, tensor: BTreeMap::new() };
         // Only values that a step touches, or a result names, have tensors.
         let mut used: BTreeSet<usize> =
@@ -221,13 +223,10 @@ impl<'a> Emit<'a> {
         }
         self.plan.arena_bytes = self.plan.arena_bytes.max(s.layout.bytes);
         self.plan.arena_bound_bytes = self.plan.arena_bound_bytes.max(s.layout.bound);
+        let tensor = |v: usize| bind.tensor[&s.items.storage(v)];
         let results = s.items.results.iter();
-        Ok(results
-            .map(|(name, v)| Named {
-                name: name.clone(),
-                tensor: bind.tensor[&s.items.storage(*v)],
-            })
-            .collect())
+        let results = results.map(|(name, v)| Named { name: name.clone(), tensor: tensor(*v) });
+        Ok((results.collect(), bind))
     }
 
     fn bind(&mut self, s: &Schedule, v: usize, prefix: &str) -> Result<u32> {

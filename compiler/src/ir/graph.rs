@@ -204,6 +204,18 @@ impl Graph {
         self.node(self.value(id).node)
     }
 
+    /// A value's name: its operation's, with `.i` where that has several results; of an input or a
+    /// variable, its own.
+    pub fn value_name(&self, id: ValueId) -> String {
+        let node = self.def(id);
+        match &node.op {
+            Op::Input(input) => input.name.clone(),
+            Op::Var(var) => var.name.clone(),
+            _ if node.outputs.len() > 1 => format!("{}.{}", node.name, self.value(id).index),
+            _ => node.name.clone(),
+        }
+    }
+
     /// Changes the storage format of a value. The verifier says whether the result is legal.
     pub fn set_dtype(&mut self, id: ValueId, dtype: DType) {
         self.values[id.0 as usize].ty.dtype = dtype;

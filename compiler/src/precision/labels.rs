@@ -3,10 +3,10 @@
 use super::{Legal, elementwise, keeps_format, storages, uniform_operands};
 use crate::cost::Prices;
 use crate::ir::{Graph, NodeId, TensorType, ValueId};
-use crate::ops::{Lowering, NumericClass, Op};
+use crate::ops::{Lowering, NumericClass, Op, matmul::Fused};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use precast_plan::DType;
+use precast_plan::{DType, Target};
 
 /// A price in picoseconds: integers, so that the cut is exact.
 pub type Price = u64;
@@ -44,7 +44,10 @@ struct Kernel {
 pub struct Model {
     half: DType,
     stores: Vec<Store>,
+    /// Those of operands by node, then those of biases by node.
     kernels: Vec<Kernel>,
+    /// How many of `kernels` are about operands.
+    of_operands: usize,
     /// Index into `stores` by value (through views), where it is a real.
     store_of: Vec<Option<usize>>,
     /// What no label changes.
@@ -72,6 +75,7 @@ impl Model {
             half,
             stores: vec![],
             kernels: vec![],
+            of_operands: 0,
             store_of: vec![None; g.value_count()],
             fixed: 0,
         };
@@ -90,6 +94,7 @@ impl Model {
                 }
             }
         }
+        let mut biases: Vec<Kernel> = vec![];
         for (id, n) in g.nodes() {
             let x: Vec<&TensorType> = n.inputs.iter().map(|&v| g.ty(v)).collect();
             let y: Vec<&TensorType> = n.outputs.iter().map(|&v| g.ty(v)).collect();
@@ -101,6 +106,8 @@ impl Model {
                 + if joined { 0 } else { ps(prices.target.launch_ns) };
             let operands = uniform_operands(&n.op, n.inputs.len());
             let mut own = Either::default();
+            let bias = library_bias(&n.op, prices.target);
+            let mut of_bias = Either::default();
             for (i, &v) in n.inputs.iter().enumerate() {
                 if internal[v.0 as usize] {
                     continue;
@@ -114,7 +121,13 @@ impl Model {
                     continue;
                 };
                 let price = both(elements);
-                let at = if operands.contains(&i) { &mut own } else { &mut m.stores[s].own };
+                let at = if operands.contains(&i) {
+                    &mut own
+                } else if bias == Some(i) {
+                    &mut of_bias
+                } else {
+                    &mut m.stores[s].own
+                };
                 at.full += price.full;
                 at.half += price.half;
             }
@@ -143,7 +156,19 @@ impl Model {
                 vec![]
             };
             m.kernels.push(Kernel { node: id, own, unasked, reads, writes });
+            if let Some(i) = bias {
+                let v = n.inputs[i];
+                let root = storage[v.0 as usize];
+                if [v, root].iter().any(|v| legal.copy[v.0 as usize].is_some()) {
+                    of_bias.half = NEVER;
+                }
+                let reads = find(&v).into_iter().collect();
+                let writes = n.outputs.iter().filter_map(find).collect();
+                biases.push(Kernel { node: id, own: of_bias, unasked: None, reads, writes });
+            }
         }
+        m.of_operands = m.kernels.len();
+        m.kernels.extend(biases);
         m
     }
 
@@ -273,14 +298,26 @@ impl Model {
 
     /// The format of a kernel's operands, for kernels that have one.
     pub fn operands(&self, l: &Labels, node: NodeId) -> Option<DType> {
-        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        let k = self.operands_of(node)?;
         Some(if l.kernels[k] { self.half } else { DType::F32 })
+    }
+
+    /// Which operand of a product is a bias that the library reads in the format of the result,
+    /// and that format.
+    pub fn bias(&self, l: &Labels, node: NodeId) -> Option<(usize, DType)> {
+        let biases = &self.kernels[self.of_operands..];
+        let k = self.of_operands + biases.binary_search_by_key(&node, |k| k.node).ok()?;
+        Some((BIAS, if l.kernels[k] { self.half } else { DType::F32 }))
+    }
+
+    fn operands_of(&self, node: NodeId) -> Option<usize> {
+        self.kernels[..self.of_operands].binary_search_by_key(&node, |k| k.node).ok()
     }
 
     /// What the step would cost more, in ns, with the other format for one kernel's operands and
     /// everything else as it is; `None` where that is illegal.
     pub fn flip(&self, l: &Labels, node: NodeId) -> Option<f64> {
-        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        let k = self.operands_of(node)?;
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
         let mut price = self.price(&other);
@@ -318,6 +355,17 @@ impl Model {
         let price = self.price(&other).saturating_sub(unasked);
         (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
     }
+}
+
+/// Where the bias of a product stands among its operands.
+const BIAS: usize = 2;
+
+/// The operand of a product that a vendor library adds, which has to be in the format of the
+/// results. The GELU by the error function is a kernel of ours, which reads any format.
+fn library_bias(op: &Op, target: &Target) -> Option<usize> {
+    let added = matches!(op, Op::MatMul(m)
+        if matches!(m.fused, Fused::Bias | Fused::BiasRelu | Fused::BiasGeluTanh));
+    (added && !target.any_epilogue()).then_some(BIAS)
 }
 
 /// Values that only one elementwise operation reads, itself fused behind the producer: they never

@@ -10,13 +10,17 @@ pub mod degree;
 pub mod labels;
 pub mod legal;
 pub mod place;
+pub mod ranges;
 
 pub use crate::frontend::recipe::{Pin, Policy};
 pub use labels::{Labels, Model};
 pub use legal::Legal;
+pub use ranges::FirstScale;
 
 use crate::ir::{Graph, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
+use precast_plan::Ranges;
+use std::sync::Arc;
 
 /// What the person asked for.
 #[derive(Clone, Debug)]
@@ -28,6 +32,10 @@ pub struct PrecisionOptions {
     pub seed: String,
     /// Name of the variable that holds the loss scale.
     pub loss_scale: String,
+    /// Ranges measured of the model.
+    pub ranges: Option<Arc<Ranges>>,
+    /// The first loss scale, as far as it is known before formats are chosen.
+    pub first_scale: FirstScale,
 }
 
 impl PrecisionOptions {
@@ -38,6 +46,8 @@ impl PrecisionOptions {
             pins: Vec::new(),
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
+            ranges: None,
+            first_scale: FirstScale::Given(65536.0),
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Value {
     pub updates: Option<String>,
     /// Stored as a part of another value.
     pub placed: Option<(usize, Placement)>,
+    /// The graph's value that this is; `None` for what the schedule made.
+    pub of: Option<ValueId>,
     /// [n,c,h,w], stored as [n,h,w,c].
     pub channels_last: bool,
 }
@@ -215,9 +217,20 @@ impl Lower<'_> {
             source,
             updates: None,
             placed: None,
+            of: None,
             channels_last: false,
         });
         self.out.values.len() - 1
+    }
+
+    /// [`Lower::value`], of a value of the graph; views of it are found through `loc`.
+    fn value_of(&mut self, name: String, v: ValueId, source: Source) -> usize {
+        let ty = self.g.ty(v).clone();
+        let id = self.value(name, &ty, source);
+        self.out.values[id].of = Some(v);
+        self.out.values[id].channels_last = self.last[v.0 as usize];
+        self.loc[v.0 as usize] = Some((id, self.out.values[id].view()));
+        id
     }
 
     /// New dense values for all results of a node.
@@ -228,11 +241,7 @@ impl Lower<'_> {
             .enumerate()
             .map(|(i, &v)| {
                 let name = if many { format!("{}.{i}", node.name) } else { node.name.clone() };
-                let ty = self.g.ty(v).clone();
-                let id = self.value(name, &ty, Source::Computed);
-                self.out.values[id].channels_last = self.last[v.0 as usize];
-                self.loc[v.0 as usize] = Some((id, self.out.values[id].view()));
-                id
+                self.value_of(name, v, Source::Computed)
             })
             .collect()
     }
@@ -248,8 +257,7 @@ impl Lower<'_> {
                     Op::Const(c) => (node.name.clone(), Source::Const(c.data.clone())),
                     op => panic!("`{}` is not a leaf", op.name()),
                 };
-                let id = self.value(name, g.ty(v), source);
-                self.loc[v.0 as usize] = Some((id, View::dense(g.shape(v))));
+                self.value_of(name, v, source);
             }
             Lowering::View => {
                 let v = node.outputs[0];

@@ -17,6 +17,7 @@ mod place;
 pub mod program;
 mod recompute;
 mod sums;
+mod taps;
 
 pub use copies::{copy_name, weight_copies};
 pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
@@ -27,6 +28,7 @@ use fuse::Group;
 use items::Items;
 use order::Bundle;
 use program::Built;
+use std::collections::BTreeSet;
 
 /// What the target's kernels can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Schedule {
     pub groups: Vec<(Group, Option<Built>)>,
     pub steps: Vec<Bundle>,
     pub layout: memory::Layout,
+    /// Values that are stored to be looked at, and would otherwise stay in registers.
+    pub tapped: BTreeSet<usize>,
 }
 
 /// Schedules a verified graph; `existing` is the training graph where `graph` evaluates its model.
@@ -100,5 +104,17 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
             }
         }
     }
-    Ok(Schedule { graph, items, groups, steps, layout })
+    Ok(Schedule { graph, items, groups, steps, layout, tapped: BTreeSet::new() })
+}
+
+/// The schedule of a training graph with everything that can be watched stored: the same programs,
+/// and beside them copies that store what they keep in registers.
+///
+/// # Errors
+/// As [`schedule`].
+pub fn schedule_watched(graph: &Graph, caps: &Capabilities) -> Result<Schedule> {
+    let mut s = schedule(graph, None, caps)?;
+    s.tapped = taps::tap(&mut s);
+    s.layout = memory::layout(&s.items, &s.groups, &s.steps);
+    Ok(s)
 }

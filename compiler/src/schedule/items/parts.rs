@@ -41,10 +41,8 @@ impl Lower<'_> {
         let node = self.g.node(a.node);
         let phase = node.region.phase();
         let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value(node.name.clone(), &a.ty, Source::Computed);
-        self.out.values[to].channels_last = self.last[v.0 as usize];
-        let view = self.out.values[to].view();
-        let whole = view.strides.clone();
+        let to = self.value_of(node.name.clone(), v, Source::Computed);
+        let whole = self.out.values[to].view().strides;
         let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
         if covered < a.ty.shape.elements() {
             let zero = match a.ty.kind() {
@@ -77,6 +75,5 @@ impl Lower<'_> {
                 (to, offset, strides),
             );
         }
-        self.loc[v.0 as usize] = Some((to, view));
     }
 }
