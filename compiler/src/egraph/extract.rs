@@ -147,7 +147,7 @@ impl Problem {
     }
 
     /// References to every class from the roots under a choice.
-    fn references(&self, choice: &Choice) -> Vec<u32> {
+    pub fn references(&self, choice: &Choice) -> Vec<u32> {
         let mut refs = vec![0; self.classes.len()];
         for &r in &self.roots {
             self.acquire(choice, &mut refs, r).expect("every root can be computed");

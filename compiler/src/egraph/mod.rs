@@ -4,19 +4,22 @@
 pub use journal::{formats, ms as duration};
 
 pub mod convert;
+pub mod dominated;
 pub mod extract;
 mod journal;
 pub mod lang;
 mod names;
 pub mod rules;
 
+use crate::bound::{self, Admitted, Floor};
 use crate::cost::Prices;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId, ValueId};
 use crate::ops::{NumericClass, Op};
 use crate::precision::{self, Labels, Legal, Model, Policy, PrecisionOptions};
+use dominated::Alternatives;
 use egg::{Runner, SimpleScheduler, StopReason};
-use precast_plan::{Candidate, DType, Decision, Target};
+use precast_plan::{Bound, Candidate, DType, Decision, Target};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +41,8 @@ pub struct Outcome {
     pub scaled: bool,
     /// Which of the candidates it is.
     pub chosen: usize,
+    /// Which call of [`Scheduled`] priced it, from 0.
+    pub scheduled: usize,
     pub candidates: Vec<Candidate>,
     /// One sentence: what was compared and why this won.
     pub choice: String,
@@ -51,6 +56,9 @@ pub struct Outcome {
     /// Share of the floating-point operations of products by operand format.
     pub product_flops: Vec<(DType, f64)>,
     pub predicted_ns: f64,
+    /// Below this no plan that the policy admits can be predicted; `None` where formats were not
+    /// chosen here.
+    pub bound: Option<Bound>,
 }
 
 /// The two modes of a training graph, either of which may be absent: without a loss scale, and
@@ -66,6 +74,8 @@ pub struct Modes<'a> {
 pub struct Structured {
     pub graph: Graph,
     pub rule_firings: BTreeMap<String, u64>,
+    /// What else the e-graph holds.
+    pub alternatives: Alternatives,
 }
 
 /// Nanoseconds of a step as it will run: what the schedule makes of a graph with formats and casts.
@@ -144,7 +154,8 @@ impl<'g> Saturated<'g> {
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
-        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone() }
+        let alternatives = dominated::alternatives(&loaded.eg, &problem, &choice);
+        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone(), alternatives }
     }
 }
 
@@ -160,6 +171,10 @@ struct Plan {
     /// Formats on every value, casts in place.
     placed: Graph,
     ns: f64,
+    /// Which call of [`Scheduled`] priced it.
+    call: usize,
+    /// Below this no plan of the structure with formats of this kind can be predicted.
+    floor: Floor,
 }
 
 /// Whether a target multiplies and stores a format.
@@ -207,6 +222,7 @@ pub fn run_scheduled(
         return Err(Diagnostic::error("P0502", "there is no graph to choose formats for").into());
     }
     let prices = Prices { target };
+    let mut calls = 0;
     let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
         let mode = if s { scaled.as_ref() } else { plain.as_ref() };
         let format = if kind == Kind::Full { DType::F32 } else { half };
@@ -214,22 +230,45 @@ pub fn run_scheduled(
         let g = &structured.graph;
         let legal = precision::legal::legality(g, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
-        let labels = if kind == Kind::Full { model.full() } else { model.cut() };
+        let admitted = match kind {
+            Kind::Full => Admitted::Full,
+            Kind::Forced => Admitted::Half,
+            Kind::Priced => Admitted::Any,
+        };
+        let (floor, formats) = bound::floor(g, &legal, &prices, admitted, options.micro, s);
         let note = match kind {
             Kind::Full => "everything in f32",
             Kind::Forced => "every legal product",
             Kind::Priced => "by cost",
         };
-        let placed = precision::place::place(g, &model, &labels);
-        if let Err(e) = crate::ir::verify::verify(&placed) {
-            panic!("placing casts built a graph that does not verify:\n{e}");
+        // The cut sees fusion before it happens, in one of two ways. What the schedule makes of
+        // either decides.
+        let mut labellings = vec![if kind == Kind::Full { model.full() } else { model.cut() }];
+        if kind != Kind::Full {
+            let store = |v: ValueId| formats.stores[v.0 as usize];
+            let kernel = |k: NodeId| formats.kernels[k.0 as usize];
+            let other = model.labels(store, kernel);
+            labellings.extend(other.filter(|l| *l != labellings[0]));
         }
-        let ns = match &mut scheduled {
-            Some(price) => price(&placed)?,
-            None => model.price(&labels) as f64 * 1e-3,
-        };
+        let mut best: Option<(f64, usize, Labels, Graph)> = None;
+        for labels in labellings {
+            let placed = precision::place::place(g, &model, &labels);
+            if let Err(e) = crate::ir::verify::verify(&placed) {
+                panic!("placing casts built a graph that does not verify:\n{e}");
+            }
+            let ns = match &mut scheduled {
+                Some(price) => price(&placed)?,
+                None => model.price(&labels) as f64 * 1e-3,
+            };
+            if best.as_ref().is_none_or(|b| ns < b.0) {
+                best = Some((ns, calls, labels, placed));
+            }
+            calls += 1;
+        }
+        let (ns, call, labels, placed) = best.expect("there is a labelling");
+        tracing::debug!("{name}: {ns} ns, {floor:?}, {:?}", structured.alternatives);
         let note = note.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, structured })
+        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, call, floor, structured })
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
@@ -261,6 +300,20 @@ pub fn run_scheduled(
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
     };
+    let admitted: Vec<&Plan> = match policy {
+        Policy::Auto => plans.iter().collect(),
+        _ => vec![&plans[best]],
+    };
+    let least = admitted
+        .iter()
+        .min_by(|a, b| a.floor.ns.total_cmp(&b.floor.ns))
+        .expect("one of the plans was chosen");
+    let bound = Bound {
+        ns: least.floor.ns,
+        launches_ns: least.floor.launches_ns,
+        settled: admitted.iter().map(|p| p.structured.alternatives.settled).sum(),
+        open: admitted.iter().map(|p| p.structured.alternatives.open).sum(),
+    };
     let choice = journal::choice(policy, &plans, best, target);
     let candidates = plans
         .iter()
@@ -285,12 +338,14 @@ pub fn run_scheduled(
         product_flops: product_flops(&graph),
         scaled: chosen.scaled,
         chosen: best,
+        scheduled: chosen.call,
         candidates,
         choice,
         journal,
         cast_journal,
         rule_firings: chosen.structured.rule_firings,
         predicted_ns: chosen.ns,
+        bound: Some(bound),
         graph,
     })
 }

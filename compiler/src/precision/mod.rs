@@ -6,6 +6,7 @@
 
 pub mod baselines;
 pub mod casts;
+pub mod cut;
 pub mod degree;
 pub mod labels;
 pub mod legal;
@@ -28,6 +29,8 @@ pub struct PrecisionOptions {
     pub seed: String,
     /// Name of the variable that holds the loss scale.
     pub loss_scale: String,
+    /// Batches for one update: how often the forward and backward pass run in a step.
+    pub micro: u32,
 }
 
 impl PrecisionOptions {
@@ -38,6 +41,7 @@ impl PrecisionOptions {
             pins: Vec::new(),
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
+            micro: 1,
         }
     }
 }

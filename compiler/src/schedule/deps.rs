@@ -39,7 +39,7 @@ pub fn readers(items: &Items) -> Vec<Vec<usize>> {
 
 /// Whether the item fills a whole value with a literal that parts are then written over; a part
 /// may be a literal too.
-fn is_fill(items: &Items, item: &Item) -> bool {
+pub fn is_fill(items: &Items, item: &Item) -> bool {
     matches!(item.body, Body::Copy)
         && matches!(item.reads[..], [Read::Literal(_)])
         && item.dims == items.values[item.writes[0].value].shape
@@ -81,21 +81,6 @@ pub fn successors(items: &Items) -> Vec<Vec<usize>> {
         list.dedup();
     }
     out
-}
-
-/// Which items come after `from`, at any distance.
-pub fn reachable(successors: &[Vec<usize>], from: usize) -> Vec<bool> {
-    let mut seen = vec![false; successors.len()];
-    let mut stack = vec![from];
-    while let Some(i) = stack.pop() {
-        for &j in &successors[i] {
-            if !seen[j] {
-                seen[j] = true;
-                stack.push(j);
-            }
-        }
-    }
-    seen
 }
 
 /// A topological order: micro before update, otherwise the smallest index that is ready.

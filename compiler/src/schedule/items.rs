@@ -2,7 +2,8 @@
 //! Views disappear into the accesses of their readers.
 
 use super::affine::{Access, Placement};
-use super::{deps, kernels};
+use super::kernels;
+use super::links::Links;
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
@@ -145,6 +146,7 @@ struct Lower<'g> {
     loc: Vec<Option<(usize, View)>>,
     pending: BTreeMap<ValueId, Assembly>,
     uses: Vec<usize>,
+    links: Links,
 }
 
 /// Lowers a verified graph without dead nodes.
@@ -159,6 +161,7 @@ pub fn lower(g: &Graph) -> Result<Items> {
         loc: vec![None; g.value_count()],
         pending: BTreeMap::new(),
         uses,
+        links: Links::default(),
     };
     for (id, node) in g.nodes() {
         l.node(id, node)?;
@@ -490,6 +493,7 @@ impl Lower<'_> {
             };
             let phase = g.def(u.value).region.phase();
             let (root, view) = self.locate(u.value);
+            self.links.refresh(&self.out);
             let v = &self.out.values[root];
             if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
             {
@@ -505,6 +509,7 @@ impl Lower<'_> {
                 && self.in_place(root, &u.name, phase);
             if in_place {
                 self.out.values[root].updates = Some(u.name.clone());
+                self.links.updates(root, &u.name);
                 continue;
             }
             // The old value of another variable is set aside before anything is overwritten.
@@ -517,14 +522,21 @@ impl Lower<'_> {
             let strides = var.ty.shape.strides();
             let name = format!("{}.update", u.name);
             self.out.values[to].updates = Some(u.name.clone());
+            self.links.updates(to, &u.name);
             self.copy_item(name, None, phase, (root, &view), (to, 0, strides));
         }
         for r in &g.results {
+            self.links.refresh(&self.out);
             let phase = g.def(r.value).region.phase();
             let (root, view) = self.locate(r.value);
             let v = &self.out.values[root];
             let overwritten = matches!(&v.source, Source::Var(n) if g.update_of(n).is_some());
-            let whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
+            let mut whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
+            // The same elements in the same order under other extents: the value takes those.
+            if !whole && self.renamed(root, &view) {
+                self.out.values[root].shape = view.shape.to_vec();
+                whole = true;
+            }
             let value = if whole {
                 root
             } else {
@@ -533,6 +545,19 @@ impl Lower<'_> {
             self.out.results.push((r.name.clone(), value));
         }
         Ok(())
+    }
+
+    /// Whether a value can take the extents of a view that covers it, rather than be copied: its
+    /// own extents are written nowhere else.
+    fn renamed(&self, root: usize, view: &View) -> bool {
+        let v = &self.out.values[root];
+        v.source == Source::Computed
+            && v.updates.is_none()
+            && view.offset == 0
+            && view.is_contiguous()
+            && view.shape.elements() == v.elements()
+            && self.out.results.iter().all(|r| r.1 != root)
+            && self.links.writers(root).iter().all(|&w| self.out.items[w].fuses())
     }
 
     fn is_whole(&self, root: usize, view: &View, shape: &Shape) -> bool {
@@ -544,16 +569,12 @@ impl Lower<'_> {
     fn in_place(&self, new: usize, var: &str, phase: Phase) -> bool {
         let items = &self.out.items;
         let old = |v: usize| matches!(&self.out.values[v].source, Source::Var(n) if n == var);
-        let mut writers =
-            (0..items.len()).filter(|&i| items[i].writes.iter().any(|w| w.value == new));
-        let (Some(writer), None) = (writers.next(), writers.next()) else { return false };
+        let &[writer] = self.links.writers(new) else { return false };
         if items[writer].phase != phase || !own_elements(&items[writer], new, old) {
             return false;
         }
-        let later = deps::reachable(&deps::successors(&self.out), writer);
-        (0..items.len()).all(|i| {
-            i == writer || !later[i] || items[i].phase != phase || !items[i].read_values().any(old)
-        })
+        let readers = self.links.old_readers(&self.out, var, phase, writer);
+        readers.is_empty() || !self.links.leads(&self.out, writer, &readers)
     }
 }
 
