@@ -20,13 +20,16 @@ pub struct Args {
     /// Threads that plans will run with; 0 takes every core.
     #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
+    /// How often everything is measured; the best time counts.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
 }
 
 pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
     let bar = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} measuring {msg}").expect("the template is right"),
     );
-    let target = calibrate(&args.name, args.threads, &mut |what| {
+    let target = calibrate(&args.name, args.threads, args.rounds, &mut |what| {
         bar.set_message(what.to_string());
         bar.tick();
     })?;

@@ -7,6 +7,8 @@ use precast_compiler::cost::step_bytes;
 use precast_compiler::frontend::recipe::{Policy, Recipe};
 use precast_compiler::pipeline::Compiled;
 use precast_plan::{DType, Plan};
+use precast_runtime::Session;
+use precast_runtime::data::Batch;
 use serde::Serialize;
 use serde_json::json;
 
@@ -18,7 +20,7 @@ pub struct Args {
     /// Policies to compare, all of them by default; one that the target cannot run is left out.
     #[arg(long = "only", value_name = "POLICY")]
     only: Vec<Policy>,
-    /// Run so many steps of each plan on this machine, and report the fastest of them.
+    /// Run so many steps of each plan on this machine, plans taking turns, and report the median.
     #[arg(long, value_name = "N")]
     measure: Option<u32>,
     /// Threads to measure with; 0 takes every core.
@@ -43,9 +45,11 @@ struct Row {
     /// Bytes that the kernels of a step read and write.
     moved_bytes: u64,
     predicted_ns: f64,
-    /// Nanoseconds of the fastest measured step.
+    /// Nanoseconds of the median measured step, and of the fastest.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured_ns: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fastest_ns: Option<f64>,
     peak_bytes: u64,
     choice: String,
 }
@@ -56,17 +60,30 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         true => Policy::WORDS.iter().map(|(_, p)| *p).collect(),
         false => args.only.clone(),
     };
-    let (mut rows, mut refused) = (vec![], vec![]);
+    let (mut rows, mut refused, mut runs) = (vec![], vec![], vec![]);
     for policy in all {
         let mut recipe = recipe.clone();
         recipe.precision.policy = policy;
         // What there is to warn of is said once.
         let compile: Compile = if rows.is_empty() { compile } else { compile_quietly };
         match compile(&recipe, &args.recipe.options(false)) {
-            Ok(c) => rows.push(row(&recipe, policy, c, args)?),
+            Ok(c) => {
+                rows.push(row(policy, &c));
+                if args.measure.is_some() {
+                    runs.push(Run::open(&recipe, c.plan, args.threads)?);
+                }
+            }
             // What was asked for by name is an error; the rest of the list is not.
             Err(e) if !args.only.is_empty() || rows.is_empty() => return Err(e),
             Err(_) => refused.push(policy.name()),
+        }
+    }
+    if let Some(steps) = args.measure {
+        measure(&mut runs, steps)?;
+        for (row, run) in rows.iter_mut().zip(&mut runs) {
+            run.ns.sort_by(f64::total_cmp);
+            row.measured_ns = Some(run.ns[run.ns.len() / 2]);
+            row.fastest_ns = Some(run.ns[0]);
         }
     }
     if json {
@@ -82,14 +99,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     Ok(())
 }
 
-fn row(recipe: &Recipe, policy: Policy, c: Compiled, args: &Args) -> Outcome<Row> {
-    let measured_ns = match args.measure {
-        Some(steps) => Some(measure(recipe, c.plan.clone(), steps.max(1), args.threads)?),
-        None => None,
-    };
+fn row(policy: Policy, c: &Compiled) -> Row {
     let plan = &c.plan;
     let narrow = plan.summary.product_flops.iter().filter(|(d, _)| *d != DType::F32);
-    Ok(Row {
+    Row {
         policy: policy.name(),
         casts: c.casts.len(),
         cast_elements: c.casts.iter().map(|r| r.elements).sum(),
@@ -99,10 +112,11 @@ fn row(recipe: &Recipe, policy: Policy, c: Compiled, args: &Args) -> Outcome<Row
         kernels: plan.micro.len() + plan.update.len(),
         moved_bytes: moved(plan),
         predicted_ns: plan.summary.predicted_ns,
-        measured_ns,
+        measured_ns: None,
+        fastest_ns: None,
         peak_bytes: listing::peak_bytes(plan),
         choice: plan.summary.choice.clone(),
-    })
+    }
 }
 
 fn moved(plan: &Plan) -> u64 {
@@ -110,19 +124,42 @@ fn moved(plan: &Plan) -> u64 {
     sum(&plan.micro) * u64::from(plan.accumulate) + sum(&plan.update)
 }
 
-/// Nanoseconds of the fastest step, after one that is not counted.
-fn measure(recipe: &Recipe, plan: Plan, steps: u32, threads: usize) -> Outcome<f64> {
-    let (mut session, mut data) = open(recipe, plan, open_data(recipe)?, threads)?;
-    let mut batches = vec![];
-    for _ in 0..session.plan().accumulate {
-        batches.push(data.next_batch()?);
+/// A plan that can run, the batches of one step, and what its steps took.
+struct Run {
+    session: Session,
+    batches: Vec<Batch>,
+    ns: Vec<f64>,
+}
+
+impl Run {
+    fn open(recipe: &Recipe, plan: Plan, threads: usize) -> Outcome<Run> {
+        let (session, mut data) = open(recipe, plan, open_data(recipe)?, threads)?;
+        let mut batches = vec![];
+        for _ in 0..session.plan().accumulate {
+            batches.push(data.next_batch()?);
+        }
+        Ok(Run { session, batches, ns: vec![] })
     }
-    session.step(&batches)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..steps {
-        best = best.min(session.step(&batches)?.seconds);
+}
+
+/// Steps in one turn of a plan, after one that only warms the caches.
+const TURN: u32 = 5;
+
+/// Runs `steps` steps of every plan. They take turns, so that what else the machine does, and how
+/// warm it is, falls on all of them.
+fn measure(runs: &mut [Run], steps: u32) -> Outcome {
+    let mut left = steps.max(1);
+    while left > 0 {
+        let turn = left.min(TURN);
+        left -= turn;
+        for run in &mut *runs {
+            run.session.step(&run.batches)?;
+            for _ in 0..turn {
+                run.ns.push(run.session.step(&run.batches)?.seconds * 1e9);
+            }
+        }
     }
-    Ok(best * 1e9)
+    Ok(())
 }
 
 fn table(rows: &[Row]) -> String {

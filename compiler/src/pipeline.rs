@@ -64,6 +64,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     stages.push(("import", text::print(&forward.train)));
     let target = target(recipe, options)?;
     let joint = differentiate(recipe, options, &forward)?;
+    let target = target.for_working_set(cost::working_set(joint.shown()));
     stages.push(("autodiff", text::print(joint.shown())));
     let (outcome, plan) = choose(recipe, options, &target, &forward, &joint)?;
     stages.push(("egraph", text::print(&outcome.graph)));
@@ -91,7 +92,7 @@ pub fn stage(recipe: &Recipe, options: &Options, stage: &str) -> Result<(String,
     if stage == "autodiff" {
         return Ok((text::print(joint.shown()), warnings));
     }
-    let target = target(recipe, options)?;
+    let target = target(recipe, options)?.for_working_set(cost::working_set(joint.shown()));
     let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
     Ok((text::print(&outcome.graph), warnings))
 }

@@ -1,36 +1,81 @@
 //! Measures this machine's CPU backend and writes a target description.
 //!
 //! Every figure comes from running a small plan on the real backend, so that it includes packing,
-//! epilogue and thread start. Each is the best of several runs: other work on the machine can only
-//! slow a run down. A plan never depends on this clock by itself: the description is a file that a
+//! epilogue and thread start. Each is the best of several runs, in several rounds over all figures:
+//! other work on the machine can only slow a run down, and what lasts for a second or two should not
+//! fall on one format alone. A plan never depends on this clock by itself: the description is a file that a
 //! person chooses to compile with.
 
 use crate::backend::{Backend, Phase};
 use crate::cpu::CpuBackend;
 use crate::error::Result;
 use precast_plan::{
-    Access, Attention, AttentionGrad, BinaryOp, Conv, ConvGeometry, ConvKind, DType, Epilogue,
-    EpilogueKind, Family, Gemm, InPort, Init, Instance, Instr, Kernel, Math, OutPort, Plan,
-    Program, Role, Rows, Speed, Step, Storage, Summary, Target, TargetSummary, Tensor, UnaryOp,
-    VERSION,
+    Access, Attention, AttentionGrad, BinaryOp, Cache, Conv, ConvGeometry, ConvKind, DType,
+    Epilogue, EpilogueKind, Family, Gemm, InPort, Init, Instance, Instr, Kernel, Math, OutPort,
+    Plan, Program, Role, Rows, Speed, Step, Storage, Summary, Target, TargetSummary, Tensor,
+    UnaryOp, VERSION,
 };
+use std::cell::RefCell;
 use std::time::Instant;
 
 /// Formats whose products are measured.
 const FORMATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-/// Measures everything, with `threads` threads (0: every core). `progress` is told what comes next.
+/// Measures everything, with `threads` threads (0: every core), `rounds` times; at least once.
+/// `progress` is told what comes next.
 ///
 /// # Errors
 /// If memory cannot be had.
-pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> Result<Target> {
+pub fn calibrate(
+    name: &str,
+    threads: usize,
+    rounds: u32,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Target> {
+    let mut record = Record::default();
+    for round in 1..rounds {
+        record = measure(name, threads, record, &mut |what| {
+            progress(&format!("{what} ({round} of {rounds})"));
+        })?
+        .1;
+    }
+    Ok(measure(name, threads, record, progress)?.0)
+}
+
+/// The best time of every measurement so far, in the order in which they are made, and how many
+/// kernels each ran.
+#[derive(Default)]
+struct Record {
+    best: Vec<(u32, f64)>,
+    next: usize,
+}
+
+/// One round: a description from the best times of this round and the record.
+fn measure(
+    name: &str,
+    threads: usize,
+    mut record: Record,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(Target, Record)> {
     progress("row programs");
-    let (entry, launch_ns) = starts(threads)?;
-    let clock = Clock { threads, entry };
+    record.next = 0;
+    let record = RefCell::new(record);
+    let mut clock = Clock {
+        threads,
+        record,
+        entry: 0.0,
+        launch: 0.0,
+        bandwidth_gbs: 0.0,
+        cache: None,
+        convert_ns: vec![],
+    };
+    (clock.entry, clock.launch) = clock.starts()?;
     // 64 MB read and 64 MB written: beyond any cache that a core has to itself.
     let stream = 16 << 20;
     let streamed = rows(&clock, stream, &[DType::F32; 2], |_| vec![])?;
     let bandwidth_gbs = (8 * stream) as f64 / streamed;
+    clock.bandwidth_gbs = bandwidth_gbs;
+    clock.cache = cache(&clock)?;
     // In cache, the difference to a copy is the instructions; 64 of them make it large.
     let n = 1 << 16;
     let copy = rows(&clock, n, &[DType::F32; 2], |_| vec![])?;
@@ -53,6 +98,7 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
             per_element(rows(&clock, n, &[DType::F32; 2], |_| chain(16, &round))?, 16),
         ));
     }
+    clock.convert_ns.clone_from(&convert_ns);
     let mut products = vec![];
     for format in FORMATS {
         for family in Family::ALL {
@@ -65,14 +111,15 @@ pub fn calibrate(name: &str, threads: usize, progress: &mut dyn FnMut(&str)) -> 
         device: "cpu".into(),
         source: format!("measured: {}", describe(threads)?),
         bandwidth_gbs,
-        launch_ns,
+        cache: clock.cache,
+        launch_ns: clock.launch,
         simple_ns,
         divide_ns,
         transcendental_ns,
         convert_ns,
         products,
     };
-    Ok(target)
+    Ok((target, clock.record.into_inner()))
 }
 
 fn describe(threads: usize) -> Result<String> {
@@ -89,24 +136,38 @@ fn rows(
     formats: &[DType; 2],
     code: impl Fn(u32) -> Vec<Instr>,
 ) -> Result<f64> {
-    let mut plan = Builder::default();
-    plan.rows(n, formats, code(0));
-    clock.time(plan.finish())
+    Ok(clock.time(|plan| plan.rows(n, formats, code(0)))?.1)
+}
+
+/// The largest set of tensors that is copied at least half again as fast as memory is, and the
+/// slowest speed of sets up to that size; `None` where even the smallest is not.
+fn cache(clock: &Clock) -> Result<Option<Cache>> {
+    let mut speeds = vec![];
+    // All sizes in every round: rounds measure the same things in the same order.
+    for bytes in (20..=26).map(|power| 1u64 << power) {
+        // A copy reads the half of them and writes the other.
+        let ns = rows(clock, bytes / 8, &[DType::F32; 2], |_| vec![])?;
+        speeds.push((bytes, bytes as f64 / ns));
+    }
+    let mut found: Option<Cache> = None;
+    for (bytes, speed) in speeds.into_iter().take_while(|s| s.1 >= 1.5 * clock.bandwidth_gbs) {
+        let slowest = found.map_or(speed, |c| c.bandwidth_gbs.min(speed));
+        found = Some(Cache { bytes, bandwidth_gbs: slowest });
+    }
+    Ok(found)
 }
 
 /// Speed by size, GFLOP/s. Sizes are as [`Speed::points`] defines them.
 fn points(family: Family, format: DType, clock: &Clock) -> Result<Vec<(f64, f64)>> {
     let mut list = vec![];
-    let mut add = |size: f64, flops: f64, plan: Builder| -> Result<()> {
-        list.push((size, flops / clock.time(plan.finish())?));
+    let mut add = |size: f64, flops: f64, build: &dyn Fn(&mut Builder)| -> Result<()> {
+        list.push((size, flops / clock.multiplication(build)?));
         Ok(())
     };
     match family {
         Family::Gemm => {
             for n in [16u64, 64, 192, 384, 1024] {
-                let mut plan = Builder::default();
-                plan.gemm(n, format);
-                add(n as f64, 2.0 * (n * n * n) as f64, plan)?;
+                add(n as f64, 2.0 * (n * n * n) as f64, &|plan| plan.gemm(n, format))?;
             }
         }
         Family::Conv | Family::ConvDataGrad | Family::ConvFilterGrad => {
@@ -120,19 +181,18 @@ fn points(family: Family, format: DType, clock: &Clock) -> Result<Vec<(f64, f64)
                 // As a product: o × (n·oh·ow) × (c·kh·kw).
                 let (m, cols, k) = (g.o, g.n * g.oh * g.ow, g.c * g.kh * g.kw);
                 let volume = (m * cols * k) as f64;
-                let mut plan = Builder::default();
-                plan.conv(kind, g, format);
-                add(volume.cbrt(), 2.0 * volume, plan)?;
+                add(volume.cbrt(), 2.0 * volume, &|plan| plan.conv(kind, g.clone(), format))?;
             }
         }
         Family::Attention | Family::AttentionGrad => {
             for (batch, t) in [(8u64, 32u64), (8, 128), (2, 512)] {
                 let (heads, d) = (4u64, 64u64);
                 let flops = 4.0 * (batch * heads * t * t * d) as f64;
-                let mut plan = Builder::default();
-                plan.attention(batch, heads, t, d, format, family == Family::AttentionGrad);
-                let flops = if family == Family::AttentionGrad { 2.5 * flops } else { flops };
-                add((t as f64 * t as f64 * d as f64).cbrt(), flops, plan)?;
+                let grad = family == Family::AttentionGrad;
+                let flops = if grad { 2.5 * flops } else { flops };
+                add((t as f64 * t as f64 * d as f64).cbrt(), flops, &|plan| {
+                    plan.attention(batch, heads, t, d, format, grad);
+                })?;
             }
         }
     }
@@ -157,30 +217,87 @@ fn geometry(n: u64, c: u64, size: u64) -> ConvGeometry {
     }
 }
 
-/// Nanoseconds that a phase takes before its first kernel (waking the threads), and that each of
-/// its kernels takes to start: the ends and the slope of phases of 1 and of 33 tiny kernels.
-fn starts(threads: usize) -> Result<(f64, f64)> {
-    let of = |kernels: usize| {
-        let mut plan = Builder::default();
-        (0..kernels).for_each(|_| plan.rows(16, &[DType::F32; 2], vec![]));
-        time(plan.finish(), threads)
-    };
-    let (one, many) = (of(1)?, of(33)?);
-    let launch = ((many - one) / 32.0).max(1.0);
-    Ok(((one - launch).max(0.0), launch))
-}
+/// A phase of this many nanoseconds is long against what varies in entering it.
+const LONG: f64 = 300e3;
 
-/// Times plans of one kernel without the entry into their phase, which a step pays once.
+/// Times single kernels: without the entry into their phase, which a step pays once, and without
+/// their start, which the cost model charges for every kernel.
 struct Clock {
     threads: usize,
+    record: RefCell<Record>,
+    /// Entering a phase, and starting one of its kernels, ns; 0 until they are known.
     entry: f64,
+    launch: f64,
+    /// Of a streaming kernel; 0 until it is known.
+    bandwidth_gbs: f64,
+    cache: Option<Cache>,
+    /// As [`Target::convert_ns`]; empty until it is known.
+    convert_ns: Vec<(DType, f64)>,
 }
 
 impl Clock {
-    fn time(&self, plan: Plan) -> Result<f64> {
-        // At least a tenth of what was measured: the entry varies, and speed must be positive.
-        let all = time(plan, self.threads)?;
-        Ok((all - self.entry).max(0.1 * all))
+    /// Best nanoseconds of a phase of as many kernels as `copies` says, which is asked in the first
+    /// round alone so that every round measures the same; and how many they are.
+    fn phase(
+        &self,
+        copies: impl FnOnce() -> u32,
+        build: impl Fn(&mut Builder),
+    ) -> Result<(u32, f64)> {
+        let mut record = self.record.borrow_mut();
+        let at = record.next;
+        record.next += 1;
+        // What is measured must not depend on times, or one figure would be taken for another.
+        if at == record.best.len() {
+            record.best.push((copies(), f64::INFINITY));
+        }
+        let entry = &mut record.best[at];
+        let mut plan = Builder::default();
+        (0..entry.0).for_each(|_| build(&mut plan));
+        entry.1 = entry.1.min(time(plan.finish(), self.threads)?);
+        Ok(*entry)
+    }
+
+    /// Nanoseconds that a phase takes before its first kernel (waking the threads), and that each
+    /// of its kernels takes to start: the ends and the slope of phases of 1 and of 33 tiny kernels.
+    fn starts(&self) -> Result<(f64, f64)> {
+        let of = |n: u32| self.phase(|| n, |plan| plan.rows(16, &[DType::F32; 2], vec![]));
+        let ((_, one), (_, many)) = (of(1)?, of(33)?);
+        let launch = ((many - one) / 32.0).max(1.0);
+        Ok(((one - launch).max(0.0), launch))
+    }
+
+    /// Nanoseconds of the kernel that `build` adds to a plan, and how many ran at a time.
+    fn time(&self, build: impl Fn(&mut Builder)) -> Result<(u32, f64)> {
+        let (_, one) = self.phase(|| 1, &build)?;
+        // Short kernels are measured many at a time, each over tensors of its own.
+        let copies = || {
+            let alone = (one - self.entry).max(self.launch);
+            (LONG / alone).ceil().clamp(1.0, 128.0) as u32
+        };
+        let (n, all) = self.phase(copies, &build)?;
+        let each = (all - self.entry) / f64::from(n);
+        // Speed must be positive, however noisy the machine is.
+        Ok((n, (each - self.launch).max(0.1 * each).max(1e-3)))
+    }
+
+    /// Nanoseconds of a product without the traffic of its operands and result, which the cost
+    /// model charges beside the multiplication: so that the two together are what was measured.
+    fn multiplication(&self, build: &dyn Fn(&mut Builder)) -> Result<f64> {
+        let mut plan = Builder::default();
+        build(&mut plan);
+        // Attention's price has no term for conversion.
+        let converts =
+            !matches!(plan.steps[0].kernel, Kernel::Attention(_) | Kernel::AttentionGrad(_));
+        let convert = |t: &Tensor| {
+            let ns = self.convert_ns.iter().find(|(d, _)| *d == t.dtype).map_or(0.0, |(_, ns)| *ns);
+            t.shape.iter().product::<u64>() as f64 * if converts { ns } else { 0.0 }
+        };
+        let (n, all) = self.time(build)?;
+        let cached = self.cache.filter(|c| plan.bytes * u64::from(n) <= c.bytes);
+        let bandwidth = cached.map_or(self.bandwidth_gbs, |c| c.bandwidth_gbs);
+        let traffic = plan.bytes as f64 / bandwidth + plan.tensors.iter().map(convert).sum::<f64>();
+        // Small operands stay in a cache, where they move faster than the model knows.
+        Ok((all - traffic).max(0.25 * all))
     }
 }
 
@@ -250,7 +367,8 @@ impl Builder {
             outputs: vec![OutPort { dtype: formats[1], reg }],
         });
         let instance = Instance { dims: vec![n], reduced: 0, inputs: vec![x], outputs: vec![y] };
-        self.step(Kernel::Rows(Rows { program: 0, instances: vec![instance] }));
+        let program = self.programs.len() as u32 - 1;
+        self.step(Kernel::Rows(Rows { program, instances: vec![instance] }));
     }
 
     /// An epilogue that stores the accumulator as f32.
@@ -261,7 +379,8 @@ impl Builder {
             code: vec![Instr::Load { port: 0 }],
             outputs: vec![OutPort { dtype: DType::F32, reg: 0 }],
         });
-        Epilogue { kind: EpilogueKind::Store, program: 0, inputs: vec![], outputs: vec![output] }
+        let program = self.programs.len() as u32 - 1;
+        Epilogue { kind: EpilogueKind::Store, program, inputs: vec![], outputs: vec![output] }
     }
 
     fn gemm(&mut self, n: u64, format: DType) {

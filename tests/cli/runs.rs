@@ -203,7 +203,17 @@ fn doctor_and_its_json_agree() {
 #[test]
 fn calibrate_writes_a_target_that_a_recipe_can_use() {
     let lab = Lab::with("[train]", "[target]\ntable = \"here.toml\"\n[train]");
-    let out = lab.ok(&["calibrate", "-o", "here.toml", "--name", "here", "--threads", "1"]);
+    let out = lab.ok(&[
+        "calibrate",
+        "-o",
+        "here.toml",
+        "--name",
+        "here",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+    ]);
     assert!(out.contains("GB/s") && out.contains("saved       here.toml"), "{out}");
     let out = lab.ok(&["compile", "recipe.toml"]);
     assert!(out.contains("model on here"), "{out}");

@@ -11,8 +11,10 @@
 //!   and size; instructions of a row program by class (simple, division, transcendental).
 
 mod step;
+mod working_set;
 
 pub use step::{step_bytes, step_ns};
+pub use working_set::working_set;
 
 use crate::ir::TensorType;
 use crate::ops::{Lowering, Op, matmul::Fused};

@@ -19,5 +19,5 @@ pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 pub use schema::*;
-pub use target::{Family, Speed, Target};
+pub use target::{Cache, Family, Speed, Target};
 pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};

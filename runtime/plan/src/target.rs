@@ -41,6 +41,16 @@ pub struct Speed {
     pub points: Vec<(f64, f64)>,
 }
 
+/// A cache that all of a step's tensors may stay in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Bytes of tensors that it holds beside all else.
+    pub bytes: u64,
+    /// Bytes that a kernel reads from and writes to it, GB/s.
+    pub bandwidth_gbs: f64,
+}
+
 /// A described target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +62,9 @@ pub struct Target {
     pub source: String,
     /// Bytes that a streaming kernel reads and writes, GB/s.
     pub bandwidth_gbs: f64,
+    /// Faster than `bandwidth_gbs` for steps that fit; absent where that is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// Starting one kernel, ns.
     pub launch_ns: f64,
     /// One addition, multiplication, comparison or selection of one element, ns.
@@ -114,6 +127,15 @@ impl Target {
         Target::shipped(name)
     }
 
+    /// The target as a step finds it that has so many bytes of tensors at once: where they fit the
+    /// cache, traffic has its speed.
+    pub fn for_working_set(mut self, bytes: u64) -> Target {
+        if let Some(cache) = self.cache.take_if(|c| bytes <= c.bytes) {
+            self.bandwidth_gbs = self.bandwidth_gbs.max(cache.bandwidth_gbs);
+        }
+        self
+    }
+
     /// Whether a product can end in any elementwise program. Where products are a vendor library's,
     /// they end in what it offers ([`crate::EpilogueKind`]) and what follows is a kernel of its own.
     pub fn any_epilogue(&self) -> bool {
@@ -172,6 +194,10 @@ impl Target {
             }
         };
         positive("bandwidth_gbs", self.bandwidth_gbs)?;
+        if let Some(c) = self.cache {
+            positive("cache.bandwidth_gbs", c.bandwidth_gbs)?;
+            positive("cache.bytes", c.bytes as f64)?;
+        }
         let times = [
             ("launch_ns", self.launch_ns),
             ("simple_ns", self.simple_ns),
@@ -210,32 +236,32 @@ fn speeds(format: DType, rows: &[(Family, &[(f64, f64)])]) -> Vec<Speed> {
 }
 
 /// A processor with AVX2 and FMA and no 16-bit products: they widen while packing, and run a little
-/// slower than f32. What `precast calibrate` wrote on a quiet machine.
+/// slower than f32. What `precast calibrate --rounds 6` wrote.
 fn cpu_generic() -> Target {
     use Family::*;
     let f32s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 0.8), (64.0, 40.6), (192.0, 128.1), (384.0, 152.6), (1024.0, 148.7)]),
-        (Conv, &[(52.8, 18.5), (335.5, 119.2), (532.5, 151.5), (845.3, 148.6)]),
-        (ConvDataGrad, &[(52.8, 27.6), (335.5, 141.6), (532.5, 127.0), (845.3, 126.8)]),
-        (ConvFilterGrad, &[(52.8, 10.4), (335.5, 135.0), (532.5, 135.9), (845.3, 157.9)]),
-        (Attention, &[(40.3, 65.3), (101.6, 66.7), (256.0, 111.5)]),
-        (AttentionGrad, &[(40.3, 66.7), (101.6, 92.3), (256.0, 125.9)]),
+        (Gemm, &[(16.0, 42.5), (64.0, 86.6), (192.0, 196.8), (384.0, 197.7), (1024.0, 192.2)]),
+        (Conv, &[(52.8, 58.6), (335.5, 180.4), (532.5, 189.4), (845.3, 184.8)]),
+        (ConvDataGrad, &[(52.8, 50.7), (335.5, 179.9), (532.5, 187.9), (845.3, 185.5)]),
+        (ConvFilterGrad, &[(52.8, 28.7), (335.5, 181.7), (532.5, 186.8), (845.3, 183.7)]),
+        (Attention, &[(40.3, 101.9), (101.6, 142.3), (256.0, 145.3)]),
+        (AttentionGrad, &[(40.3, 119.2), (101.6, 124.7), (256.0, 157.1)]),
     ];
     let bf16s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 1.9), (64.0, 37.2), (192.0, 104.5), (384.0, 126.2), (1024.0, 138.7)]),
-        (Conv, &[(52.8, 21.6), (335.5, 92.5), (532.5, 88.4), (845.3, 168.7)]),
-        (ConvDataGrad, &[(52.8, 21.1), (335.5, 108.4), (532.5, 101.7), (845.3, 142.3)]),
-        (ConvFilterGrad, &[(52.8, 13.1), (335.5, 111.0), (532.5, 100.1), (845.3, 130.5)]),
-        (Attention, &[(40.3, 47.6), (101.6, 97.4), (256.0, 114.1)]),
-        (AttentionGrad, &[(40.3, 55.6), (101.6, 49.9), (256.0, 116.5)]),
+        (Gemm, &[(16.0, 9.8), (64.0, 59.4), (192.0, 153.4), (384.0, 179.2), (1024.0, 188.0)]),
+        (Conv, &[(52.8, 55.2), (335.5, 175.4), (532.5, 185.6), (845.3, 185.3)]),
+        (ConvDataGrad, &[(52.8, 54.0), (335.5, 173.7), (532.5, 181.8), (845.3, 183.1)]),
+        (ConvFilterGrad, &[(52.8, 26.6), (335.5, 174.5), (532.5, 184.7), (845.3, 188.0)]),
+        (Attention, &[(40.3, 63.5), (101.6, 108.5), (256.0, 118.9)]),
+        (AttentionGrad, &[(40.3, 75.8), (101.6, 129.0), (256.0, 153.7)]),
     ];
     let f16s: &[(Family, &[(f64, f64)])] = &[
-        (Gemm, &[(16.0, 2.4), (64.0, 24.8), (192.0, 79.5), (384.0, 120.3), (1024.0, 146.0)]),
-        (Conv, &[(52.8, 15.6), (335.5, 111.8), (532.5, 123.3), (845.3, 126.9)]),
-        (ConvDataGrad, &[(52.8, 18.3), (335.5, 110.3), (532.5, 126.1), (845.3, 161.5)]),
-        (ConvFilterGrad, &[(52.8, 12.4), (335.5, 118.3), (532.5, 131.1), (845.3, 93.6)]),
-        (Attention, &[(40.3, 33.9), (101.6, 64.0), (256.0, 74.2)]),
-        (AttentionGrad, &[(40.3, 58.1), (101.6, 117.2), (256.0, 138.2)]),
+        (Gemm, &[(16.0, 9.6), (64.0, 59.8), (192.0, 126.1), (384.0, 178.6), (1024.0, 190.3)]),
+        (Conv, &[(52.8, 51.4), (335.5, 177.2), (532.5, 185.2), (845.3, 183.1)]),
+        (ConvDataGrad, &[(52.8, 50.9), (335.5, 174.9), (532.5, 183.2), (845.3, 182.9)]),
+        (ConvFilterGrad, &[(52.8, 27.6), (335.5, 179.3), (532.5, 187.7), (845.3, 185.5)]),
+        (Attention, &[(40.3, 62.6), (101.6, 118.4), (256.0, 136.5)]),
+        (AttentionGrad, &[(40.3, 75.4), (101.6, 130.6), (256.0, 150.0)]),
     ];
     let mut products = speeds(DType::F32, f32s);
     products.extend(speeds(DType::Bf16, bf16s));
@@ -244,12 +270,13 @@ fn cpu_generic() -> Target {
         name: "cpu-generic".into(),
         device: "cpu".into(),
         source: "measured by `precast calibrate`: AMD Zen 3, 2 cores, AVX2".into(),
-        bandwidth_gbs: 16.9,
-        launch_ns: 5680.0,
-        simple_ns: 0.037,
-        divide_ns: 0.073,
-        transcendental_ns: 0.480,
-        convert_ns: vec![(DType::Bf16, 0.091), (DType::F16, 0.095)],
+        bandwidth_gbs: 23.3,
+        cache: Some(Cache { bytes: 32 << 20, bandwidth_gbs: 35.0 }),
+        launch_ns: 93.3,
+        simple_ns: 0.034,
+        divide_ns: 0.077,
+        transcendental_ns: 0.402,
+        convert_ns: vec![(DType::Bf16, 0.059), (DType::F16, 0.088)],
         products,
     }
 }
@@ -281,6 +308,7 @@ fn cpu_avx512bf16() -> Target {
         device: "cpu".into(),
         source: "estimated, not measured: published products of a Zen 4 with AVX512-BF16 (bf16 2.2 times f32)".into(),
         bandwidth_gbs: 25.0,
+        cache: None,
         launch_ns: 2000.0,
         simple_ns: 0.02,
         divide_ns: 0.1,
@@ -318,6 +346,8 @@ fn gpu(name: &str, board: &str, bandwidth: f64, peaks: &[(DType, f64)]) -> Targe
         device: "cuda".into(),
         source: format!("data sheet of the {board}, for planning"),
         bandwidth_gbs: bandwidth * 0.85,
+        // A data sheet gives the size of the second-level cache and not its speed.
+        cache: None,
         launch_ns: 2500.0,
         simple_ns: 2e-4,
         divide_ns: 8e-4,
@@ -362,6 +392,17 @@ mod tests {
             volta.gflops(Family::Gemm, DType::F16, 1024.0)
                 > volta.gflops(Family::Gemm, DType::F32, 1024.0)
         );
+    }
+
+    #[test]
+    fn a_step_that_fits_the_cache_moves_at_its_speed() {
+        let mut t = Target::shipped("cpu-generic").unwrap();
+        t.bandwidth_gbs = 10.0;
+        t.cache = Some(Cache { bytes: 100, bandwidth_gbs: 50.0 });
+        assert_eq!(t.clone().for_working_set(100).bandwidth_gbs, 50.0);
+        assert_eq!(t.clone().for_working_set(101).bandwidth_gbs, 10.0);
+        t.cache = None;
+        assert_eq!(t.for_working_set(1).bandwidth_gbs, 10.0);
     }
 
     #[test]

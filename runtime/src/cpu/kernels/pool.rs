@@ -48,30 +48,39 @@ multiversion! {
 }
 
 multiversion! {
-    /// 2x2 windows side by side: one output row from two input rows.
-    fn pool_2x2<L>(r0: &[f32], r1: &[f32], best: &mut [f32], arg: &mut [u8]) {
-        let (r0, r1) = (r0.as_chunks::<2>().0, r1.as_chunks::<2>().0);
-        for (((a, b), best), arg) in r0.iter().zip(r1).zip(best).zip(arg) {
-            let (mut m, mut t) = (f32::NEG_INFINITY, 0u32);
-            for (tap, v) in [(0, a[0]), (1, a[1]), (2, b[0]), (3, b[1])] {
-                let better = v > m || v.is_nan();
-                m = if better { v } else { m };
-                t = if better { tap } else { t };
+    /// 2x2 windows side by side: a plane of rows of `ow` from one of rows of `w`. Whole planes, since
+    /// a call for each of their short rows would cost more than the rows.
+    fn pool_2x2<L>(x: &[f32], w: usize, ow: usize, best: &mut [f32], arg: &mut [u8]) {
+        let rows = x.chunks_exact(2 * w).zip(best.chunks_exact_mut(ow)).zip(arg.chunks_exact_mut(ow));
+        for ((x, best), arg) in rows {
+            let (r0, r1) = x.split_at(w);
+            let (r0, r1) = (r0.as_chunks::<2>().0, r1.as_chunks::<2>().0);
+            for (((a, b), best), arg) in r0.iter().zip(r1).zip(best).zip(arg) {
+                let (mut m, mut t) = (f32::NEG_INFINITY, 0u32);
+                for (tap, v) in [(0, a[0]), (1, a[1]), (2, b[0]), (3, b[1])] {
+                    let better = v > m || v.is_nan();
+                    m = if better { v } else { m };
+                    t = if better { tap } else { t };
+                }
+                *best = m;
+                *arg = t as u8;
             }
-            *best = m;
-            *arg = t as u8;
         }
     }
 
     /// The gradient of [`pool_2x2`].
-    fn unpool_2x2<L>(g: &[f32], arg: &[u8], r0: &mut [f32], r1: &mut [f32]) {
-        let (r0, r1) = (r0.as_chunks_mut::<2>().0, r1.as_chunks_mut::<2>().0);
-        for (((&g, &t), a), b) in g.iter().zip(arg).zip(r0).zip(r1) {
-            let t = u32::from(t);
-            a[0] = if t == 0 { g } else { 0.0 };
-            a[1] = if t == 1 { g } else { 0.0 };
-            b[0] = if t == 2 { g } else { 0.0 };
-            b[1] = if t == 3 { g } else { 0.0 };
+    fn unpool_2x2<L>(g: &[f32], arg: &[u8], w: usize, ow: usize, dx: &mut [f32]) {
+        let rows = g.chunks_exact(ow).zip(arg.chunks_exact(ow)).zip(dx.chunks_exact_mut(2 * w));
+        for ((g, arg), dx) in rows {
+            let (r0, r1) = dx.split_at_mut(w);
+            let (r0, r1) = (r0.as_chunks_mut::<2>().0, r1.as_chunks_mut::<2>().0);
+            for (((&g, &t), a), b) in g.iter().zip(arg).zip(r0).zip(r1) {
+                let t = u32::from(t);
+                a[0] = if t == 0 { g } else { 0.0 };
+                a[1] = if t == 1 { g } else { 0.0 };
+                b[0] = if t == 2 { g } else { 0.0 };
+                b[1] = if t == 3 { g } else { 0.0 };
+            }
         }
     }
 }
@@ -98,8 +107,15 @@ impl MaxPool2d {
         (first.min(end), end, start)
     }
 
+    /// f32 values of scratch memory that a thread needs.
     fn forward_slot(&self) -> usize {
-        2 * self.input[1] + self.output[1]
+        let ([h, w], [oh, ow]) = (self.input, self.output);
+        if self.is_2x2() { h * w + oh * ow } else { w + ow }
+    }
+
+    fn backward_slot(&self) -> usize {
+        let ([h, w], [oh, ow]) = (self.input, self.output);
+        h * w + oh * ow
     }
 
     /// Scratch bytes for [`MaxPool2d::forward`] on the current pool.
@@ -109,8 +125,7 @@ impl MaxPool2d {
 
     /// Scratch bytes for [`MaxPool2d::backward`] on the current pool.
     pub fn backward_scratch_bytes(&self) -> usize {
-        let slot = self.input[0] * self.input[1] + self.output[1];
-        piece_bytes::<f32>(slot * par::slots())
+        piece_bytes::<f32>(self.backward_slot() * par::slots())
     }
 
     /// Writes y, and for each output the winning tap (`row * kernel[1] + column`) to `arg`.
@@ -142,27 +157,27 @@ impl MaxPool2d {
                 // SAFETY: each task reads and writes its own planes, and its own slot.
                 unsafe {
                     let slot = slots.get().add(slot * self.forward_slot());
+                    if self.is_2x2() {
+                        let wide = std::slice::from_raw_parts_mut(slot, h * w);
+                        let best = std::slice::from_raw_parts_mut(slot.add(h * w), oh * ow);
+                        let src = x.get().add(plane * h * w * size).cast_const();
+                        let at = plane * oh * ow;
+                        let arg = std::slice::from_raw_parts_mut(arg.get().add(at), oh * ow);
+                        let values = if dtype == DType::F32 {
+                            std::slice::from_raw_parts(src.cast(), h * w)
+                        } else {
+                            convert::widen(dtype, src, wide);
+                            &*wide
+                        };
+                        pool_2x2(values, w, ow, best, arg);
+                        convert::narrow(dtype, best, y.get().add(at * size));
+                        continue;
+                    }
                     let wide = std::slice::from_raw_parts_mut(slot, w);
-                    let wide1 = std::slice::from_raw_parts_mut(slot.add(w), w);
-                    let best = std::slice::from_raw_parts_mut(slot.add(2 * w), ow);
+                    let best = std::slice::from_raw_parts_mut(slot.add(w), ow);
                     for i in 0..oh {
                         let out = (plane * oh + i) * ow;
                         let arg = std::slice::from_raw_parts_mut(arg.get().add(out), ow);
-                        if self.is_2x2() {
-                            let src = x.get().add((plane * h + 2 * i) * w * size).cast_const();
-                            let next = src.add(w * size);
-                            if dtype == DType::F32 {
-                                let r0 = std::slice::from_raw_parts(src.cast(), w);
-                                let r1 = std::slice::from_raw_parts(next.cast(), w);
-                                pool_2x2(r0, r1, best, arg);
-                            } else {
-                                convert::widen(dtype, src, wide);
-                                convert::widen(dtype, next, wide1);
-                                pool_2x2(wide, wide1, best, arg);
-                            }
-                            convert::narrow(dtype, best, y.get().add(out * size));
-                            continue;
-                        }
                         best.fill(f32::NEG_INFINITY);
                         arg.fill(0);
                         for th in 0..self.kernel[0] {
@@ -213,8 +228,7 @@ impl MaxPool2d {
     ) {
         let [h, w] = self.input;
         let [oh, ow] = self.output;
-        let slot_elements = h * w + ow;
-        let slots = Scratch::new(scratch).take::<f32>(slot_elements * par::slots());
+        let slots = Scratch::new(scratch).take::<f32>(self.backward_slot() * par::slots());
         let (dy, arg) = (SharedPtr::new(dy.cast_mut()), SharedPtr::new(arg.cast_mut()));
         let dx = SharedPtr::new(dx);
         let size = dtype.size();
@@ -223,25 +237,25 @@ impl MaxPool2d {
             for plane in task * per_task..((task + 1) * per_task).min(self.planes) {
                 // SAFETY: each task reads and writes its own planes, and its own slot.
                 unsafe {
-                    let slot = slots.get().add(slot * slot_elements);
+                    let slot = slots.get().add(slot * self.backward_slot());
                     let out = dx.get().add(plane * h * w * size);
                     let sums: *mut f32 = if dtype == DType::F32 { out.cast() } else { slot };
                     let sums = std::slice::from_raw_parts_mut(sums, h * w);
-                    let grads = std::slice::from_raw_parts_mut(slot.add(h * w), ow);
+                    let grads = std::slice::from_raw_parts_mut(slot.add(h * w), oh * ow);
                     let exact = self.is_2x2();
                     // Windows write every element they cover; the rest is zeros.
                     if !exact || (2 * oh, 2 * ow) != (h, w) {
                         sums.fill(0.0);
                     }
-                    for i in 0..oh {
-                        let at = (plane * oh + i) * ow;
-                        convert::widen(dtype, dy.get().add(at * size), grads);
-                        let arg = std::slice::from_raw_parts(arg.get().add(at), ow);
-                        if exact {
-                            let (r0, r1) = sums[2 * i * w..][..2 * w].split_at_mut(w);
-                            unpool_2x2(grads, arg, r0, r1);
-                            continue;
-                        }
+                    let at = plane * oh * ow;
+                    convert::widen(dtype, dy.get().add(at * size), grads);
+                    let arg = std::slice::from_raw_parts(arg.get().add(at), oh * ow);
+                    if exact {
+                        unpool_2x2(grads, arg, w, ow, sums);
+                    }
+                    for i in if exact { 0..0 } else { 0..oh } {
+                        let row = i * ow..(i + 1) * ow;
+                        let (grads, arg) = (&grads[row.clone()], &arg[row]);
                         for (j, (&g, &tap)) in grads.iter().zip(arg).enumerate() {
                             let (th, tw) = (
                                 usize::from(tap) / self.kernel[1],
