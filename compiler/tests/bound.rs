@@ -180,7 +180,7 @@ fn no_choice_of_formats_is_below_the_bound() {
     let folder = tempfile::tempdir().unwrap();
     let mut dice = Dice(11);
     let (mut gaps, mut targets) = (vec![], Target::SHIPPED.iter().cycle());
-    for _ in 0..24 {
+    for _ in 0..120 {
         let (g, micro) = joint(&mut dice, folder.path());
         let target = Target::shipped(targets.next().unwrap()).unwrap();
         let (bound, least) = against(&g, &target, micro, 12, &mut dice);
@@ -189,7 +189,7 @@ fn no_choice_of_formats_is_below_the_bound() {
     // A bound that is far below everything would pass as well.
     gaps.sort_by(f64::total_cmp);
     println!("gaps {gaps:?}");
-    assert!(gaps[gaps.len() / 2] < 0.25, "the bound is loose: {gaps:?}");
+    assert!(gaps[gaps.len() / 2] < 0.3, "the bound is loose: {gaps:?}");
 }
 
 #[test]

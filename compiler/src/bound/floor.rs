@@ -193,9 +193,7 @@ impl<'a> Builder<'a> {
     fn moved(&self, elements: usize, format: DType, phase: Phase) -> f64 {
         let each = match format.is_real() {
             true => self.prices.traffic(elements, format),
-            false => {
-                elements as f64 * format.size() as f64 / self.prices.target.bandwidth_gbs
-            }
+            false => elements as f64 * format.size() as f64 / self.prices.target.bandwidth_gbs,
         };
         each * self.times(phase)
     }
@@ -242,16 +240,10 @@ impl<'a> Builder<'a> {
     fn constants(&self) -> (f64, f64) {
         let (g, launch) = (self.g, self.prices.target.launch_ns);
         let counts = launches(g, &self.sharing, &self.storage);
-        let starts = launch
-            * (counts.micro as f64 * self.times(Phase::Micro) + counts.update as f64);
-        let rows = work::rows(
-            g,
-            &self.sharing,
-            &self.storage,
-            self.prices,
-            &self.programs,
-            &self.touched,
-        );
+        let starts =
+            launch * (counts.micro as f64 * self.times(Phase::Micro) + counts.update as f64);
+        let rows =
+            work::rows(g, &self.sharing, &self.storage, self.prices, &self.programs, &self.touched);
         let mut work = 0.0;
         for (id, n) in g.nodes() {
             let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
@@ -297,8 +289,9 @@ impl<'a> Builder<'a> {
         let mut chosen: Vec<(NodeId, usize)> = vec![];
         for &(r, touched) in &self.rows[v.0 as usize] {
             let apart = |&(c, _): &(NodeId, usize)| !self.sharing.together(c, r);
-            let outside = leaf || !self.sharing.together(producer, r);
-            if touched > 0 && outside && chosen.iter().all(apart) {
+            let outside = || leaf || !self.sharing.together(producer, r);
+            // A single element costs nothing worth the search, and hundreds may read it.
+            if touched > 1 && outside() && chosen.iter().all(apart) {
                 chosen.push((r, touched));
             }
         }
@@ -425,12 +418,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The operands of a product, or of another kernel with one format for its operands.
-    fn kernel(
-        &mut self,
-        id: NodeId,
-        n: &Node,
-        stores: &[Option<Store>],
-    ) -> Option<NodeIndex> {
+    fn kernel(&mut self, id: NodeId, n: &Node, stores: &[Option<Store>]) -> Option<NodeIndex> {
         let (g, i) = (self.g, id.0 as usize);
         let phase = n.region.phase();
         if let Op::ScatterAdd(_) = n.op {
@@ -449,10 +437,9 @@ impl<'a> Builder<'a> {
             let multiply = self.prices.product(&n.op, &x, &y, d).unwrap_or(0.0);
             let moved = match self.prices.own_traffic(&n.op, &x, &y, d) {
                 Some(ns) => ns,
-                None => operands
-                    .iter()
-                    .map(|&at| self.prices.traffic(self.touched[i][at], d))
-                    .sum(),
+                None => {
+                    operands.iter().map(|&at| self.prices.traffic(self.touched[i][at], d)).sum()
+                }
             };
             (multiply + moved) * self.times(phase)
         };

@@ -368,3 +368,7 @@ fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices, format: DType) -> Pr
     let y: SmallVec<[&TensorType; 4]> = eg[class].data.types.iter().collect();
     (prices.alone(op, &x, &y, format) * 1e3) as Price + 1
 }
+
+#[cfg(test)]
+#[path = "oracle_tests.rs"]
+mod oracle;

@@ -32,6 +32,10 @@ const NODES: usize = 2_000_000;
 /// below it the prices are not that good.
 const WORTHWHILE: f64 = 0.04;
 
+/// The bound's labels are scheduled as well where the cut's prices find them dearer by no more than
+/// this share.
+const CLOSE: f64 = 0.005;
+
 /// The chosen graph and why.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -248,7 +252,11 @@ pub fn run_scheduled(
             let store = |v: ValueId| formats.stores[v.0 as usize];
             let kernel = |k: NodeId| formats.kernels[k.0 as usize];
             let other = model.labels(store, kernel);
-            labellings.extend(other.filter(|l| *l != labellings[0]));
+            // Of labels that the prices find clearly dearer, scheduling would not find otherwise.
+            let close = |l: &Labels| {
+                model.price(l) as f64 <= model.price(&labellings[0]) as f64 * (1.0 + CLOSE)
+            };
+            labellings.extend(other.filter(|l| *l != labellings[0] && close(l)));
         }
         let mut best: Option<(f64, usize, Labels, Graph)> = None;
         for labels in labellings {
@@ -268,7 +276,19 @@ pub fn run_scheduled(
         let (ns, call, labels, placed) = best.expect("there is a labelling");
         tracing::debug!("{name}: {ns} ns, {floor:?}, {:?}", structured.alternatives);
         let note = note.to_string();
-        Ok(Plan { name, scaled: s, model, labels, legal, note, placed, ns, call, floor, structured })
+        Ok(Plan {
+            name,
+            scaled: s,
+            model,
+            labels,
+            legal,
+            note,
+            placed,
+            ns,
+            call,
+            floor,
+            structured,
+        })
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];

@@ -51,11 +51,7 @@ pub fn lower(train: &Graph, eval: Option<&Graph>, options: &Options) -> Result<P
 ///
 /// # Errors
 /// As [`lower`].
-pub fn lower_scheduled(
-    main: &Schedule,
-    eval: Option<&Graph>,
-    options: &Options,
-) -> Result<Plan> {
+pub fn lower_scheduled(main: &Schedule, eval: Option<&Graph>, options: &Options) -> Result<Plan> {
     let caps = &options.capabilities;
     if options.accumulate > 1 {
         check_accumulation(main)?;

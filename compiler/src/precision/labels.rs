@@ -361,3 +361,7 @@ fn internal_values(g: &Graph, storage: &[ValueId], epilogues: bool) -> Vec<bool>
 #[cfg(test)]
 #[path = "labels_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "oracle_tests.rs"]
+mod oracle;

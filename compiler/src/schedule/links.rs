@@ -88,8 +88,6 @@ impl Links {
         phase: Phase,
         except: usize,
     ) -> BTreeSet<usize> {
-        self.read_old(variable)
-            .filter(|&i| i != except && items.items[i].phase == phase)
-            .collect()
+        self.read_old(variable).filter(|&i| i != except && items.items[i].phase == phase).collect()
     }
 }
