@@ -54,6 +54,18 @@ impl Failure {
         }
     }
 
+    /// What happened, without code and place.
+    pub fn message(&self) -> String {
+        match self {
+            Failure::Input(d) => {
+                d.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
+            }
+            Failure::Run(e) => e.message.clone(),
+            Failure::Io(e) => e.to_string(),
+            Failure::Diverged { step, .. } => format!("the run diverged at step {step}"),
+        }
+    }
+
     /// Text to standard error; with `json` also one object to standard output.
     pub fn report(&self, json: bool) {
         match self {

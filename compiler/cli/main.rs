@@ -17,6 +17,7 @@ macro_rules! put {
     }};
 }
 
+mod blame;
 mod calibrate;
 mod check;
 mod compare;
@@ -30,8 +31,10 @@ mod input;
 mod listing;
 mod metrics;
 mod output;
+mod profile;
 mod recipe_args;
 mod show;
+mod skips;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -60,6 +63,8 @@ enum Command {
     Grad(grad::Args),
     Explain(explain::Args),
     Compare(compare::Args),
+    Profile(profile::Args),
+    Blame(blame::Args),
     Diff(diff::Args),
     Check(check::Args),
     Calibrate(calibrate::Args),
@@ -76,6 +81,8 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
+        Command::Profile(args) => profile::run(&args, cli.json),
+        Command::Blame(args) => blame::run(&args, cli.json),
         Command::Diff(args) => diff::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),

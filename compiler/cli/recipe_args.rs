@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use precast_compiler::frontend::recipe::{Columns, DataSource, Policy, Recipe, TrainLength};
-use precast_compiler::pipeline::{self, Compiled};
+use precast_compiler::pipeline::{self, Compiled, Watched};
 use precast_compiler::{Diagnostic, Place};
 use precast_runtime::cuda::{self, DeviceInfo};
 use precast_runtime::data;
@@ -100,6 +100,17 @@ pub fn compile(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled
 pub fn compile_quietly(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled> {
     let (recipe, options) = with_data(recipe, options)?;
     Ok(pipeline::compile(&recipe, &options)?)
+}
+
+/// A plan to be watched on the processor, made by `make`, with what the data says about extents and
+/// the length of the run.
+pub fn watched(
+    recipe: &Recipe,
+    options: &pipeline::Options,
+    make: fn(&Recipe, &pipeline::Options) -> precast_compiler::diagnostic::Result<Watched>,
+) -> Outcome<Watched> {
+    let (recipe, options) = with_data(recipe, options)?;
+    Ok(make(&recipe, &options)?)
 }
 
 /// The text of a stage before the plan, as [`compile`] would pass through it.

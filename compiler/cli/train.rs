@@ -5,11 +5,12 @@ use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
+use crate::skips::Skips;
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_runtime::data::Dataset;
 use precast_runtime::{Error, Session, StepReport};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub struct Args {
     /// Continue from this checkpoint.
     #[arg(long)]
     resume: Option<PathBuf>,
+    /// Replay at most so many skipped steps to name what overflowed; all of them by default.
+    #[arg(long, value_name = "N")]
+    blame: Option<u64>,
     /// Threads to use; 0 for every core.
     #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
@@ -64,34 +68,45 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     make_folder(&out)?;
     let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
     let mut saved = vec![];
-    let last = steps(&recipe, &mut session, &mut data, log.as_deref(), &out, &mut saved, json)?;
+    let options = args.recipe.options(false);
+    let mut skips = Skips::new(&recipe, options, args.threads, args.blame);
+    let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, quiet: json };
+    let last = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
     if let Some(log) = log {
         saved.push(log);
     }
     let test = metrics::test(&recipe, &mut session, &data)?;
     save(&session, &out, &mut saved)?;
-    report(json, &session, last, test, &saved)?;
+    report(json, &session, last, test, &skips, &saved)?;
     match last {
         Some(r) if !r.loss.is_finite() => Err(Failure::Diverged { step: r.step, loss: r.loss }),
         _ => Ok(()),
     }
 }
 
+/// What the training loop is told.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    log: Option<&'a Path>,
+    out: &'a Path,
+    quiet: bool,
+}
+
 /// The training loop; gives the last step's report, `None` where no step was left to take.
 fn steps(
-    recipe: &Recipe,
+    run: &Run,
     session: &mut Session,
     data: &mut Dataset,
-    log: Option<&Path>,
-    out: &Path,
+    skips: &mut Skips,
     saved: &mut Vec<PathBuf>,
-    quiet: bool,
 ) -> Outcome<Option<StepReport>> {
+    let recipe = run.recipe;
     let total = recipe.total_steps()?;
-    let mut log = log.map(|path| Log::open(path, session.steps())).transpose()?;
-    let bar = progress(total, session.steps(), quiet);
+    let mut log = run.log.map(|path| Log::open(path, session.steps())).transpose()?;
+    let bar = progress(total, session.steps(), run.quiet);
     let mut last = None;
     while session.steps() < total {
+        skips.begins(session.steps() + 1, data.state());
         let submitted = session.submit(|| data.next_batch());
         let step = session.steps();
         let saves =
@@ -102,22 +117,24 @@ fn steps(
             Ok(reports) => (None, reports),
             Err(e) => (Some(e), vec![]),
         };
-        if waits {
+        // A skipped step is replayed with the weights as they are, once nothing changes them.
+        if waits || skips.replays(&reports) {
             reports.extend(session.finish()?);
         }
-        for r in reports {
+        for (i, r) in reports.iter().enumerate() {
+            let blame = skips.ended(session, r, &reports[i + 1..]);
             if let Some(log) = &mut log {
-                log.line(&r)?;
+                log.line(r, blame)?;
             }
             bar.set_position(r.step);
             bar.set_message(format!("loss {:.4}", r.loss));
-            last = Some(r);
+            last = Some(*r);
         }
         if let Some(e) = failed {
             return Err(e.into());
         }
         if saves {
-            let path = out.join(format!("checkpoint-{step}.safetensors"));
+            let path = run.out.join(format!("checkpoint-{step}.safetensors"));
             session.save_checkpoint(&path, &data.state())?;
             saved.push(path);
         }
@@ -164,10 +181,13 @@ impl Log {
     }
 
     /// Unbuffered: an interrupted run keeps the lines of the steps it took.
-    fn line(&mut self, r: &StepReport) -> Outcome {
+    fn line(&mut self, r: &StepReport, blame: Option<Value>) -> Outcome {
         // JSON has no infinities and no NaN; those are null.
-        let line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
+        let mut line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
             "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+        if let Some(blame) = blame {
+            line["blame"] = blame;
+        }
         let line = format!("{line}\n");
         self.file.write_all(line.as_bytes()).map_err(|e| Log::fail(&self.path, &e))?;
         Ok(())
@@ -202,6 +222,7 @@ fn report(
     session: &Session,
     last: Option<StepReport>,
     test: Option<Metrics>,
+    skips: &Skips,
     saved: &[PathBuf],
 ) -> Outcome {
     if json {
@@ -222,6 +243,9 @@ fn report(
     match last {
         Some(r) => say!("trained     {} steps, loss {:.4}", r.step, r.loss),
         None => say!("trained     nothing: the run had ended at step {}", session.steps()),
+    }
+    if let Some(text) = skips.summary() {
+        say!("skipped     {text}");
     }
     if let Some(test) = test {
         say!("test loss: {:.4}", test.loss);

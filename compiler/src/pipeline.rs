@@ -1,6 +1,10 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
 mod baseline;
+mod ranges;
+mod watched;
+
+pub use watched::{Watched, profile, replay};
 
 use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
@@ -18,8 +22,9 @@ use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::{Capabilities, Schedule, schedule};
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Step, Storage, Summary, Target};
+use precast_plan::{Classes, DType, MAX_BYTES, Math, Plan, Ranges, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the caller knows that the recipe does not say.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +73,8 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     stages.push(("autodiff", text::print(joint.shown())));
     let (outcome, plan) = choose(recipe, options, &target, &forward, &joint)?;
     stages.push(("egraph", text::print(&outcome.graph)));
-    let warnings = warnings(recipe, options, &forward);
+    let mut warnings = warnings(recipe, options, &forward);
+    warnings.extend(ranges::coverage(recipe, &forward, joint.shown()));
     let casts = casts::records(&outcome.graph);
     let plan = finish(recipe, options, &forward, outcome, plan)?;
     Ok(Compiled { plan, stages, warnings, casts })
@@ -121,6 +127,8 @@ struct Forward {
     /// Parameters that keep their values.
     frozen: Vec<String>,
     drawn: bool,
+    /// Measured ranges that the recipe names.
+    ranges: Option<Arc<Ranges>>,
     warnings: Vec<Diagnostic>,
 }
 
@@ -143,7 +151,9 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let mut eval = import(recipe, options, false)?.graph;
     autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
     eval.updates.clear();
+    let ranges = ranges::load(recipe, &train, &frozen)?;
     Ok(Forward {
+        ranges,
         train: verified("import", train, options),
         loss,
         eval: verified("import", eval, options),
@@ -229,7 +239,13 @@ fn choose(
     let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
     let lowering = |casts_alone: bool| emit::Options {
         target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone },
+        capabilities: Capabilities {
+            any_epilogue: target.any_epilogue(),
+            casts_alone,
+            channels_last: target.channels_last(),
+            // Systems that cast eagerly sum bias gradients on their own.
+            operand_sums: !target.any_epilogue() && !casts_alone,
+        },
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,
         math: Math::Exact,
@@ -241,6 +257,8 @@ fn choose(
     let mut precision = PrecisionOptions::new(policy);
     precision.pins = recipe.precision.pins.clone();
     precision.micro = recipe.train.accumulate;
+    precision.ranges = forward.ranges.clone();
+    precision.first_scale = ranges::first_scale(recipe);
     let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
     let mut schedules: Vec<Schedule> = Vec::new();
     let own = lowering(false);

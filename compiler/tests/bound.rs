@@ -127,7 +127,12 @@ fn scheduled(g: &Graph, target: &Target, micro: u32) -> f64 {
     let price = |step: &Step, plan: &Plan| step_ns(target, step, plan);
     let options = emit::Options {
         target: target.summary(),
-        capabilities: Capabilities { any_epilogue: target.any_epilogue(), casts_alone: false },
+        capabilities: Capabilities {
+            any_epilogue: target.any_epilogue(),
+            casts_alone: false,
+            channels_last: target.channels_last(),
+            operand_sums: !target.any_epilogue(),
+        },
         accumulate: micro,
         seed: 0,
         math: Math::Exact,

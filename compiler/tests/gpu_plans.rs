@@ -3,7 +3,7 @@
 
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline::{Options, compile};
-use precast_plan::{DType, EpilogueKind, Kernel, Plan};
+use precast_plan::{Access, Conv, ConvKind, DType, EpilogueKind, Kernel, Plan};
 use std::path::Path;
 
 fn recipe(name: &str, policy: &str, device: &str) -> (Recipe, Options) {
@@ -140,4 +140,179 @@ fn cuda_is_this_machines_gpu() {
     options.capability = Some((6, 1));
     let error = compile(&recipe, &options).unwrap_err().to_string();
     assert!(error.contains("P0603") && error.contains("6.1"), "{error}");
+}
+
+/// A convolutional network of the test models with random weights.
+fn network(file: &str, policy: &str, device: &str, batch: usize, side: usize) -> Plan {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models");
+    let text = format!(
+        "model = \"{file}\"\n\
+         [weights]\ninit = \"default\"\n\
+         [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
+         inputs = {{ x = \"in.x\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
+         [loss]\nkind = \"cross_entropy\"\ntarget = \"targets\"\n\
+         [optimizer]\nkind = \"sgd\"\nlr = 0.1\nmomentum = 0.9\n\
+         [train]\nsteps = 20\n\
+         [precision]\npolicy = \"{policy}\"\n\
+         [target]\ndevice = \"{device}\"\n"
+    );
+    let recipe = Recipe::parse(folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+    let mut options = Options::default();
+    options.shapes.insert("x".into(), vec![batch, 3, side, side]);
+    options.shapes.insert("targets".into(), vec![batch]);
+    let plan = compile(&recipe, &options).unwrap_or_else(|e| panic!("{file} {policy}: {e}")).plan;
+    plan.validate().unwrap_or_else(|e| panic!("{file} {policy}: {e:?}"));
+    plan
+}
+
+/// Operands and result of a convolution, with their extents.
+fn tensors(c: &Conv) -> [(&Access, [u64; 4]); 3] {
+    let g = &c.geometry;
+    let (x, w, y) =
+        ([g.n, g.c, g.h, g.w], [g.o, g.c / g.groups, g.kh, g.kw], [g.n, g.o, g.oh, g.ow]);
+    let (a, b, out) = match c.kind {
+        ConvKind::Forward => (x, w, y),
+        ConvKind::DataGrad => (y, w, x),
+        ConvKind::FilterGrad => (x, y, w),
+    };
+    [(&c.a, a), (&c.b, b), (&c.epilogue.outputs[0], out)]
+}
+
+/// Whether the channels are innermost; `None` where both orders are the same.
+fn last(strides: &[i64], [_, c, h, w]: [u64; 4]) -> Option<bool> {
+    (c > 1 && h * w > 1).then(|| strides[1] == 1)
+}
+
+/// One line for each step of a plan that is a convolution or a pool, or that only moves elements:
+/// tensors in the order of memory.
+fn layouts(plan: &Plan) -> String {
+    let shape = |a: &Access| {
+        let t = &plan.tensors[a.tensor as usize];
+        format!("{}{:?}", t.dtype, t.shape).replace(' ', "")
+    };
+    let list = |l: &[Access]| l.iter().map(&shape).collect::<Vec<_>>().join(" ");
+    let line = |s: &precast_plan::Step| match &s.kernel {
+        Kernel::Conv(c) => {
+            let (a, b, y) = (shape(&c.a), shape(&c.b), list(&c.epilogue.outputs));
+            Some(format!("{:?} {a} {b} -> {y}: {}", c.kind, s.name))
+        }
+        Kernel::MaxPool(p) => {
+            Some(format!("MaxPool {} -> {}: {}", shape(&p.x), shape(&p.y), s.name))
+        }
+        Kernel::MaxPoolGrad(p) => {
+            Some(format!("MaxPoolGrad {} -> {}: {}", shape(&p.y), shape(&p.x), s.name))
+        }
+        Kernel::Rows(r) => {
+            let i = &r.instances[0];
+            let moves = plan.programs[r.program as usize].code.len() == 1;
+            moves.then(|| format!("Move {} -> {}: {}", list(&i.inputs), list(&i.outputs), s.name))
+        }
+        _ => None,
+    };
+    let mut out = String::new();
+    for s in plan.micro.iter().chain(&plan.update) {
+        out.extend(line(s).map(|l| l + "\n"));
+    }
+    out
+}
+
+#[test]
+fn convolutions_on_tensor_cores_have_their_channels_last() {
+    let nets: [&dyn Fn(&str, &str) -> Plan; 2] =
+        [&|policy, device| plan("cifar_cnn", policy, device), &|policy, device| {
+            network("resnet18.ts.op17.train.onnx", policy, device, 32, 224)
+        }];
+    for (i, net) in nets.iter().enumerate() {
+        for (policy, device, wanted) in [
+            ("bf16", "sm_90", true),
+            ("f16", "sm_70", true),
+            ("torch-autocast-bf16", "sm_90", true),
+            ("f32", "sm_90", false),
+            ("bf16", "cpu", false),
+        ] {
+            let plan = net(policy, device);
+            let mut checked = 0;
+            for s in &plan.micro {
+                let Kernel::Conv(c) = &s.kernel else { continue };
+                for (a, dims) in tensors(c) {
+                    if let Some(last) = last(&a.strides, dims) {
+                        assert_eq!(last, wanted, "net {i} {policy} {device}: `{}`", s.name);
+                        checked += 1;
+                    }
+                }
+            }
+            assert!(checked > 8, "net {i} {policy} {device}: {checked}");
+        }
+    }
+}
+
+#[test]
+fn layouts_of_a_small_network() {
+    insta::assert_snapshot!(layouts(&plan("cifar_cnn", "bf16", "sm_90")));
+}
+
+#[test]
+fn layouts_of_a_residual_network() {
+    let plan = network("resnet18.ts.op17.train.onnx", "bf16", "sm_90", 32, 224);
+    insta::assert_snapshot!(layouts(&plan));
+    // Nothing is transposed beside the batch, which is cast, and the filters, which the update reads
+    // and writes.
+    let moves = layouts(&plan).lines().filter(|l| l.starts_with("Move")).count();
+    assert_eq!(moves, 1, "{}", layouts(&plan));
+}
+
+/// A library transposes what does not lie as it wants, and the price says so.
+#[test]
+fn convolutions_that_lie_otherwise_cost_transpositions() {
+    let plan = plan("cifar_cnn", "bf16", "sm_90");
+    let target = precast_plan::Target::shipped("sm_90").unwrap();
+    for s in &plan.micro {
+        let Kernel::Conv(c) = &s.kernel else { continue };
+        let mut other = s.clone();
+        let Kernel::Conv(o) = &mut other.kernel else { unreachable!("a clone") };
+        let dims = tensors(c).map(|(_, d)| d);
+        let dense = |[_, c, h, w]: [u64; 4]| [c * h * w, h * w, w, 1].map(|s| s as i64).to_vec();
+        o.a.strides = dense(dims[0]);
+        o.b.strides = dense(dims[1]);
+        o.epilogue.outputs[0].strides = dense(dims[2]);
+        let price = |s| precast_compiler::cost::step_ns(&target, s, &plan);
+        assert!(price(&other) > price(s) + target.launch_ns, "`{}`", s.name);
+    }
+}
+
+/// A bias gradient is stored by the product that makes its matrix's, unless a program that writes the
+/// cotangent sums it on its way.
+#[test]
+fn bias_gradients_need_no_kernel() {
+    let reduce = precast_plan::Instr::Reduce(precast_plan::ReduceOp::Sum, 0);
+    for (name, policy) in [("mlp_mnist", "bf16"), ("tiny_gpt", "bf16"), ("tiny_gpt", "f32")] {
+        let plan = plan(name, policy, "sm_90");
+        let operands: Vec<u32> = plan
+            .micro
+            .iter()
+            .filter_map(|s| match &s.kernel {
+                Kernel::Gemm(g) if g.batch == [1, 1] => Some([g.a.tensor, g.b.tensor]),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut beside = 0;
+        for s in &plan.micro {
+            match &s.kernel {
+                Kernel::Gemm(g) => beside += usize::from(g.sums.is_some()),
+                Kernel::Rows(r) => {
+                    let p = &plan.programs[r.program as usize];
+                    let alone = p.code.len() == 2 && p.code[1] == reduce;
+                    let of = r.instances[0].inputs[0].tensor;
+                    assert!(!(alone && operands.contains(&of)), "{name} {policy}: `{}`", s.name);
+                }
+                _ => {}
+            }
+        }
+        assert!(beside > 0, "{name} {policy}");
+    }
+    assert!(plan("tiny_gpt", "bf16", "cpu").micro.iter().all(|s| match &s.kernel {
+        Kernel::Gemm(g) => g.sums.is_none(),
+        _ => true,
+    }));
 }

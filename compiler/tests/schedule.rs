@@ -63,8 +63,12 @@ fn training(path: &str, dims: &[(&str, usize)], spec: &TrainSpec) -> Graph {
 }
 
 fn plan(g: &Graph) -> Plan {
+    plan_with(g, Capabilities::CPU)
+}
+
+fn plan_with(g: &Graph, capabilities: Capabilities) -> Plan {
     let options = Options {
-        capabilities: Capabilities::CPU,
+        capabilities,
         accumulate: 1,
         seed: 1,
         target: TargetSummary { name: "cpu".into(), device: "cpu".into() },
@@ -163,12 +167,16 @@ fn gpt() {
 
 /// A plan's results and new variables against the graph's meaning in f64.
 fn computes_the_graph(g: &Graph) {
+    computes_the_graph_with(g, Capabilities::CPU);
+}
+
+fn computes_the_graph_with(g: &Graph, capabilities: Capabilities) {
     use indexmap::IndexMap;
     use precast_compiler::ops::Op;
     use precast_compiler::reference::{Data, Tensor, eval};
     use precast_plan::{Init, Kind, Storage};
 
-    let plan = plan(g);
+    let plan = plan_with(g, capabilities);
     let mut m = interpreter::Machine::new(&plan);
     let mut state = 1u64;
     let mut random = move || {
@@ -250,6 +258,36 @@ fn mlp_computes_the_graph() {
 #[test]
 fn cnn_computes_the_graph() {
     computes_the_graph(&training("tests/fixtures/cifar_cnn/model_static.onnx", &[], &spec(SGD)));
+}
+
+/// The order in memory does not change what is computed, epilogues and concatenations included.
+#[test]
+fn cnn_with_channels_last_computes_the_graph() {
+    let g = training("tests/fixtures/cifar_cnn/model_static.onnx", &[], &spec(SGD));
+    for any_epilogue in [false, true] {
+        let caps = Capabilities { any_epilogue, channels_last: 4, ..Capabilities::CPU };
+        computes_the_graph_with(&g, caps);
+    }
+}
+
+/// Bias gradients leave the products of their matrices.
+#[test]
+fn products_that_sum_an_operand_compute_the_graph() {
+    let caps = Capabilities { any_epilogue: false, operand_sums: true, ..Capabilities::CPU };
+    for (path, spec) in [
+        ("tests/fixtures/mlp_mnist/model_static.onnx", spec(SGD)),
+        ("tests/fixtures/tiny_gpt/model_static.onnx", spec(ADAMW)),
+    ] {
+        let g = training(path, &[], &spec);
+        let sums = |p: &Plan| {
+            let with =
+                |s: &&precast_plan::Step| matches!(&s.kernel, Kernel::Gemm(g) if g.sums.is_some());
+            p.micro.iter().filter(with).count()
+        };
+        assert!(sums(&plan_with(&g, caps)) > 0, "{path}");
+        assert_eq!(sums(&plan(&g)), 0, "{path}");
+        computes_the_graph_with(&g, caps);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a device must do to run plans.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use precast_plan::TensorId;
 
 /// A list of steps of a plan.
@@ -35,6 +35,15 @@ pub trait Backend: Send {
     /// # Errors
     /// If the data made a step impossible (an id out of range), or the device failed.
     fn run(&mut self, phase: Phase) -> Result<()>;
+
+    /// Runs step `index` of a phase by itself, for looking at what it wrote.
+    ///
+    /// # Errors
+    /// As [`Backend::run`]; R0511 where the device runs phases as a whole.
+    fn run_step(&mut self, _phase: Phase, _index: usize) -> Result<()> {
+        Err(Error::new("R0511", "this device does not run steps one by one")
+            .help("watch the plan on the CPU backend"))
+    }
 
     /// For people: the device and how it computes.
     fn describe(&self) -> String;

@@ -393,7 +393,7 @@ impl Builder {
         let y = square(self, DType::F32);
         let epilogue = self.store(y);
         let (batch, math) = ([1, 1], Math::Exact);
-        self.step(Kernel::Gemm(Gemm { batch, m: n, n, k: n, a, b, math, epilogue }));
+        self.step(Kernel::Gemm(Gemm { batch, m: n, n, k: n, a, b, math, epilogue, sums: None }));
     }
 
     fn conv(&mut self, kind: ConvKind, g: ConvGeometry, format: DType) {

@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::cpu::rows::philox;
 use crate::error::{Error, Result};
 use crate::tensors::WeightSource;
-use precast_plan::{Init, Kind, Plan, Storage, Tensor};
+use precast_plan::{Init, Kind, Plan, Storage, Tensor, TensorId};
 
 /// Writes the first value of every persistent tensor of `plan` to `backend`.
 ///
@@ -19,26 +19,42 @@ pub fn initialise(
     let mut bytes = vec![];
     for (id, t) in plan.tensors.iter().enumerate() {
         let Storage::Persistent { init, .. } = &t.storage else { continue };
-        if let Init::CopyOf(from) = init {
-            copies.push((id as u32, *from));
+        if original(init).is_some() {
+            copies.push(id as u32);
             continue;
         }
         bytes.clear();
         value(t, init, weights, &mut bytes).map_err(|e| e.at(format!("tensor `{}`", t.name)))?;
         backend.write(id as u32, &bytes)?;
     }
-    for (id, from) in copies {
-        copy(plan, backend, from, id)?;
+    for id in copies {
+        copy(plan, backend, id)?;
     }
     Ok(())
 }
 
-/// Writes the value of tensor `from`, rounded to the format of tensor `to`, to the latter.
+/// The tensor that another one begins as a copy of.
+pub(crate) fn original(init: &Init) -> Option<TensorId> {
+    match init {
+        Init::CopyOf(from) | Init::ChannelsLastOf(from) => Some(*from),
+        _ => None,
+    }
+}
+
+/// Writes the value of the tensor that `to` begins as a copy of to it, in its format and order.
 ///
 /// # Errors
 /// If the device failed.
-pub(crate) fn copy(plan: &Plan, backend: &mut dyn Backend, from: u32, to: u32) -> Result<()> {
-    let (target, source) = (&plan.tensors[to as usize], &plan.tensors[from as usize]);
+///
+/// # Panics
+/// If it is no copy.
+pub(crate) fn copy(plan: &Plan, backend: &mut dyn Backend, to: TensorId) -> Result<()> {
+    let target = &plan.tensors[to as usize];
+    let Storage::Persistent { init, .. } = &target.storage else {
+        panic!("`{}` does not outlive a step", target.name)
+    };
+    let from = original(init).unwrap_or_else(|| panic!("`{}` is no copy", target.name));
+    let source = &plan.tensors[from as usize];
     let n: usize = source.shape.iter().product::<u64>() as usize;
     let mut raw = vec![0; n * source.dtype.size()];
     backend.read(from, &mut raw)?;
@@ -50,7 +66,24 @@ pub(crate) fn copy(plan: &Plan, backend: &mut dyn Backend, from: u32, to: u32) -
     let mut bytes = vec![];
     host.convert(0..n, target.dtype, (1.0, 0.0), &mut bytes)
         .map_err(|e| e.at(format!("tensor `{}`", target.name)))?;
+    if let (Init::ChannelsLastOf(_), &[o, c, h, w]) = (init, &source.shape[..]) {
+        bytes = channels_last(&bytes, [o, c, h * w].map(|n| n as usize), target.dtype.size());
+    }
     backend.write(to, &bytes)
+}
+
+/// Elements [o,c,p] as [o,p,c].
+fn channels_last(bytes: &[u8], [o, c, p]: [usize; 3], size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for i in 0..o {
+        for k in 0..p {
+            for j in 0..c {
+                let at = ((i * c + j) * p + k) * size;
+                out.extend_from_slice(&bytes[at..at + size]);
+            }
+        }
+    }
+    out
 }
 
 fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>) -> Result<()> {
@@ -107,7 +140,7 @@ fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>)
             let digit = |c: u8| (c as char).to_digit(16).expect("validated") as u8;
             out.extend(hex.as_bytes().chunks(2).map(|c| digit(c[0]) << 4 | digit(c[1])));
         }
-        Init::CopyOf(_) => unreachable!("handled by the caller"),
+        Init::CopyOf(_) | Init::ChannelsLastOf(_) => unreachable!("handled by the caller"),
     }
     debug_assert_eq!(out.len(), n * t.dtype.size());
     Ok(())
@@ -131,4 +164,21 @@ fn missing(name: &str, weights: &dyn WeightSource) -> Error {
     };
     let place = weights.describe();
     Error::new("R0301", format!("there are no weights named `{name}`")).at(place).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::channels_last;
+
+    #[test]
+    fn channels_move_behind_pixels() {
+        // [1,2,3] of two bytes: channel c, pixel p is 10 c + p.
+        let element = |c: u8, p: u8| [10 * c + p, 0xff];
+        let of = |list: &[(u8, u8)]| -> Vec<u8> {
+            list.iter().flat_map(|&(c, p)| element(c, p)).collect()
+        };
+        let from = of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
+        let to = of(&[(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]);
+        assert_eq!(channels_last(&from, [1, 2, 3], 2), to);
+    }
 }

@@ -3,12 +3,14 @@
 //! Invariant: this crate never sees the IR. It trusts nothing in a plan until it is validated.
 
 pub mod backend;
+pub mod blame;
 pub mod calibrate;
 pub mod cpu;
 pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod init;
+pub mod ranges;
 pub mod session;
 pub mod tensors;
 pub mod weights;
@@ -16,6 +18,6 @@ pub mod weights;
 pub use backend::{Backend, Phase};
 pub use cpu::CpuBackend;
 pub use error::{Error, Result};
-pub use session::{Options, Session, StepReport};
+pub use session::{Options, Seen, Session, StepReport};
 pub use tensors::{HostTensor, TensorFile, WeightSource};
 pub use weights::ModelWeights;

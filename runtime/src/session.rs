@@ -7,13 +7,15 @@ use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
-use precast_plan::{DType, Init, Named, Plan, Role, Storage, TensorId};
+use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 mod steps;
+mod watched;
 
 use steps::Pending;
+pub use watched::Seen;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
@@ -307,11 +309,10 @@ impl Session {
         value.convert(0..value.elements(), t.dtype, (1.0, 0.0), &mut bytes)?;
         self.backend.write(id, &bytes)?;
         for (k, t) in self.plan.tensors.iter().enumerate() {
-            if let Storage::Persistent { role: Role::WeightCopy, init: Init::CopyOf(from), .. } =
-                t.storage
-                && from == id
+            if let Storage::Persistent { role: Role::WeightCopy, init, .. } = &t.storage
+                && init::original(init) == Some(id)
             {
-                init::copy(&self.plan, self.backend.as_mut(), id, k as TensorId)?;
+                init::copy(&self.plan, self.backend.as_mut(), k as TensorId)?;
             }
         }
         Ok(())
@@ -374,25 +375,17 @@ impl Session {
         write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
     }
 
-    /// Continues from a checkpoint; returns where its data stood, for
-    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
-    ///
-    /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
+    /// A checkpoint of this seed: the file, where its data stood, and its steps.
+    fn checkpoint(&self, path: &Path) -> Result<(TensorFile, DataState, u64)> {
         let file = TensorFile::open(path)?;
-        let bad = |code, text: String| {
-            Error::new(code, text)
-                .at(path.display())
-                .help("resume with the recipe the checkpoint was made with")
-        };
         let meta = |key: &str| {
             let value = file.metadata().get(key).ok_or_else(|| {
-                bad("R0508", format!("this is not a checkpoint: it has no `{key}`"))
+                unfit(path, "R0508", format!("this is not a checkpoint: it has no `{key}`"))
             });
             value.map(String::as_str)
         };
-        let damaged = |key: &str| bad("R0508", format!("the checkpoint's `{key}` is damaged"));
+        let damaged =
+            |key: &str| unfit(path, "R0508", format!("the checkpoint's `{key}` is damaged"));
         let state: DataState =
             serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
         let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
@@ -400,9 +393,21 @@ impl Session {
         if seed != self.seed {
             let text =
                 format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
-            return Err(bad("R0510", text));
+            return Err(unfit(path, "R0510", text));
         }
+        Ok((file, state, steps))
+    }
+
+    /// Continues from a checkpoint; returns where its data stood, for
+    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
+    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
+        let (file, state, steps) = self.checkpoint(path)?;
+        let bad = |code, text| unfit(path, code, text);
         let mut values = vec![];
+        let mut copies = vec![];
         let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
             let Storage::Persistent { role, .. } = t.storage else { continue };
@@ -410,6 +415,11 @@ impl Session {
                 continue;
             }
             expected += 1;
+            if role == Role::WeightCopy && file.tensor(&t.name).is_ok() {
+                // Another backend may keep it in another order; it follows from its weight.
+                copies.push(i as TensorId);
+                continue;
+            }
             let value = file
                 .tensor(&t.name)
                 .map_err(|_| bad("R0509", format!("the checkpoint lacks `{}`", t.name)))?;
@@ -430,7 +440,17 @@ impl Session {
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
         }
+        for id in copies {
+            init::copy(&self.plan, self.backend.as_mut(), id)?;
+        }
         self.steps = steps;
         Ok(state)
     }
+}
+
+/// A checkpoint that this session cannot take.
+fn unfit(path: &Path, code: &'static str, text: String) -> Error {
+    Error::new(code, text)
+        .at(path.display())
+        .help("resume with the recipe the checkpoint was made with")
 }

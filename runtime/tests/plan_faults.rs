@@ -173,6 +173,29 @@ fn each_rule_has_a_message() {
     };
     one(&|p| gemm(p, &|g| g.k += 1), "reaches elements");
     one(&|p| gemm(p, &|g| g.epilogue.program = 77), "there is no program 77");
+    let sums = |p: &mut Plan, name: &str, batch: [u64; 2]| {
+        let tensor = p.tensors.iter().position(|t| t.name == name).unwrap() as u32;
+        let out = precast_plan::Access { tensor, offset: 0, strides: vec![1] };
+        let operand = precast_plan::Operand::B;
+        gemm(p, &|g| {
+            g.batch = batch;
+            g.sums = Some(precast_plan::OperandSums { operand, out: out.clone() });
+        });
+    };
+    one(&|p| sums(p, "in.x", [1, 1]), "writes the input");
+    one(&|p| sums(p, "count", [1, 1]), "is i32, not f32");
+    one(&|p| sums(p, "w2", [2, 1]), "does not sum an operand");
+    one(
+        &|p| {
+            let ema = p.tensors.iter_mut().find(|t| t.name == "ema.w2").unwrap();
+            if let Storage::Persistent { init, .. } = &mut ema.storage
+                && let precast_plan::Init::CopyOf(w2) = *init
+            {
+                *init = precast_plan::Init::ChannelsLastOf(w2);
+            }
+        },
+        "has another shape or kind",
+    );
     let several = faults(|p| {
         *offset(p, "h") += 4;
         p.accumulate = 0;

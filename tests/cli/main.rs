@@ -4,6 +4,7 @@ mod faults;
 mod idle;
 mod lab;
 mod plans;
+mod ranges;
 mod resume;
 mod runs;
 mod small;

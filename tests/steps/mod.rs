@@ -278,7 +278,11 @@ fn touched(kernel: &Kernel) -> (Vec<&Access>, Vec<&Access>) {
             r.instances.iter().flat_map(|i| &i.inputs).collect(),
             r.instances.iter().flat_map(|i| &i.outputs).collect(),
         ),
-        Kernel::Gemm(g) => with(vec![&g.a, &g.b], &g.epilogue),
+        Kernel::Gemm(g) => {
+            let (reads, mut writes) = with(vec![&g.a, &g.b], &g.epilogue);
+            writes.extend(g.sums.as_ref().map(|s| &s.out));
+            (reads, writes)
+        }
         Kernel::Conv(c) => with(vec![&c.a, &c.b], &c.epilogue),
         Kernel::Attention(a) => {
             let mut reads = vec![&a.q, &a.k, &a.v];

@@ -93,7 +93,10 @@ impl Sharing {
             Op::ScaleBy(_) if scales => Kind::Maybe,
             _ => kind(g, node),
         };
-        let kind: Vec<Kind> = g.nodes().map(|(_, node)| of(node)).collect();
+        let mut kind: Vec<Kind> = g.nodes().map(|(_, node)| of(node)).collect();
+        if !epilogues {
+            sums_of_operands(g, &storage, &mut kind);
+        }
         let mut dense = vec![usize::MAX; n];
         let mut count = 0;
         for (i, k) in kind.iter().enumerate() {
@@ -171,7 +174,8 @@ impl Sharing {
         let mut out: Vec<Vec<usize>> = vec![vec![]; g.node_count()];
         let mut join = |i: usize, j: usize| {
             let maybe = self.kind[i] == Kind::Maybe || self.kind[j] == Kind::Maybe;
-            if i != j && (maybe || self.may(NodeId(i as u32), NodeId(j as u32))) {
+            let phase = self.phase[i] == self.phase[j];
+            if i != j && phase && (maybe || self.may(NodeId(i as u32), NodeId(j as u32))) {
                 out[i].push(j);
                 out[j].push(i);
             }
@@ -287,6 +291,20 @@ fn kind(g: &Graph, node: &crate::ir::Node) -> Kind {
             }
             _ => Kind::Alone,
         },
+    }
+}
+
+/// Products of a vendor's library may sum their operands on the way.
+fn sums_of_operands(g: &Graph, storage: &[ValueId], kind: &mut [Kind]) {
+    let mut operand = vec![false; g.value_count()];
+    for (_, n) in g.nodes().filter(|(_, n)| matches!(n.op, Op::MatMul(_))) {
+        n.inputs.iter().take(2).for_each(|v| operand[storage[v.0 as usize].0 as usize] = true);
+    }
+    for (id, n) in g.nodes() {
+        let summed = |v: &ValueId| operand[storage[v.0 as usize].0 as usize];
+        if matches!(n.op, Op::Reduce(_)) && n.inputs.iter().any(summed) {
+            kind[id.0 as usize] = Kind::Maybe;
+        }
     }
 }
 

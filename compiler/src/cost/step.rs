@@ -2,8 +2,8 @@
 //! schedule made of it.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, DType, Epilogue, Family, Instance, Instr, Kernel, Plan, Program,
-    Step, Target,
+    Access, Conv, ConvGeometry, DType, Epilogue, Family, Gemm, Instance, Instr, Kernel, Operand,
+    Plan, Program, Step, Target,
 };
 
 /// Nanoseconds of one step on a target.
@@ -25,6 +25,7 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
                         (&g.b, &[g.batch[0], g.batch[1], g.k, g.n]),
                     ])
                     + c.epilogue(&g.epilogue, &dims)
+                    + g.sums.as_ref().map_or(0.0, |s| c.bytes(&s.out, sums_len(g)))
             }
             Kernel::Conv(conv) => c.conv(conv),
             Kernel::Attention(a) => c.attention(
@@ -136,6 +137,26 @@ impl Coster<'_> {
         self.product(family, &conv.a, volume.cbrt(), 2.0 * volume * g.groups as f64)
             + self.reads(&[(&conv.a, &a), (&conv.b, &b)])
             + self.epilogue(&conv.epilogue, &out)
+            + self.transposed(conv, &[(&conv.a, a), (&conv.b, b)])
+            + self.transposed(
+                conv,
+                &conv.epilogue.outputs.iter().map(|o| (o, out)).collect::<Vec<_>>(),
+            )
+    }
+
+    /// What a library adds for tensors that lie otherwise than its kernel wants: it writes and reads
+    /// each once more, in kernels of its own.
+    fn transposed(&self, conv: &Conv, list: &[(&Access, [u64; 4])]) -> f64 {
+        if self.format(&conv.a).size() > self.target.channels_last() {
+            return 0.0;
+        }
+        let price = |(a, dims): &(&Access, [u64; 4])| {
+            let [_, c, h, w] = *dims;
+            let differs = c > 1 && h * w > 1;
+            let moved = 2.0 * self.bytes(a, dims.iter().product());
+            if differs && a.strides[1] != 1 { self.target.launch_ns + moved } else { 0.0 }
+        };
+        list.iter().map(price).sum()
     }
 
     fn attention(&self, family: Family, q: &Access, s: [u64; 5], causal: bool, passes: f64) -> f64 {
@@ -164,6 +185,7 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
             touched(&g.a, &[b0, b1, g.m, g.k])
                 + touched(&g.b, &[b0, b1, g.k, g.n])
                 + epilogue(&g.epilogue, &[b0, b1, g.m, g.n])
+                + g.sums.as_ref().map_or(0, |s| touched(&s.out, &[sums_len(g)]))
         }
         Kernel::Conv(c) => {
             let (a, b, out) = conv_extents(c);
@@ -202,6 +224,15 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
 }
 
 /// Extents of a convolution's operands and result.
+/// Elements of the sums of an operand.
+fn sums_len(g: &Gemm) -> u64 {
+    match g.sums.as_ref().map(|s| s.operand) {
+        Some(Operand::A) => g.m,
+        Some(Operand::B) => g.n,
+        None => 0,
+    }
+}
+
 fn conv_extents(conv: &Conv) -> ([u64; 4], [u64; 4], [u64; 4]) {
     use precast_plan::ConvKind::{DataGrad, FilterGrad, Forward};
     let g: &ConvGeometry = &conv.geometry;

@@ -1,9 +1,10 @@
 //! Graph to e-graph and back.
 
 use super::extract::{Choice, Problem};
-use super::lang::{ENode, Eg, Kernels, Sym};
+use super::lang::{Degree, ENode, Eg, Kernels, Sym};
 use crate::ir::{Graph, NodeId, Phase, Region, Result_, TensorType, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
+use crate::precision::ranges::Origin;
 use egg::{Id, Language};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -91,10 +92,18 @@ struct Draft {
     position: u64,
 }
 
-/// Builds the chosen graph. Values keep their order and their nodes' names where they survive.
-pub fn unload(g: &Graph, loaded: &Loaded, problem: &Problem, choice: &Choice) -> Graph {
+/// Builds the chosen graph. Values keep their order and their nodes' names where they survive. With
+/// it, by value: the original value that it equals.
+pub fn unload(
+    g: &Graph,
+    loaded: &Loaded,
+    problem: &Problem,
+    choice: &Choice,
+) -> (Graph, Vec<Option<Origin>>) {
     let drafts = Drafts::new(g, loaded, problem, choice);
-    drafts.build(g, loaded)
+    let (graph, values) = drafts.build(g, loaded);
+    let origins = drafts.origins(&values, graph.value_count());
+    (graph, origins)
 }
 
 struct Drafts<'a> {
@@ -246,7 +255,7 @@ impl<'a> Drafts<'a> {
     }
 
     /// Emits the drafts in the original order as far as operands allow.
-    fn build(&self, g: &Graph, loaded: &Loaded) -> Graph {
+    fn build(&self, g: &Graph, loaded: &Loaded) -> (Graph, Vec<SmallVec<[ValueId; 2]>>) {
         let mut out = Graph::new(g.name.clone());
         out.vars = g.vars.clone();
         let n = self.drafts.len();
@@ -295,7 +304,38 @@ impl<'a> Drafts<'a> {
             }
             out.updates.push(Result_ { name: u.name.clone(), value });
         }
+        (out, values)
+    }
+
+    /// Originals of the values of the built graph, `values` by draft.
+    fn origins(&self, values: &[SmallVec<[ValueId; 2]>], count: usize) -> Vec<Option<Origin>> {
+        let mut out = vec![None; count];
+        for class in (0..self.choice.len() as u32).filter(|&c| self.choice[c as usize].is_some()) {
+            let (draft, result) = self.source(class);
+            let Some(&d) = self.of.get(&draft) else { continue };
+            let value = values[d as usize][result as usize];
+            let origin = self.origin(self.problem.classes[class as usize]);
+            if origin.is_some() {
+                out[value.0 as usize] = origin;
+            }
+        }
         out
+    }
+
+    /// The original value that a class is, or is the loss scale times.
+    fn origin(&self, class: Id) -> Option<Origin> {
+        let named = |id: Id, scaled: bool| {
+            let v = self.eg[self.eg.find(id)].data.origin;
+            (v != u32::MAX).then(|| Origin { name: self.g.value_name(ValueId(v)), scaled })
+        };
+        let class = &self.eg[self.eg.find(class)];
+        let scaled = class.nodes.iter().find_map(|n| {
+            let by = &self.eg[self.eg.find(*n.children.first()?)].data;
+            let scale = by.exponent == Degree::Is(1) && by.degree == Degree::ZERO;
+            let scales = matches!(self.eg.analysis.op(n), Some(Op::ScaleBy(_)));
+            if scale && scales { named(n.children[1], true) } else { None }
+        });
+        scaled.or_else(|| named(class.id, false))
     }
 }
 

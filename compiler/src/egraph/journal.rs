@@ -84,7 +84,7 @@ pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
             }
         } else {
             let v = n.outputs[0];
-            match plan.legal.store[v.0 as usize] {
+            match &plan.legal.store[v.0 as usize] {
                 Some(why) => why.to_string(),
                 None if plan.model.format(labels, v) == Some(half) => {
                     format!("its readers take {half}, and half the bytes move")

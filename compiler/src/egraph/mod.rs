@@ -20,6 +20,7 @@ use crate::precision::{self, Labels, Legal, Model, Policy, PrecisionOptions};
 use dominated::Alternatives;
 use egg::{Runner, SimpleScheduler, StopReason};
 use precast_plan::{Bound, Candidate, DType, Decision, Target};
+use precision::ranges::{Origin, Ranged};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub struct Modes<'a> {
 #[derive(Clone, Debug)]
 pub struct Structured {
     pub graph: Graph,
+    /// By value: the original value that it equals.
+    pub origins: Vec<Option<Origin>>,
     pub rule_firings: BTreeMap<String, u64>,
     /// What else the e-graph holds.
     pub alternatives: Alternatives,
@@ -154,12 +157,13 @@ impl<'g> Saturated<'g> {
             problem.avoid(&loaded.originals());
         }
         let choice = problem.solve(&loaded.eg);
-        let graph = convert::unload(g, loaded, &problem, &choice);
+        let (graph, origins) = convert::unload(g, loaded, &problem, &choice);
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
         let alternatives = dominated::alternatives(&loaded.eg, &problem, &choice);
-        Structured { graph, rule_firings: loaded.eg.analysis.firings.clone(), alternatives }
+        let rule_firings = loaded.eg.analysis.firings.clone();
+        Structured { graph, origins, rule_firings, alternatives }
     }
 }
 
@@ -172,6 +176,8 @@ struct Plan {
     labels: Labels,
     legal: Legal,
     note: String,
+    /// What ranges changed, for the summary.
+    ranged: String,
     /// Formats on every value, casts in place.
     placed: Graph,
     ns: f64,
@@ -232,7 +238,9 @@ pub fn run_scheduled(
         let format = if kind == Kind::Full { DType::F32 } else { half };
         let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
-        let legal = precision::legal::legality(g, half, options, target)?;
+        let origins = &structured.origins;
+        let Ranged { legal, scale, note: ranged } =
+            precision::ranges::legality(g, origins, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
         let admitted = match kind {
             Kind::Full => Admitted::Full,
@@ -260,7 +268,10 @@ pub fn run_scheduled(
         }
         let mut best: Option<(f64, usize, Labels, Graph)> = None;
         for labels in labellings {
-            let placed = precision::place::place(g, &model, &labels);
+            let mut placed = precision::place::place(g, &model, &labels);
+            if let Some(scale) = scale {
+                precision::ranges::begin_at(&mut placed, &options.loss_scale, scale);
+            }
             if let Err(e) = crate::ir::verify::verify(&placed) {
                 panic!("placing casts built a graph that does not verify:\n{e}");
             }
@@ -283,6 +294,7 @@ pub fn run_scheduled(
             labels,
             legal,
             note,
+            ranged,
             placed,
             ns,
             call,
@@ -334,7 +346,7 @@ pub fn run_scheduled(
         settled: admitted.iter().map(|p| p.structured.alternatives.settled).sum(),
         open: admitted.iter().map(|p| p.structured.alternatives.open).sum(),
     };
-    let choice = journal::choice(policy, &plans, best, target);
+    let choice = journal::choice(policy, &plans, best, target) + &plans[best].ranged;
     let candidates = plans
         .iter()
         .map(|p| Candidate {

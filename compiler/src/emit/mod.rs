@@ -1,6 +1,9 @@
 //! From schedules to the plan.
 
 mod epilogue;
+mod watch;
+
+pub use watch::lower_watched;
 
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
@@ -14,8 +17,8 @@ use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
     Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
-    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Plan, Program, Role, Rows, Step, Storage,
-    Summary, TargetSummary, Tensor, VERSION,
+    Init, Instance, Instr, Kernel, Math, MaxPool, Named, Operand, OperandSums, Plan, Program, Role,
+    Rows, Step, Storage, Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,11 +61,10 @@ pub fn lower_scheduled(main: &Schedule, eval: Option<&Graph>, options: &Options)
     }
     let mut e = Emit::new(main.graph.name.clone(), options);
     e.persistent(&main.graph);
-    let results = e.schedule(main, "")?;
-    e.plan.results = results;
+    e.plan.results = e.schedule(main, "")?.0;
     if let Some(g) = eval {
         let s = schedule(g, Some(&main.graph), caps)?;
-        e.plan.eval_results = e.schedule(&s, "eval.")?;
+        e.plan.eval_results = e.schedule(&s, "eval.")?.0;
     }
     Ok(e.finish())
 }
@@ -190,6 +192,7 @@ impl<'a> Emit<'a> {
                     Init::File { path: path.clone(), offset: *offset, dtype: *dtype }
                 }
                 VarInit::CopyOf(other) => Init::CopyOf(self.vars[other]),
+                VarInit::ChannelsLastOf(other) => Init::ChannelsLastOf(self.vars[other]),
             };
             let offset = self.keep(var.ty.bytes());
             self.tensor(
@@ -201,7 +204,7 @@ impl<'a> Emit<'a> {
         }
     }
 
-    fn schedule(&mut self, s: &Schedule, prefix: &str) -> Result<Vec<Named>> {
+    fn schedule<'s>(&mut self, s: &'s Schedule, prefix: &str) -> Result<(Vec<Named>, Bind<'s>)> {
         let mut bind = Bind { s, tensor: BTreeMap::new() };
         // Only values that a step touches, or a result names, have tensors.
         let mut used: BTreeSet<usize> =
@@ -226,13 +229,10 @@ impl<'a> Emit<'a> {
         }
         self.plan.arena_bytes = self.plan.arena_bytes.max(s.layout.bytes);
         self.plan.arena_bound_bytes = self.plan.arena_bound_bytes.max(s.layout.bound);
+        let tensor = |v: usize| bind.tensor[&s.items.storage(v)];
         let results = s.items.results.iter();
-        Ok(results
-            .map(|(name, v)| Named {
-                name: name.clone(),
-                tensor: bind.tensor[&s.items.storage(*v)],
-            })
-            .collect())
+        let results = results.map(|(name, v)| Named { name: name.clone(), tensor: tensor(*v) });
+        Ok((results.collect(), bind))
     }
 
     fn bind(&mut self, s: &Schedule, v: usize, prefix: &str) -> Result<u32> {
@@ -283,7 +283,7 @@ impl<'a> Emit<'a> {
                     .copied()
                     .unwrap_or_else(|| panic!("`{}` is used and never written", value.name));
                 let name = format!("{prefix}{}", value.name);
-                Ok(self.tensor(&name, value.dtype, &value.shape, Storage::Arena { offset }))
+                Ok(self.tensor(&name, value.dtype, &value.stored(), Storage::Arena { offset }))
             }
             Source::Var(_) => unreachable!("handled above"),
         }
@@ -331,7 +331,9 @@ impl<'a> Emit<'a> {
         }
         let mut ops = vec![];
         for &g in &b.groups {
-            for op in s.groups[g].0.items.iter().filter_map(|&i| s.items.items[i].op.clone()) {
+            let group = &s.groups[g].0;
+            let all = group.items.iter().copied().chain(group.sums.iter().map(|s| s.item));
+            for op in all.filter_map(|i| s.items.items[i].op.clone()) {
                 if !ops.contains(&op) {
                     ops.push(op);
                 }
@@ -490,6 +492,10 @@ impl Bind<'_> {
             b: Access { strides: p.b, ..b },
             math,
             epilogue: Epilogue { kind, program, inputs, outputs },
+            sums: g.sums.as_ref().map(|s| OperandSums {
+                operand: if s.operand == 0 { Operand::A } else { Operand::B },
+                out: self.access(&s.out, &[item.dims[rank - 2 + s.operand]]),
+            }),
         })
     }
 

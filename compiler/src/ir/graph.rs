@@ -132,6 +132,8 @@ pub enum VarInit {
     },
     /// As another variable begins, rounded.
     CopyOf(String),
+    /// As another variable of [o,c,h,w] begins, rounded, as [o,h,w,c].
+    ChannelsLastOf(String),
 }
 
 /// A tensor that outlives the step. Read by [`crate::ops::Var`] nodes, written by
@@ -200,6 +202,18 @@ impl Graph {
     /// The node that defines a value.
     pub fn def(&self, id: ValueId) -> &Node {
         self.node(self.value(id).node)
+    }
+
+    /// A value's name: its operation's, with `.i` where that has several results; of an input or a
+    /// variable, its own.
+    pub fn value_name(&self, id: ValueId) -> String {
+        let node = self.def(id);
+        match &node.op {
+            Op::Input(input) => input.name.clone(),
+            Op::Var(var) => var.name.clone(),
+            _ if node.outputs.len() > 1 => format!("{}.{}", node.name, self.value(id).index),
+            _ => node.name.clone(),
+        }
     }
 
     /// Changes the storage format of a value. The verifier says whether the result is legal.

@@ -7,14 +7,18 @@ use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
 use crate::ops::{Lowering, NumericClass, Op};
 use globset::{Glob, GlobMatcher};
 use precast_plan::{DType, Target};
+use std::borrow::Cow;
+
+/// A reason.
+pub type Why = Cow<'static, str>;
 
 /// Legality of one candidate format.
 pub struct Legal {
     pub half: DType,
     /// By value (views: as their storage): why it is stored in f32.
-    pub store: Vec<Option<&'static str>>,
+    pub store: Vec<Option<Why>>,
     /// By value: why not even a copy may be in the 16-bit format.
-    pub copy: Vec<Option<&'static str>>,
+    pub copy: Vec<Option<Why>>,
     /// By node, for kernels with [`uniform_operands`]: why its operands are f32.
     pub product: Vec<Option<String>>,
     /// By node: a pin asks for the 16-bit format.
@@ -57,6 +61,20 @@ pub fn degrees(g: &Graph, o: &PrecisionOptions) -> Vec<(Degree, Degree)> {
 /// # Errors
 /// P0501: a pin that is not a glob, names nothing, or asks for what is illegal.
 pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -> Result<Legal> {
+    legality_within(g, half, o, target, &[])
+}
+
+/// [`legality`], where `limits` says by value why `half` does not hold it.
+///
+/// # Errors
+/// As [`legality`].
+pub fn legality_within(
+    g: &Graph,
+    half: DType,
+    o: &PrecisionOptions,
+    target: &Target,
+    limits: &[Option<Why>],
+) -> Result<Legal> {
     let n = g.value_count();
     let mut l = Legal {
         half,
@@ -67,7 +85,7 @@ pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -
     };
     let storage = storages(g);
     let mut keep = |v: ValueId, why: &'static str| {
-        l.store[storage[v.0 as usize].0 as usize].get_or_insert(why);
+        l.store[storage[v.0 as usize].0 as usize].get_or_insert(why.into());
     };
     for (_, node) in g.nodes() {
         for (i, &v) in node.outputs.iter().enumerate() {
@@ -98,15 +116,21 @@ pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -
                 Degree::Mixed => true,
             };
             if cotangent && !matches!(scale, Degree::Is(e) if e > 0) {
-                l.copy[v] = Some(NO_SCALE);
-                l.store[storage[v].0 as usize].get_or_insert(NO_SCALE);
+                l.copy[v] = Some(NO_SCALE.into());
+                l.store[storage[v].0 as usize].get_or_insert(NO_SCALE.into());
             }
+        }
+    }
+    for (v, why) in limits.iter().enumerate() {
+        if let Some(why) = why {
+            l.copy[v].get_or_insert(why.clone());
+            l.store[storage[v].0 as usize].get_or_insert(why.clone());
         }
     }
     if target.convert(half).is_none() {
         for v in 0..n {
-            l.copy[v] = Some("the target's kernels do not store this format");
-            l.store[v] = l.copy[v];
+            l.copy[v] = Some("the target's kernels do not store this format".into());
+            l.store[v] = l.copy[v].clone();
         }
     }
     for (id, node) in g.nodes() {
@@ -117,9 +141,9 @@ pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -
             .iter()
             .find_map(|&i| {
                 let v = node.inputs[i].0 as usize;
-                l.copy[v].or(l.copy[storage[v].0 as usize])
+                l.copy[v].clone().or_else(|| l.copy[storage[v].0 as usize].clone())
             })
-            .map(str::to_string);
+            .map(Cow::into_owned);
         if why.is_none() && node.op.class() == NumericClass::Product {
             let prices = crate::cost::Prices { target };
             if prices.product(&node.op, &x, &y, half).is_none() {
@@ -132,7 +156,7 @@ pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -
     for (id, node) in g.nodes() {
         if keeps_format(&node.op)
             && l.product[id.0 as usize].is_none()
-            && let Some(why) = l.store[node.outputs[0].0 as usize]
+            && let Some(why) = &l.store[node.outputs[0].0 as usize]
         {
             l.product[id.0 as usize] = Some(why.to_string());
         }
@@ -270,7 +294,7 @@ fn pin_node(
         l.wanted[i] = false;
         l.product[i].get_or_insert("pinned to f32".into());
         for &v in &node.outputs {
-            l.store[storage[v.0 as usize].0 as usize].get_or_insert("pinned to f32");
+            l.store[storage[v.0 as usize].0 as usize].get_or_insert("pinned to f32".into());
         }
         return Ok(());
     }

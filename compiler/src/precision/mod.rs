@@ -11,13 +11,17 @@ pub mod degree;
 pub mod labels;
 pub mod legal;
 pub mod place;
+pub mod ranges;
 
 pub use crate::frontend::recipe::{Pin, Policy};
 pub use labels::{Labels, Model};
 pub use legal::Legal;
+pub use ranges::FirstScale;
 
 use crate::ir::{Graph, ValueId};
 use crate::ops::{Lowering, NumericClass, Op};
+use precast_plan::Ranges;
+use std::sync::Arc;
 
 /// What the person asked for.
 #[derive(Clone, Debug)]
@@ -31,6 +35,10 @@ pub struct PrecisionOptions {
     pub loss_scale: String,
     /// Batches for one update: how often the forward and backward pass run in a step.
     pub micro: u32,
+    /// Ranges measured of the model.
+    pub ranges: Option<Arc<Ranges>>,
+    /// The first loss scale, as far as it is known before formats are chosen.
+    pub first_scale: FirstScale,
 }
 
 impl PrecisionOptions {
@@ -42,6 +50,8 @@ impl PrecisionOptions {
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
             micro: 1,
+            ranges: None,
+            first_scale: FirstScale::Given(65536.0),
         }
     }
 }

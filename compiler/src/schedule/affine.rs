@@ -191,7 +191,18 @@ impl Placement {
             }
             want *= n as i64;
         }
-        (from.offset == 0).then_some(Placement { offset: to_offset, digits })
+        // Neighbours that the other order steps through evenly are one digit, so that an access
+        // along both at once can be said.
+        digits.reverse();
+        let mut merged: Vec<(usize, i64, i64)> = vec![];
+        for d in digits {
+            match merged.last_mut() {
+                Some(inner) if d.2 == inner.2 * inner.0 as i64 => inner.0 *= d.0,
+                _ => merged.push(d),
+            }
+        }
+        merged.reverse();
+        (from.offset == 0).then_some(Placement { offset: to_offset, digits: merged })
     }
 
     /// An access to the value as an access to the other one, where strides can say it.
@@ -257,6 +268,11 @@ mod tests {
         let p = Placement::new(&from, 7, &[120, 30, 5, 1]).unwrap();
         let (offset, strides) = p.convert(&[2, 3, 4, 5], 0, &[60, 20, 5, 1]).unwrap();
         assert_eq!((offset, strides.as_slice()), (7, &[120i64, 5, 30, 1][..]));
+        // Batches and rows of a part of a matrix are one digit, so an axis over both is an access.
+        let rows = View::dense(&[2usize, 3, 5].into());
+        let p = Placement::new(&rows, 7, &[90, 30, 1]).unwrap();
+        assert_eq!(p.convert(&[6, 5], 0, &[5, 1]).unwrap(), (7, vec![30, 1]));
+        let p = Placement::new(&from, 7, &[120, 30, 5, 1]).unwrap();
         // Heads and positions as one axis are not evenly spaced there.
         assert!(p.convert(&[2, 12, 5], 0, &[60, 5, 1]).is_none());
     }

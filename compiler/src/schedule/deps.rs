@@ -83,6 +83,21 @@ pub fn successors(items: &Items) -> Vec<Vec<usize>> {
     out
 }
 
+/// Which items come after `from`, at any distance.
+pub fn reachable(successors: &[Vec<usize>], from: usize) -> Vec<bool> {
+    let mut seen = vec![false; successors.len()];
+    let mut stack = vec![from];
+    while let Some(i) = stack.pop() {
+        for &j in &successors[i] {
+            if !seen[j] {
+                seen[j] = true;
+                stack.push(j);
+            }
+        }
+    }
+    seen
+}
+
 /// A topological order: micro before update, otherwise the smallest index that is ready.
 ///
 /// # Panics

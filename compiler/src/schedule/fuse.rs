@@ -9,6 +9,7 @@ use super::affine::{Access, Matched, Remap, Side, match_axes};
 use super::items::{Body, Items, Read};
 use super::kernels::product_fits;
 use super::program::{Built, build, still};
+use super::sums::Sums;
 use super::{Capabilities, deps};
 use crate::ir::Phase;
 use crate::ops::Op;
@@ -29,6 +30,8 @@ pub struct Group {
     pub fixed: bool,
     /// A kernel that does not fuse.
     pub opaque: bool,
+    /// Sums of an operand that the product stores beside its result.
+    pub sums: Option<Sums>,
 }
 
 impl Group {
@@ -45,6 +48,7 @@ impl Group {
             product: matches!(item.body, Body::Product { .. }).then_some(i),
             fixed: matches!(item.body, Body::Rows(Op::Dropout(_))),
             opaque: !item.fuses(),
+            sums: None,
         }
     }
 
@@ -61,6 +65,7 @@ impl Group {
                 Body::Copy => "copy",
             })
             .collect();
+        let rest: Vec<&str> = rest.into_iter().chain(self.sums.as_ref().map(|_| "sums")).collect();
         for r in rest.iter().take(4) {
             name.push('+');
             name.push_str(r);
@@ -459,5 +464,6 @@ fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced
         product: a.product.or(b.product),
         fixed: a.fixed || b.fixed,
         opaque: false,
+        sums: None,
     }
 }

@@ -2,14 +2,16 @@
 //! Views disappear into the accesses of their readers.
 
 use super::affine::{Access, Placement};
-use super::kernels;
 use super::links::Links;
+use super::{channels, kernels};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
 use crate::ops::{Lowering, Op, Part};
 use precast_plan::{BinaryOp, DType, Instr, Kind};
 use std::collections::BTreeMap;
+
+mod results;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +24,7 @@ pub enum Source {
     Const(ConstData),
 }
 
-/// A dense row-major tensor.
+/// A dense tensor, row-major in the order of its axes or of [`channels`].
 #[derive(Clone, Debug)]
 pub struct Value {
     pub name: String,
@@ -33,9 +35,25 @@ pub struct Value {
     pub updates: Option<String>,
     /// Stored as a part of another value.
     pub placed: Option<(usize, Placement)>,
+    /// The graph's value that this is; `None` for what the schedule made.
+    pub of: Option<ValueId>,
+    /// [n,c,h,w], stored as [n,h,w,c].
+    pub channels_last: bool,
 }
 
 impl Value {
+    /// Extents in the order of memory.
+    pub fn stored(&self) -> Vec<usize> {
+        if self.channels_last { channels::stored(&self.shape) } else { self.shape.clone() }
+    }
+
+    /// The whole value.
+    pub fn view(&self) -> View {
+        let shape = Shape::new(&self.shape);
+        let strides = if self.channels_last { channels::strides(&shape) } else { shape.strides() };
+        View { shape, offset: 0, strides }
+    }
+
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -147,10 +165,16 @@ struct Lower<'g> {
     pending: BTreeMap<ValueId, Assembly>,
     uses: Vec<usize>,
     links: Links,
+    /// Bytes of an element up to which convolutions want channels last, and the values that are
+    /// stored so.
+    widest: usize,
+    last: Vec<bool>,
+    /// Copies that were made for operands, by what they are copies of.
+    ordered: BTreeMap<(Phase, usize, i64, Vec<usize>, Vec<i64>), (usize, View)>,
 }
 
-/// Lowers a verified graph without dead nodes.
-pub fn lower(g: &Graph) -> Result<Items> {
+/// Lowers a verified graph without dead nodes; `widest` is [`super::Capabilities::channels_last`].
+pub fn lower(g: &Graph, widest: usize) -> Result<Items> {
     let mut uses: Vec<usize> = g.uses().iter().map(Vec::len).collect();
     for r in g.results.iter().chain(&g.updates) {
         uses[r.value.0 as usize] += 1;
@@ -162,6 +186,9 @@ pub fn lower(g: &Graph) -> Result<Items> {
         pending: BTreeMap::new(),
         uses,
         links: Links::default(),
+        widest,
+        last: channels::choose(g, widest),
+        ordered: BTreeMap::new(),
     };
     for (id, node) in g.nodes() {
         l.node(id, node)?;
@@ -192,8 +219,20 @@ impl Lower<'_> {
             source,
             updates: None,
             placed: None,
+            of: None,
+            channels_last: false,
         });
         self.out.values.len() - 1
+    }
+
+    /// [`Lower::value`], of a value of the graph; views of it are found through `loc`.
+    fn value_of(&mut self, name: String, v: ValueId, source: Source) -> usize {
+        let ty = self.g.ty(v).clone();
+        let id = self.value(name, &ty, source);
+        self.out.values[id].of = Some(v);
+        self.out.values[id].channels_last = self.last[v.0 as usize];
+        self.loc[v.0 as usize] = Some((id, self.out.values[id].view()));
+        id
     }
 
     /// New dense values for all results of a node.
@@ -204,10 +243,7 @@ impl Lower<'_> {
             .enumerate()
             .map(|(i, &v)| {
                 let name = if many { format!("{}.{i}", node.name) } else { node.name.clone() };
-                let ty = self.g.ty(v).clone();
-                let id = self.value(name, &ty, Source::Computed);
-                self.loc[v.0 as usize] = Some((id, View::dense(&ty.shape)));
-                id
+                self.value_of(name, v, Source::Computed)
             })
             .collect()
     }
@@ -223,8 +259,7 @@ impl Lower<'_> {
                     Op::Const(c) => (node.name.clone(), Source::Const(c.data.clone())),
                     op => panic!("`{}` is not a leaf", op.name()),
                 };
-                let id = self.value(name, g.ty(v), source);
-                self.loc[v.0 as usize] = Some((id, View::dense(g.shape(v))));
+                self.value_of(name, v, source);
             }
             Lowering::View => {
                 let v = node.outputs[0];
@@ -274,6 +309,30 @@ impl Lower<'_> {
         let dense = View::dense(&ty.shape);
         self.copy_item(name, None, phase, (root, view), (to, 0, dense.strides.clone()));
         (to, dense)
+    }
+
+    /// A copy of a view with its channels last; operands of several convolutions share it.
+    fn with_channels_last(
+        &mut self,
+        name: String,
+        root: usize,
+        view: &View,
+        phase: Phase,
+    ) -> (usize, View) {
+        if !channels::differs(&view.shape) {
+            return self.copy(name, root, view, phase);
+        }
+        let key = (phase, root, view.offset, view.shape.to_vec(), view.strides.clone());
+        if let Some(made) = self.ordered.get(&key) {
+            return made.clone();
+        }
+        let ty = TensorType::new(self.out.values[root].dtype, view.shape.clone());
+        let to = self.value(name.clone(), &ty, Source::Computed);
+        self.out.values[to].channels_last = true;
+        let made = self.out.values[to].view();
+        self.copy_item(name, None, phase, (root, view), (to, 0, made.strides.clone()));
+        self.ordered.insert(key, (to, made.clone()));
+        (to, made)
     }
 
     fn copy_item(
@@ -341,11 +400,10 @@ impl Lower<'_> {
         let writes = results
             .iter()
             .zip(&spec.outputs)
-            .zip(&y)
-            .map(|((&value, map), ty)| Access {
+            .map(|(&value, map)| Access {
                 value,
                 offset: 0,
-                strides: spread(&View::dense(&ty.shape), map, rank),
+                strides: spread(&self.out.values[value].view(), map, rank),
             })
             .collect();
         self.out.items.push(Item {
@@ -396,8 +454,8 @@ impl Lower<'_> {
         let node = self.g.node(a.node);
         let phase = node.region.phase();
         let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value(node.name.clone(), &a.ty, Source::Computed);
-        let whole = a.ty.shape.strides();
+        let to = self.value_of(node.name.clone(), v, Source::Computed);
+        let whole = self.out.values[to].view().strides;
         let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
         if covered < a.ty.shape.elements() {
             let zero = match a.ty.kind() {
@@ -430,22 +488,33 @@ impl Lower<'_> {
                 (to, offset, strides),
             );
         }
-        self.loc[v.0 as usize] = Some((to, View::dense(&a.ty.shape)));
     }
 
     fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
         let phase = node.region.phase();
         let first = operands[0].1.clone();
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| self.g.ty(v)).collect();
+        // Of one pixel both orders are the same, so that its operand's is the pool's.
+        let pool = matches!(node.op, Op::MaxPool2d(_) | Op::MaxPool2dGrad(_));
+        let pixel = pool && !channels::differs(self.g.shape(node.outputs[0]));
+        let last = channels::wants(&node.op, &types, self.widest)
+            || self.last[node.outputs[0].0 as usize]
+            || pixel && self.last[node.inputs[0].0 as usize];
         for (i, operand) in operands.iter_mut().enumerate() {
             let (root, view) = operand.clone();
-            if !kernels::takes(&node.op, i, &view, &first) {
-                *operand = self.copy(format!("{}.operand{i}", node.name), root, &view, phase);
+            if !kernels::takes(&node.op, i, &view, &first, last) {
+                let name = format!("{}.operand{i}", node.name);
+                *operand = match last {
+                    true => self.with_channels_last(name, root, &view, phase),
+                    false => self.copy(name, root, &view, phase),
+                };
             }
         }
         let results = self.results_of(node);
-        let dense = |this: &Self, v: usize| {
-            let shape: Shape = this.out.values[v].shape.clone().into();
-            Access { value: v, offset: 0, strides: shape.strides() }
+        let dense = |this: &Self, v: usize| Access {
+            value: v,
+            offset: 0,
+            strides: this.out.values[v].view().strides,
         };
         let mut reads = vec![];
         let mut dims = vec![];
@@ -482,112 +551,4 @@ impl Lower<'_> {
         });
         Ok(())
     }
-
-    /// Binds results and updates to whole values.
-    fn results(&mut self) -> Result<()> {
-        let g = self.g;
-        let updates: Vec<_> = g.updates.clone();
-        for u in &updates {
-            let Some(var) = g.vars.get(&u.name) else {
-                return Err(fault(&u.name, "there is no such variable to update".into()).into());
-            };
-            let phase = g.def(u.value).region.phase();
-            let (root, view) = self.locate(u.value);
-            self.links.refresh(&self.out);
-            let v = &self.out.values[root];
-            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
-            {
-                continue; // writes what is there
-            }
-            let from_var = matches!(v.source, Source::Var(_));
-            let in_place = v.source == Source::Computed
-                && v.dtype == var.ty.dtype
-                && v.updates.is_none()
-                && view.offset == 0
-                && view.is_contiguous()
-                && v.elements() == view.shape.elements()
-                && self.in_place(root, &u.name, phase);
-            if in_place {
-                self.out.values[root].updates = Some(u.name.clone());
-                self.links.updates(root, &u.name);
-                continue;
-            }
-            // The old value of another variable is set aside before anything is overwritten.
-            let (root, view) = if from_var {
-                self.copy(format!("{}.old", u.name), root, &view, phase)
-            } else {
-                (root, view)
-            };
-            let to = self.value(format!("{}.new", u.name), &var.ty, Source::Computed);
-            let strides = var.ty.shape.strides();
-            let name = format!("{}.update", u.name);
-            self.out.values[to].updates = Some(u.name.clone());
-            self.links.updates(to, &u.name);
-            self.copy_item(name, None, phase, (root, &view), (to, 0, strides));
-        }
-        for r in &g.results {
-            self.links.refresh(&self.out);
-            let phase = g.def(r.value).region.phase();
-            let (root, view) = self.locate(r.value);
-            let v = &self.out.values[root];
-            let overwritten = matches!(&v.source, Source::Var(n) if g.update_of(n).is_some());
-            let mut whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
-            // The same elements in the same order under other extents: the value takes those.
-            if !whole && self.renamed(root, &view) {
-                self.out.values[root].shape = view.shape.to_vec();
-                whole = true;
-            }
-            let value = if whole {
-                root
-            } else {
-                self.copy(format!("{}.result", r.name), root, &view, phase).0
-            };
-            self.out.results.push((r.name.clone(), value));
-        }
-        Ok(())
-    }
-
-    /// Whether a value can take the extents of a view that covers it, rather than be copied: its
-    /// own extents are written nowhere else.
-    fn renamed(&self, root: usize, view: &View) -> bool {
-        let v = &self.out.values[root];
-        v.source == Source::Computed
-            && v.updates.is_none()
-            && view.offset == 0
-            && view.is_contiguous()
-            && view.shape.elements() == v.elements()
-            && self.out.results.iter().all(|r| r.1 != root)
-            && self.links.writers(root).iter().all(|&w| self.out.items[w].fuses())
-    }
-
-    fn is_whole(&self, root: usize, view: &View, shape: &Shape) -> bool {
-        view.offset == 0 && view.is_contiguous() && self.out.values[root].shape[..] == shape[..]
-    }
-
-    /// Whether the new value of `var` may be written where the old one is read: nothing that
-    /// depends on the new value reads the old one, except the item that writes it.
-    fn in_place(&self, new: usize, var: &str, phase: Phase) -> bool {
-        let items = &self.out.items;
-        let old = |v: usize| matches!(&self.out.values[v].source, Source::Var(n) if n == var);
-        let &[writer] = self.links.writers(new) else { return false };
-        if items[writer].phase != phase || !own_elements(&items[writer], new, old) {
-            return false;
-        }
-        let readers = self.links.old_readers(&self.out, var, phase, writer);
-        readers.is_empty() || !self.links.leads(&self.out, writer, &readers)
-    }
-}
-
-/// Whether every read of the old value is at the element that the item writes.
-fn own_elements(item: &Item, new: usize, old: impl Fn(usize) -> bool) -> bool {
-    let operands: &[(usize, View)] = match &item.body {
-        Body::Product { operands, .. } | Body::Kernel { operands, .. } => operands,
-        _ => &[],
-    };
-    let Some(w) = item.writes.iter().find(|w| w.value == new) else { return false };
-    operands.iter().all(|o| !old(o.0))
-        && item.reads.iter().all(|r| match r {
-            Read::At(a) => !old(a.value) || (a.offset == w.offset && a.strides == w.strides),
-            Read::Literal(_) => true,
-        })
 }

@@ -1,24 +1,25 @@
 //! What operands kernels take, and how their strides are written.
 
 use super::affine::Access;
+use super::channels;
 use super::fuse::{Group, over_product};
 use super::items::{Body, Items};
 use super::program::Built;
 use crate::ir::view::View;
 use crate::ops::Op;
 
-/// Whether kernel `op` reads operand `index` through this view.
-pub fn takes(op: &Op, index: usize, view: &View, first: &View) -> bool {
+/// Whether kernel `op` reads operand `index` through this view. Convolutions and pools read and
+/// write one order: that of the axes, or with the channels `last`.
+pub fn takes(op: &Op, index: usize, view: &View, first: &View, last: bool) -> bool {
+    let ordered = || if last { channels::is_last(view) } else { view.is_contiguous() };
     match op {
         Op::MatMul(_) if index < 2 => batch_axes(view).len() <= 2,
         Op::Gather(_) if index == 0 => view.is_contiguous() && table(view).is_some(),
         Op::Gather(_) => flat(view).is_some(),
         Op::ScatterAdd(_) if index == 0 => flat(view).is_some(),
         Op::ScatterAdd(_) => view.is_contiguous() && rows(view, first).is_some(),
-        Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) if index < 2 => {
-            view.is_contiguous()
-        }
-        Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => view.is_contiguous(),
+        Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) if index < 2 => ordered(),
+        Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => ordered(),
         _ => true,
     }
 }

@@ -100,9 +100,11 @@ pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]
                 .then(|| {
                     dying_twin(items, groups, step, v, |i| {
                         let b = *block_of.get(&i)?;
+                        // Another result of this step that nobody reads may have taken it.
+                        let taken = blocks[b].values.iter().any(|w| step.writes.contains(w));
                         let free =
                             lives[&i].1 == at && blocks[b].last == at && blocks[b].bytes >= bytes;
-                        free.then_some(b)
+                        (free && !taken).then_some(b)
                     })
                 })
                 .flatten();

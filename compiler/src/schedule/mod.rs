@@ -1,10 +1,11 @@
 //! From a graph whose values carry storage formats to steps in order over planned memory.
 //!
-//! `weight copies → items → parts placed → fusion → order → arena`. Views cost nothing, values
+//! `weight copies → layouts → items → parts placed → fusion → order → arena`. Views cost nothing, values
 //! that only one fused program reads are never stored, and the optimizer writes weights, moments
 //! and low-precision copies in place.
 
 pub mod affine;
+pub mod channels;
 mod copies;
 mod deps;
 pub mod fuse;
@@ -16,6 +17,8 @@ pub mod order;
 mod place;
 pub mod program;
 mod recompute;
+mod sums;
+mod taps;
 
 pub use copies::{copy_name, weight_copies};
 pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
@@ -26,6 +29,7 @@ use fuse::Group;
 use items::Items;
 use order::Bundle;
 use program::Built;
+use std::collections::BTreeSet;
 
 /// What the target's kernels can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +40,20 @@ pub struct Capabilities {
     /// Casts are kernels of their own, also those of weights, instead of being folded into what
     /// writes or reads them: how systems behave that cast eagerly.
     pub casts_alone: bool,
+    /// Convolutions whose operands have at most this many bytes an element read and write their
+    /// channels innermost in memory ([`channels`]); 0 where none does.
+    pub channels_last: usize,
+    /// A product that only stores its result may store the sums of an operand beside it.
+    pub operand_sums: bool,
 }
 
 impl Capabilities {
-    pub const CPU: Capabilities = Capabilities { any_epilogue: true, casts_alone: false };
+    pub const CPU: Capabilities = Capabilities {
+        any_epilogue: true,
+        casts_alone: false,
+        channels_last: 0,
+        operand_sums: false,
+    };
 }
 
 /// A graph, scheduled.
@@ -51,6 +65,8 @@ pub struct Schedule {
     pub groups: Vec<(Group, Option<Built>)>,
     pub steps: Vec<Bundle>,
     pub layout: memory::Layout,
+    /// Values that are stored to be looked at, and would otherwise stay in registers.
+    pub tapped: BTreeSet<usize>,
 }
 
 /// Schedules a verified graph; `existing` is the training graph where `graph` evaluates its model.
@@ -60,20 +76,28 @@ pub struct Schedule {
 pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) -> Result<Schedule> {
     let graph = match caps.casts_alone {
         true => graph.without_dead_nodes(),
-        false => weight_copies(graph, existing).without_dead_nodes(),
+        false => weight_copies(graph, existing, caps.channels_last).without_dead_nodes(),
     };
-    let mut items = items::lower(&graph)?;
+    let mut items = items::lower(&graph, caps.channels_last)?;
     deps::sort(&mut items);
     place::place_parts(&mut items);
     deps::sort(&mut items);
-    let mut groups = fuse::fuse(&items, caps);
+    let fused = fuse::fuse(&items, caps);
+    let again = recompute::recompute(&items, &fused);
+    let mut groups = fused;
+    if caps.operand_sums {
+        sums::join(&items, &mut groups);
+    }
     let mut steps = order::order(&items, &groups);
     let mut layout = memory::layout(&items, &groups, &steps);
     // What can be computed again is, where every clone fuses and less memory is needed.
-    if let Some(mut again) = recompute::recompute(&items, &groups) {
+    if let Some(mut again) = again {
         deps::sort(&mut again);
-        let fused = fuse::fuse(&again, caps);
+        let mut fused = fuse::fuse(&again, caps);
         if recompute::all_fused(&again, &fused) {
+            if caps.operand_sums {
+                sums::join(&again, &mut fused);
+            }
             let order = order::order(&again, &fused);
             let less = memory::layout(&again, &fused, &order);
             if less.bytes < layout.bytes {
@@ -81,5 +105,18 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
             }
         }
     }
-    Ok(Schedule { graph, items, groups, steps, layout })
+    Ok(Schedule { graph, items, groups, steps, layout, tapped: BTreeSet::new() })
+}
+
+/// The schedule of a training graph with everything that can be watched stored: the same programs,
+/// which store more.
+///
+/// # Errors
+/// As [`schedule`].
+pub fn schedule_watched(graph: &Graph, caps: &Capabilities) -> Result<Schedule> {
+    let mut s = schedule(graph, None, caps)?;
+    s.tapped = taps::tap(&mut s.items, &mut s.groups);
+    s.steps = order::order(&s.items, &s.groups);
+    s.layout = memory::layout(&s.items, &s.groups, &s.steps);
+    Ok(s)
 }

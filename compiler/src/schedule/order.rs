@@ -25,6 +25,7 @@ pub fn order(items: &Items, groups: &[Fused]) -> Vec<Bundle> {
     let mut group_of = vec![0; items.items.len()];
     for (g, (group, _)) in groups.iter().enumerate() {
         group.items.iter().for_each(|&i| group_of[i] = g);
+        group.sums.iter().for_each(|s| group_of[s.item] = g);
     }
     let mut next: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); groups.len()];
     for (i, list) in deps::successors(items).iter().enumerate() {
@@ -141,6 +142,7 @@ pub fn touched(
             writes.extend(item.writes.iter().map(|w| w.value));
         }
     }
+    writes.extend(group.sums.iter().map(|s| s.out.value));
     for &i in &group.items {
         use super::items::Body;
         if let Body::Product { operands, .. } | Body::Kernel { operands, .. } = &items.items[i].body

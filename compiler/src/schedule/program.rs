@@ -37,11 +37,21 @@ pub fn build(
     group: &Group,
     stored: impl Fn(usize) -> bool,
 ) -> Result<Built, &'static str> {
+    build_within(items, group, stored, (MOST_INSTRUCTIONS, MOST_PORTS))
+}
+
+/// [`build`] with at most so many instructions and ports.
+pub fn build_within(
+    items: &Items,
+    group: &Group,
+    stored: impl Fn(usize) -> bool,
+    most: (usize, usize),
+) -> Result<Built, &'static str> {
     // An operand repeated along the reduced axes looks like one of the row, and what is computed
     // from it like a value of the row. Where that does not fit, it is loaded for every element.
-    build_with(items, group, &stored, true).or_else(|why| match group.reduced {
+    build_with(items, group, &stored, true, most).or_else(|why| match group.reduced {
         0 => Err(why),
-        _ => build_with(items, group, &stored, false).map_err(|_| why),
+        _ => build_with(items, group, &stored, false, most).map_err(|_| why),
     })
 }
 
@@ -50,6 +60,7 @@ fn build_with(
     group: &Group,
     stored: &impl Fn(usize) -> bool,
     rows: bool,
+    most: (usize, usize),
 ) -> Result<Built, &'static str> {
     let mut x = Builder {
         rows,
@@ -70,10 +81,7 @@ fn build_with(
     let built = x.finish();
     let single = group.dims.iter().product::<usize>() == 1;
     let ports = built.inputs.len() + built.outputs.len();
-    if !single
-        && group.items.len() > 1
-        && (built.program.code.len() > MOST_INSTRUCTIONS || ports > MOST_PORTS)
-    {
+    if !single && group.items.len() > 1 && (built.program.code.len() > most.0 || ports > most.1) {
         return Err("too large");
     }
     let infos = built.program.check().map_err(|_| "faulty program")?;

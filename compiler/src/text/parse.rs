@@ -177,6 +177,7 @@ impl Parser<'_> {
             }
             "data" => VarInit::Data(l.literal()?),
             "copy_of" => VarInit::CopyOf(l.string()?),
+            "channels_last_of" => VarInit::ChannelsLastOf(l.string()?),
             "file" => {
                 let path = l.string()?;
                 l.punct(',')?;
@@ -185,8 +186,17 @@ impl Parser<'_> {
                 VarInit::File { path, offset, dtype: l.format()? }
             }
             _ => {
-                let inits =
-                    ["zeros", "value", "weights", "uniform", "normal", "data", "copy_of", "file"];
+                let inits = [
+                    "zeros",
+                    "value",
+                    "weights",
+                    "uniform",
+                    "normal",
+                    "data",
+                    "copy_of",
+                    "channels_last_of",
+                    "file",
+                ];
                 let help = suggest(&word, inits.into_iter());
                 let message = format!("unknown beginning `{word}`");
                 return Err(Fault::new("P0307", span, message).help(help));

@@ -60,6 +60,7 @@ fn write_var(out: &mut String, name: &str, var: &Var) -> fmt::Result {
             writeln!(out, "file({}, {offset}, {dtype})", Quoted(path))
         }
         VarInit::CopyOf(name) => writeln!(out, "copy_of({})", Quoted(name)),
+        VarInit::ChannelsLastOf(name) => writeln!(out, "channels_last_of({})", Quoted(name)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm, Kernel, Kind, MaxPool,
-    Plan, Storage, Value, interpret,
+    Operand, Plan, Storage, Value, interpret,
 };
 
 pub struct Machine<'p> {
@@ -199,6 +199,17 @@ impl<'p> Machine<'p> {
             })
             .collect();
         self.epilogue(&g.epilogue, dims, &acc);
+        let Some(s) = &g.sums else { return };
+        let n = if s.operand == Operand::A { g.m } else { g.n };
+        for i in 0..n as usize {
+            let sum: f64 = (0..g.k as usize)
+                .map(|k| match s.operand {
+                    Operand::A => self.real(&g.a, &[0, 0, i, k]),
+                    Operand::B => self.real(&g.b, &[0, 0, k, i]),
+                })
+                .sum();
+            self.set(s.out.tensor, at(&s.out, &[i]), Value::Real(sum as f32));
+        }
     }
 
     fn conv(&mut self, c: &Conv) {

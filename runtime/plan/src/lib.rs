@@ -10,14 +10,18 @@ mod json;
 mod liveness;
 mod print;
 mod program;
+mod ranges;
 mod schema;
 mod target;
 mod uses;
 mod validate;
+mod watch;
 
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegInfo, UnaryOp};
+pub use ranges::{COUNTED, Histogram, RANGES_VERSION, Range, Ranges, Share};
 pub use schema::*;
 pub use target::{Cache, Family, Speed, Target};
 pub use validate::{ALIGN, MAX_BYTES, MAX_ELEMENTS, MAX_RANK, PlanError};
+pub use watch::{Side, Watch};

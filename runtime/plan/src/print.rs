@@ -185,6 +185,10 @@ impl fmt::Display for Line<'_> {
                     one(&g.b)
                 )?;
                 write!(f, "{}", epilogue(&g.epilogue))?;
+                if let Some(s) = &g.sums {
+                    let of = if s.operand == crate::schema::Operand::A { &g.a } else { &g.b };
+                    write!(f, ", sums of {} -> {}", one(of), one(&s.out))?;
+                }
             }
             Kernel::Conv(c) => {
                 let g = &c.geometry;

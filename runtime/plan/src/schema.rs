@@ -1,7 +1,7 @@
 //! The plan: one training step, complete, and why it is what it is.
 
 use crate::dtype::DType;
-use crate::program::Program;
+use crate::program::{InPort, Instr, OutPort, Program, ReduceOp};
 use serde::{Deserialize, Serialize};
 
 /// Index into [`Plan::tensors`].
@@ -157,6 +157,9 @@ pub enum Init {
     },
     /// The first value of another persistent tensor, rounded to this one's format.
     CopyOf(TensorId),
+    /// The first value of another persistent tensor of [o,c,h,w], rounded to this one's format, as
+    /// [o,h,w,c]: a filter for a kernel that wants its channels innermost in memory.
+    ChannelsLastOf(TensorId),
     /// Little-endian bytes in base 16, of the tensor's own format.
     Bytes(String),
 }
@@ -249,6 +252,54 @@ pub struct Gemm {
     pub b: Access,
     pub math: Math,
     pub epilogue: Epilogue,
+    /// What is stored beside the result: the gradient of a bias with that of its matrix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<OperandSums>,
+}
+
+/// Sums of an operand of a product, without batch, over its inner axis, in f32: `Σ_k a[m,k]` or
+/// `Σ_k b[k,n]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperandSums {
+    pub operand: Operand,
+    /// Stride along m, or along n.
+    pub out: Access,
+}
+
+/// Which operand of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operand {
+    A,
+    B,
+}
+
+impl Gemm {
+    /// The program that the sums of an operand are: for kernels that have no such epilogue. Its space
+    /// is the vector, then the summed axis.
+    pub fn sums_alone(&self, dtype: DType, stored: DType) -> Option<(Program, Instance)> {
+        let sums = self.sums.as_ref()?;
+        let (n, from, axes) = match sums.operand {
+            Operand::A => (self.m, &self.a, [2, 3]),
+            Operand::B => (self.n, &self.b, [3, 2]),
+        };
+        let program = Program {
+            name: "operand_sums".into(),
+            inputs: vec![InPort { dtype, row: false }],
+            code: vec![Instr::Load { port: 0 }, Instr::Reduce(ReduceOp::Sum, 0)],
+            outputs: vec![OutPort { dtype: stored, reg: 1 }],
+        };
+        let input = Access { strides: axes.map(|d| from.strides[d]).to_vec(), ..from.clone() };
+        let output = Access { strides: vec![sums.out.strides[0], 0], ..sums.out.clone() };
+        let instance = Instance {
+            dims: vec![n, self.k],
+            reduced: 1,
+            inputs: vec![input],
+            outputs: vec![output],
+        };
+        Some((program, instance))
+    }
 }
 
 /// What happens to an f32 accumulator before it is stored.
@@ -294,7 +345,8 @@ pub enum ConvKind {
     FilterGrad,
 }
 
-/// 2-d convolution (cross-correlation, as in ONNX), NCHW. 1-d convolutions have h = kh = 1.
+/// 2-d convolution (cross-correlation, as in ONNX). Strides of a, b and the result run over the axes
+/// that [`ConvKind`] names, whatever the order of memory. 1-d convolutions have h = kh = 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv {
@@ -365,7 +417,7 @@ pub struct AttentionGrad {
     pub d_v: Access,
 }
 
-/// Max pooling, NCHW. `MaxPool` reads x and writes y and the window index of each maximum
+/// Max pooling; strides run over [n,c,h,w], whatever the order of memory. `MaxPool` reads x and writes y and the window index of each maximum
 /// (`u8`: kernel row × kernel width + kernel column, the first of equals); `MaxPoolGrad` reads dy
 /// (as `y`) and the indices and writes dx (as `x`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

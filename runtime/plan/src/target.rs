@@ -142,6 +142,13 @@ impl Target {
         self.device == "cpu"
     }
 
+    /// Bytes of an element up to which convolutions want their channels innermost in memory: tensor
+    /// cores take 16-bit operands so, and a library transposes what lies otherwise. Kernels for f32
+    /// operands, and those of CPUs, take the axes in order.
+    pub fn channels_last(&self) -> usize {
+        if self.device == "cuda" { 2 } else { 0 }
+    }
+
     pub fn summary(&self) -> TargetSummary {
         TargetSummary { name: self.name.clone(), device: self.device.clone() }
     }

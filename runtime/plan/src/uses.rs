@@ -3,8 +3,8 @@
 use crate::dtype::{DType, Kind};
 use crate::program::Instr;
 use crate::schema::{
-    Access, Attention, ConvGeometry, ConvKind, Epilogue, Gather, Instance, Kernel, MaxPool,
-    ProgramId, TensorId,
+    Access, Attention, ConvGeometry, ConvKind, Epilogue, EpilogueKind, Gather, Gemm, Instance,
+    Kernel, MaxPool, Operand, ProgramId, TensorId,
 };
 use crate::validate::{Context, MAX_ELEMENTS, MAX_RANK, kind_is};
 
@@ -46,6 +46,7 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 c.operand("a", &g.a, vec![b0, b1, g.m, g.k], Kind::Real);
                 c.operand("b", &g.b, vec![b0, b1, g.k, g.n], Kind::Real);
                 c.epilogue(&g.epilogue, dims);
+                c.sums(g);
             }
         }
         Kernel::Conv(k) => {
@@ -203,6 +204,20 @@ impl Collector<'_, '_> {
                 self.list.last_mut().expect("just pushed").still = (kept..rank).collect();
             }
         }
+    }
+
+    /// Sums of an operand, beside a result that is only stored.
+    fn sums(&mut self, g: &Gemm) {
+        let Some(s) = &g.sums else { return };
+        if g.batch != [1, 1] {
+            self.error("a product of many matrices does not sum an operand");
+        }
+        if g.epilogue.kind != EpilogueKind::Store {
+            self.error("a product that sums an operand only stores its result");
+        }
+        self.exactly("operand sums", &s.out, DType::F32);
+        let n = if s.operand == Operand::A { g.m } else { g.n };
+        self.result("operand sums", &s.out, vec![n], Kind::Real);
     }
 
     fn epilogue(&mut self, e: &Epilogue, dims: Vec<u64>) {

@@ -226,19 +226,26 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
                 cx.error(place, "a normal start needs a real format, a finite mean and deviation");
             }
         }
-        Init::CopyOf(from) => match cx.plan.tensors.get(*from as usize) {
-            None => cx.error(place, format!("copies tensor {from}, which does not exist")),
-            Some(f) => {
-                let source = matches!(&f.storage, Storage::Persistent { init, .. }
-                    if !matches!(init, Init::CopyOf(_)));
-                if !source {
-                    cx.error(place, format!("`{}` is not a persistent original", f.name));
-                }
-                if f.shape != t.shape || f.dtype.kind() != t.dtype.kind() {
-                    cx.error(place, format!("`{}` has another shape or kind", f.name));
+        Init::CopyOf(from) | Init::ChannelsLastOf(from) => {
+            match cx.plan.tensors.get(*from as usize) {
+                None => cx.error(place, format!("copies tensor {from}, which does not exist")),
+                Some(f) => {
+                    let source = matches!(&f.storage, Storage::Persistent { init, .. }
+                    if !matches!(init, Init::CopyOf(_) | Init::ChannelsLastOf(_)));
+                    if !source {
+                        cx.error(place, format!("`{}` is not a persistent original", f.name));
+                    }
+                    let shape = match (init, &f.shape[..]) {
+                        (Init::ChannelsLastOf(_), &[o, c, h, w]) => vec![o, h, w, c],
+                        (Init::ChannelsLastOf(_), _) => vec![],
+                        (_, shape) => shape.to_vec(),
+                    };
+                    if shape != t.shape || f.dtype.kind() != t.dtype.kind() {
+                        cx.error(place, format!("`{}` has another shape or kind", f.name));
+                    }
                 }
             }
-        },
+        }
         Init::Bytes(hex) => {
             let want = cx.bytes(id) * 2;
             if hex.len() as u64 != want || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {

@@ -129,6 +129,10 @@ impl Backend for CpuBackend {
         })
     }
 
+    fn run_step(&mut self, phase: Phase, index: usize) -> Result<()> {
+        CpuBackend::run_step(self, phase, index)
+    }
+
     fn describe(&self) -> String {
         format!("cpu, {} threads, {:?}", self.pool.threads(), super::simd::isa())
     }

@@ -4,6 +4,7 @@ use super::kernels::conv::{Conv2d, ConvPlan};
 use super::kernels::conv_wgrad::ConvWeightGradPlan;
 use super::kernels::gemm::{self, MatMut, MatRef, Shape};
 use super::pool::{Aligned, Pool};
+use super::reorder::{Reorder, first};
 use super::rows::{self, EpilogueKernel, RowsKernel};
 use super::special::{self, Special};
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub struct GemmStep {
     /// Where the product stores by itself.
     d: Option<MatMut>,
     epilogue: Option<EpilogueKernel>,
+    /// The sums of an operand, which vendor libraries store beside a product.
+    sums: Option<RowsKernel>,
 }
 
 enum ConvPlans {
@@ -76,6 +79,8 @@ pub struct ConvStep {
     b: *const u8,
     target: *mut u8,
     epilogue: Option<EpilogueKernel>,
+    /// Operands that are copied first.
+    reorder: Reorder,
     /// Where the kernel cannot store as the plan wants: sums go here and a row program follows.
     after: Option<(RowsKernel, Aligned)>,
 }
@@ -112,10 +117,13 @@ impl Bound {
         let of = |e: &Option<EpilogueKernel>| e.as_ref().map_or(0, EpilogueKernel::scratch_bytes);
         match self {
             Bound::Rows(k) => k.scratch_bytes(),
-            Bound::Special(_) => 0,
-            Bound::Gemm(g) => of(&g.epilogue),
+            Bound::Special(s) => s.worker_scratch(),
+            Bound::Gemm(g) => {
+                of(&g.epilogue).max(g.sums.as_ref().map_or(0, RowsKernel::scratch_bytes))
+            }
             Bound::Conv(c) => {
-                of(&c.epilogue).max(c.after.as_ref().map_or(0, |a| a.0.scratch_bytes()))
+                let after = c.after.as_ref().map_or(0, |a| a.0.scratch_bytes());
+                of(&c.epilogue).max(after).max(c.reorder.scratch_bytes())
             }
         }
     }
@@ -133,7 +141,7 @@ impl Bound {
         unsafe {
             match self {
                 Bound::Rows(k) => k.run(pool),
-                Bound::Special(s) => s.run(scratch)?,
+                Bound::Special(s) => s.run(pool, scratch)?,
                 Bound::Gemm(g) => {
                     let epilogue = g.epilogue.as_ref().map(|e| e.on(pool));
                     gemm::Gemm {
@@ -147,10 +155,14 @@ impl Bound {
                         epilogue: epilogue.as_ref().map(|e| e as _),
                     }
                     .run(scratch);
+                    if let Some(sums) = &g.sums {
+                        sums.run(pool);
+                    }
                 }
                 Bound::Conv(c) => {
                     let epilogue = c.epilogue.as_ref().map(|e| e.on(pool));
                     let target = c.after.as_ref().map_or(c.target, |(_, sums)| sums.ptr());
+                    c.reorder.before(pool);
                     match &c.plans {
                         ConvPlans::Tiles(p) => {
                             let epilogue = epilogue.as_ref().map(|e| e as _);
@@ -276,14 +288,28 @@ impl<'a> Binder<'a> {
             MatRef { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] }
         };
         let (a, b) = (operand(&g.a), operand(&g.b));
+        let sums = self.operand_sums(g)?;
         if self.only_stores(&g.epilogue) {
             let (ptr, dtype, s) = view(&g.epilogue.outputs[0]);
             let d = Some(MatMut { ptr, dtype, rs: s[2], cs: s[3], bs: [s[0], s[1]] });
-            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None })));
+            return Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d, epilogue: None, sums })));
         }
         let dims = [shape.batch[0], shape.batch[1], shape.m, shape.n];
         let epilogue = Some(self.epilogue(&g.epilogue, &dims, 1, None));
-        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue })))
+        Ok(Bound::Gemm(Box::new(GemmStep { shape, a, b, d: None, epilogue, sums })))
+    }
+
+    fn operand_sums(&self, g: &Gemm) -> Result<Option<RowsKernel>> {
+        let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
+        let Some(sums) = &g.sums else { return Ok(None) };
+        let from = if sums.operand == plan::Operand::A { &g.a } else { &g.b };
+        let alone = g.sums_alone(dtype(from), dtype(&sums.out));
+        let (program, instance) = alone.expect("the product has sums");
+        let infos = program.check().expect("a program that sums");
+        let dims: Vec<usize> = instance.dims.iter().map(|&n| n as usize).collect();
+        let (inputs, outputs) = (self.list(&instance.inputs), self.list(&instance.outputs));
+        let space = rows::Space { dims: &dims, reduced: 1, inputs: &inputs, outputs: &outputs };
+        Ok(Some(RowsKernel::new(&program, &infos, &[space])?))
     }
 
     fn epilogue(
@@ -312,15 +338,14 @@ impl<'a> Binder<'a> {
             ConvKind::DataGrad => (y, w, x),
             ConvKind::FilterGrad => (x, y, w),
         };
-        let operand = |a: &Access, dims: &[usize], what: &str| -> Result<(*const u8, DType)> {
-            if !dense(&a.strides, dims) {
-                return Err(Error::new("R0108", format!("{what} of the convolution is not dense")));
-            }
+        let mut reorder = Reorder::default();
+        let mut operand = |a: &Access, dims: &[usize]| -> Result<(*const u8, DType)> {
             let b = self.access(a);
-            Ok((b.ptr.wrapping_add(b.offset as usize * b.dtype.size()).cast_const(), b.dtype))
+            let dtype = b.dtype;
+            Ok((reorder.read(b, dims)?.cast_const(), dtype))
         };
-        let (a, a_type) = operand(&c.a, &a_dims, "operand a")?;
-        let (b, b_type) = operand(&c.b, &b_dims, "operand b")?;
+        let (a, a_type) = operand(&c.a, &a_dims)?;
+        let (b, b_type) = operand(&c.b, &b_dims)?;
         let e = &c.epilogue;
         // The kernel stores one dense output by itself, after an epilogue over its tile.
         // The sums may pass through that output's memory before the epilogue reads its inputs.
@@ -339,8 +364,8 @@ impl<'a> Binder<'a> {
         let by_itself = own.filter(|_| tiles || self.only_stores(e));
         let (target, target_type) = match by_itself {
             Some(o) => {
-                let (ptr, dtype) = operand(&e.outputs[o], &dims, "the result")?;
-                (ptr.cast_mut(), dtype)
+                let b = self.access(&e.outputs[o]);
+                (first(&b), b.dtype)
             }
             None => (std::ptr::null_mut(), DType::F32),
         };
@@ -378,7 +403,7 @@ impl<'a> Binder<'a> {
                 ConvPlans::Filter(ConvWeightGradPlan::new(conv, a_type, b_type, target_type))
             }
         };
-        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, target, epilogue, after })))
+        Ok(Bound::Conv(Box::new(ConvStep { plans, a, b, target, epilogue, reorder, after })))
     }
 }
 

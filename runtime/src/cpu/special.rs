@@ -4,6 +4,9 @@ use super::exec::Memory;
 use super::kernels::attention::{Attention, Backward, View4};
 use super::kernels::gather::{BadIndex, Indices, gather_rows, scatter_add_rows};
 use super::kernels::pool::MaxPool2d;
+use super::pool::Pool;
+use super::reorder::Reorder;
+use super::rows::Bound;
 use crate::error::{Error, Result};
 use plan::{Access, DType, Kernel, Plan};
 use precast_plan as plan;
@@ -31,6 +34,7 @@ pub enum Special {
         index: *mut u8,
         dtype: DType,
         forward: bool,
+        reorder: Box<Reorder>,
     },
     Gather {
         table: *const u8,
@@ -65,6 +69,12 @@ impl Ctx<'_> {
         let dtype = self.plan.tensors[a.tensor as usize].dtype;
         let (ptr, _) = self.memory.tensor(a.tensor);
         (ptr.wrapping_add(a.offset as usize * dtype.size()), dtype)
+    }
+
+    fn bound(&self, a: &Access) -> Bound {
+        let (ptr, bytes) = self.memory.tensor(a.tensor);
+        let dtype = self.plan.tensors[a.tensor as usize].dtype;
+        Bound { ptr, bytes, dtype, offset: a.offset, strides: a.strides.clone() }
     }
 
     fn view(&self, a: &Access) -> View4 {
@@ -152,18 +162,27 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
                 dilation: g.dilation.map(|s| s as usize),
                 pad: pair(g.pad[0], g.pad[1]),
             };
-            let y_dims = [g.n, g.o, g.oh, g.ow];
-            let (x, dtype) = c.dense("x", &p.x, &[g.n, g.c, g.h, g.w])?;
-            let (y, y_dtype) = c.dense("y", &p.y, &y_dims)?;
-            let (index, _) = c.dense("the index", &p.index, &y_dims)?;
+            let dims = |d: [u64; 4]| d.map(|n| n as usize);
+            let (x_dims, y_dims) = (dims([g.n, g.c, g.h, g.w]), dims([g.n, g.o, g.oh, g.ow]));
             let forward = matches!(kernel, Kernel::MaxPool(_));
+            let (from, to) = (c.bound(&p.x), c.bound(&p.y));
+            let (dtype, y_dtype) = (from.dtype, to.dtype);
+            let mut r = Reorder::default();
+            let (x, y, index) = if forward {
+                let x = r.read(from, &x_dims)?;
+                (x, r.write(to, &y_dims)?, r.write(c.bound(&p.index), &y_dims)?)
+            } else {
+                let x = r.write(from, &x_dims)?;
+                (x, r.read(to, &y_dims)?, r.read(c.bound(&p.index), &y_dims)?)
+            };
+            let reorder = Box::new(r);
             if dtype != y_dtype {
                 return Err(Error::new(
                     "R0111",
                     format!("max pooling between {dtype} and {y_dtype}"),
                 ));
             }
-            Special::MaxPool { problem, x, y, index, dtype, forward }
+            Special::MaxPool { problem, x, y, index, dtype, forward, reorder }
         }
         Kernel::Gather(g) => {
             let (table, from) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
@@ -200,14 +219,22 @@ impl Special {
         }
     }
 
-    /// Runs the step on the current pool.
+    /// Bytes of scratch memory that each worker owns.
+    pub fn worker_scratch(&self) -> usize {
+        match self {
+            Special::MaxPool { reorder, .. } => reorder.scratch_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Runs the step on the workers of `pool`, from one of them.
     ///
     /// # Safety
     /// As [`super::exec::Bound::run`].
     ///
     /// # Errors
     /// If an id of the data lies outside its table.
-    pub unsafe fn run(&self, scratch: &mut [u8]) -> Result<()> {
+    pub unsafe fn run(&self, pool: &Pool, scratch: &mut [u8]) -> Result<()> {
         // SAFETY: the caller's contract; bounds were validated with the plan.
         unsafe {
             match *self {
@@ -217,12 +244,14 @@ impl Special {
                 Special::AttentionGrad { problem, ref views, lse } => {
                     problem.backward(views, lse, scratch);
                 }
-                Special::MaxPool { problem, x, y, index, dtype, forward } => {
+                Special::MaxPool { problem, x, y, index, dtype, forward, ref reorder } => {
+                    reorder.before(pool);
                     if forward {
                         problem.forward(x, y, index, dtype, scratch);
                     } else {
                         problem.backward(y, index, x, dtype, scratch);
                     }
+                    reorder.after(pool);
                 }
                 Special::Gather { table, rows, width, ids, dtypes, out } => {
                     gather_rows(table, (rows, width), ids, dtypes, out).map_err(bad_index)?;

@@ -308,6 +308,12 @@ impl Call {
             Fused::None => {}
             Fused::Bias(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_BIAS)?,
             Fused::BiasRelu(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS)?,
+            Fused::Sums { of_a: true, vector } => {
+                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADA)?;
+            }
+            Fused::Sums { of_a: false, vector } => {
+                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADB)?;
+            }
             Fused::BiasGeluTanhAux { bias: v, aux, aux_ld, aux_batch_stride } => {
                 bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
                 let at = address(*aux).to_ne_bytes();
@@ -416,6 +422,9 @@ impl Call {
             Fused::None => "none".to_string(),
             Fused::Bias(v) => format!("bias {}", v.dtype),
             Fused::BiasRelu(v) => format!("bias relu {}", v.dtype),
+            Fused::Sums { of_a, vector } => {
+                format!("sums of {} {}", if *of_a { "a" } else { "b" }, vector.dtype)
+            }
             Fused::BiasGeluTanhAux { bias, aux_ld, .. } => {
                 format!("bias gelu {} ld {aux_ld}", bias.dtype)
             }

@@ -4,7 +4,7 @@ use super::launch::{Facts, Launch, Lowered, Place, Source, Task};
 use super::product::{self, Product};
 use super::{kernels, text};
 use crate::error::Result;
-use precast_plan::{Gemm, Kernel, Plan, Step as PlanStep};
+use precast_plan::{Access, Gemm, Kernel, Operand, Plan, Step as PlanStep};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -172,6 +172,15 @@ impl Lowering<'_> {
             self.push(products, l);
             return Ok(());
         }
+        if let Some(s) = &g.sums {
+            // The product and the sums apart.
+            let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
+            let from = if s.operand == Operand::A { &g.a } else { &g.b };
+            let alone = g.sums_alone(dtype(from), dtype(&s.out));
+            let (program, instance) = alone.expect("the product has sums");
+            self.gemm(&Gemm { sums: None, ..g.clone() }, l)?;
+            return text::lower_program(self.plan, &program, &instance, self.facts, l);
+        }
         let dims = [g.batch[0], g.batch[1], g.m, g.n];
         let mut apart = Lowered::default();
         let at = apart.reserve(dims.iter().product::<u64>() * 4);
@@ -180,6 +189,7 @@ impl Lowering<'_> {
         {
             self.push(products, &mut apart);
             let sums = Place::Scratch { offset: at };
+            let sums = (sums, text::dense_strides(&dims));
             text::lower_epilogue(self.plan, &g.epilogue, &dims, sums, self.facts, &mut apart)?;
             *l = apart;
             return Ok(());

@@ -5,7 +5,9 @@
 //! columns are contiguous is asked for as it stands. Nothing here knows a device.
 
 use super::launch::Place;
-use precast_plan::{Access, BinaryOp, DType, EpilogueKind, Gemm, Instr, Math, Plan, Program};
+use precast_plan::{
+    Access, BinaryOp, DType, EpilogueKind, Gemm, Instr, Math, Operand, Plan, Program,
+};
 
 /// A matrix in memory, column-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,12 @@ pub enum Fused {
         aux: Place,
         aux_ld: u64,
         aux_batch_stride: u64,
+    },
+    /// Stores the sums of A, or of B, over the inner extent in a vector: along the rows of the
+    /// result, or along its columns.
+    Sums {
+        of_a: bool,
+        vector: Vector,
     },
 }
 
@@ -86,7 +94,16 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
         fits.then(|| Vector { place: place(plan, a), dtype: dtype(plan, a) })
     };
     match e.kind {
-        EpilogueKind::Store => calls(plan, g, d, |_, _| Some(Finish::default())),
+        EpilogueKind::Store => calls(plan, g, d.clone(), |rows, _| {
+            let Some(s) = &g.sums else { return Some(Finish::default()) };
+            let vector = Vector { place: place(plan, &s.out), dtype: dtype(plan, &s.out) };
+            let n = if s.operand == Operand::A { g.m } else { g.n };
+            // The vector of the library has the format of the result.
+            let fits = (s.out.strides[0] == 1 || n == 1) && vector.dtype == d.dtype;
+            // With rows along n the plan's second operand is the library's first.
+            let of_a = (rows == Rows::N) == (s.operand == Operand::B);
+            fits.then_some(Finish { fused: Fused::Sums { of_a, vector }, ..Finish::default() })
+        }),
         EpilogueKind::Bias if e.inputs.len() == 1 => calls(plan, g, d, |rows, _| {
             Some(Finish { fused: Fused::Bias(bias(rows)?), ..Finish::default() })
         }),

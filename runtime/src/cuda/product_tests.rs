@@ -62,6 +62,7 @@ fn case(batch: [u64; 2], (m, n, k): (u64, u64, u64), strides: [[i64; 4]; 3]) -> 
             inputs: vec![],
             outputs: vec![access(2, 7, d)],
         },
+        sums: None,
     };
     Case { g, plan }
 }
@@ -119,7 +120,7 @@ fn run(memory: &mut [f64], p: &Product) {
                     x += before[index(c, p.d.dtype) + at];
                 }
                 match p.fused {
-                    Fused::None => {}
+                    Fused::None | Fused::Sums { .. } => {}
                     Fused::Bias(v) => x += before[index(v.place, v.dtype) + i as usize],
                     Fused::BiasRelu(v) => {
                         x = (x + before[index(v.place, v.dtype) + i as usize]).max(0.0);
@@ -133,6 +134,15 @@ fn run(memory: &mut [f64], p: &Product) {
                 }
                 memory[index(p.d.place, p.d.dtype) + at] = x;
             }
+        }
+    }
+    if let Fused::Sums { of_a, vector } = p.fused {
+        for i in 0..if of_a { p.m } else { p.n } {
+            let of = |k| match of_a {
+                true => element(&before, &p.a, 0, i, k),
+                false => element(&before, &p.b, 0, k, i),
+            };
+            memory[index(vector.place, vector.dtype) + i as usize] = (0..p.k).map(of).sum();
         }
     }
 }
@@ -160,6 +170,15 @@ fn meant(memory: &mut [f64], c: &Case, finish: impl Fn(f64, f64) -> f64) {
                 }
             }
         }
+    }
+    let Some(s) = &g.sums else { return };
+    for i in 0..if s.operand == Operand::A { g.m } else { g.n } {
+        let of = |k| match s.operand {
+            Operand::A => before[at(&g.a, [0, 0, i, k])],
+            Operand::B => before[at(&g.b, [0, 0, k, i])],
+        };
+        let to = SIZE * s.out.tensor as usize + (s.out.offset + i) as usize;
+        memory[to] = (0..g.k).map(of).sum();
     }
 }
 
@@ -190,6 +209,29 @@ fn extents_of_one_do_not_need_strides() {
         let a = [0, 0, if m == 1 { 0 } else { k as i64 }, 1];
         let b = [0, 0, if k == 1 { 0 } else { n as i64 }, 1];
         agree(&case([1, 1], (m, n, k), [a, b, [0, 0, n as i64, 1]]), 1, |x, _| x);
+    }
+}
+
+#[test]
+fn operands_are_summed_beside_the_product() {
+    let (m, n, k) = (3, 4, 5);
+    for a in [[0, 0, 5, 1], [0, 0, 1, 3]] {
+        for b in [[0, 0, 4, 1], [0, 0, 1, 5]] {
+            for d in [[0, 0, 4, 1], [0, 0, 1, 3]] {
+                for operand in [Operand::A, Operand::B] {
+                    let mut c = case([1, 1], (m, n, k), [a, b, d]);
+                    let out = Access { tensor: 4, offset: 3, strides: vec![1] };
+                    c.g.sums = Some(precast_plan::OperandSums { operand, out });
+                    agree(&c, 1, |x, _| x);
+                    // The library's vector is dense, and of the result's format.
+                    let mut apart = c.g.clone();
+                    apart.sums.as_mut().unwrap().out.strides[0] = 2;
+                    assert!(fused(&c.plan, &apart).is_none());
+                    c.plan.tensors[4].dtype = DType::Bf16;
+                    assert!(fused(&c.plan, &c.g).is_none());
+                }
+            }
+        }
     }
 }
 

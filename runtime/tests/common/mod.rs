@@ -137,6 +137,7 @@ impl Builder {
                 b: view(b),
                 math: Math::Exact,
                 epilogue,
+                sums: None,
             }),
         )
     }

@@ -70,6 +70,17 @@ impl Recipe {
                 idle(&[&format!("precision.pins.{i}")], &why, "");
             }
         }
+        match policy {
+            Policy::F32 | Policy::Bf16 => {
+                let why = format!("no value is f16 under policy {}", policy.name());
+                idle(&["precision.ranges"], &why, "");
+            }
+            Policy::Baseline(_) => {
+                let why = format!("{} has rules of its own", policy.name());
+                idle(&["precision.ranges"], &why, "");
+            }
+            Policy::F16 | Policy::Auto => {}
+        }
         let unscaled = match policy {
             Policy::F32 | Policy::Bf16 => true,
             Policy::Baseline(b) => b.half != DType::F16,

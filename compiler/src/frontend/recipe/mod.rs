@@ -177,6 +177,9 @@ pub enum ScheduleKind {
 pub struct Precision {
     pub policy: Policy,
     pub pins: Vec<Pin>,
+    /// Ranges of this model's tensors, such as `precast profile` writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -19,7 +19,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing"]),
     ("[optimizer]", &["lr", "betas", "eps", "momentum", "nesterov", "weight_decay", "no_decay"]),
     ("[schedule]", &["warmup", "final_ratio"]),
-    ("[precision]", &["policy", "pins"]),
+    ("[precision]", &["policy", "pins", "ranges"]),
     ("[loss_scale]", &["mode", "growth", "backoff", "interval", "hysteresis", "min", "max"]),
     (
         "[train]",
@@ -414,8 +414,9 @@ fn precision(t: Table) -> Option<Precision> {
         let pins: Vec<_> = i.array()?.iter().map(pin).collect();
         pins.into_iter().collect()
     });
+    let ranges = or(t.get("ranges"), None, |i| i.path().map(Some));
     t.finish();
-    Some(Precision { policy: policy?, pins: pins? })
+    Some(Precision { policy: policy?, pins: pins?, ranges: ranges? })
 }
 
 fn pin(item: &Item) -> Option<Pin> {

@@ -5,7 +5,7 @@ use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted, de
 use super::{CANDIDATES, Dnn};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
-    Access, Conv, ConvGeometry, ConvKind, DType, EpilogueKind, Math, Plan, TensorId,
+    Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Plan, TensorId,
 };
 
 /// What a convolution stores. Its slots are a, b, the result, and the epilogue's inputs.
@@ -13,7 +13,7 @@ use precast_plan::{
 pub enum Stores {
     /// What the epilogue makes, which must be one that cuDNN knows: `Store`, `Bias` or `BiasRelu`.
     Epilogue,
-    /// The f32 sums, dense, for a kernel that runs the epilogue's program afterwards.
+    /// The f32 sums, with [`sums_strides`], for a kernel that runs the epilogue's program afterwards.
     Sums,
 }
 
@@ -31,23 +31,33 @@ pub(super) fn dtype(plan: &Plan, tensor: TensorId) -> DType {
     plan.tensors[tensor as usize].dtype
 }
 
-/// Strides where axes of extent 1 have what a dense tensor of the same order would have: plans
-/// write 0 there, which cuDNN takes for a broadcast.
-fn strides(dims: &[i64], a: &[i64]) -> Vec<i64> {
-    let reach = |d: usize| dims[d] * a[d];
+/// Strides where axes of extent 1 have what a dense tensor has there, in the order of its axes or
+/// with its channels `last`: plans may write 0, which cuDNN takes for a broadcast.
+fn strides(dims: &[i64; 4], a: &[i64], last: bool) -> Vec<i64> {
     let mut out = a.to_vec();
-    for d in 0..dims.len() {
+    let mut reach = 1;
+    for d in if last { [1, 3, 2, 0] } else { [3, 2, 1, 0] } {
         if dims[d] == 1 {
-            // As far as everything inside it reaches; the innermost axis steps by 1.
-            let channels_last = dims.len() == 4 && dims[1] > 1 && a[1] == 1;
-            out[d] = if d == 1 || (d == 3 && !channels_last) {
-                1
-            } else {
-                (0..dims.len()).filter(|&e| dims[e] > 1).map(reach).max().unwrap_or(1)
-            };
+            // One channel steps by 1 in either order.
+            out[d] = if d == 1 { 1 } else { reach };
         }
+        reach = reach.max(dims[d] * out[d]);
     }
     out
+}
+
+/// Whether a tensor has its channels innermost, where that can be told from its strides.
+fn is_last(dims: &[i64; 4], a: &[i64]) -> bool {
+    dims[1] > 1 && dims[2] * dims[3] > 1 && a[1] == 1
+}
+
+/// Strides of f32 sums that an epilogue reads: their channels are innermost where the result's are.
+pub fn sums_strides(dims: &[i64; 4], e: &Epilogue) -> Vec<i64> {
+    let [_, c, h, w] = *dims;
+    match e.outputs.first() {
+        Some(out) if out.strides[1] == 1 && c > 1 => vec![h * w * c, 1, w * c, c],
+        _ => dense(dims),
+    }
 }
 
 impl Dnn {
@@ -69,25 +79,31 @@ impl Dnn {
             let d = dtype(plan, t);
             Format::of(d).ok_or_else(|| format!("cuDNN does not convolve {d}"))
         };
+        // Tensors of one pixel lie either way; they are described as the others.
+        let results = c.epilogue.outputs.iter().map(|o| (&out_dims, o));
+        let last = [(&a_dims, &c.a), (&b_dims, &c.b)]
+            .into_iter()
+            .chain(results)
+            .any(|(dims, a)| is_last(dims, &a.strides));
         let operand = |b: &mut Builder, a: &Access, dims: &[i64; 4], slot: usize| {
-            b.tensor(dims, &strides(dims, &a.strides), format(a.tensor)?, Home::Slot(slot))
+            b.tensor(dims, &strides(dims, &a.strides, last), format(a.tensor)?, Home::Slot(slot))
         };
         let left = operand(&mut b, &c.a, &a_dims, 0)?;
         let right = operand(&mut b, &c.b, &b_dims, 1)?;
         let e = &c.epilogue;
         let (out_strides, out_format, kind) = match stores {
-            Stores::Sums => (dense(&out_dims), Format::F32, EpilogueKind::Store),
+            Stores::Sums => (sums_strides(&out_dims, e), Format::F32, EpilogueKind::Store),
             Stores::Epilogue => {
                 let [out] = &e.outputs[..] else {
                     return Err("the epilogue stores two results".into());
                 };
-                (strides(&out_dims, &out.strides), format(out.tensor)?, e.kind)
+                (strides(&out_dims, &out.strides, last), format(out.tensor)?, e.kind)
             }
         };
-        let last = |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
+        let result = |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
         match kind {
             EpilogueKind::Store => {
-                let y = last(&mut b)?;
+                let y = result(&mut b)?;
                 convolve(&mut b, c, &left, &right, &y)?;
             }
             EpilogueKind::Bias | EpilogueKind::BiasRelu => {
@@ -102,12 +118,12 @@ impl Dnn {
                 }
                 let add = Pointwise::CUDNN_POINTWISE_ADD;
                 if kind == EpilogueKind::Bias {
-                    let y = last(&mut b)?;
+                    let y = result(&mut b)?;
                     b.pointwise(add, Format::F32, &sums, Some(&bias), None, &y)?;
                 } else {
                     let pre = b.inner(&sums, Format::F32)?;
                     b.pointwise(add, Format::F32, &sums, Some(&bias), None, &pre)?;
-                    let y = last(&mut b)?;
+                    let y = result(&mut b)?;
                     let relu = Pointwise::CUDNN_POINTWISE_RELU_FWD;
                     b.pointwise(relu, Format::F32, &pre, None, None, &y)?;
                 }

@@ -1,6 +1,7 @@
 //! Steps of a plan as cuDNN's graphs on one device.
 
 use super::attention::{gradient_slots, slots};
+use super::conv::sums_strides;
 use super::graph::{Graph, Handle};
 use super::{Dnn, For, Offer, Stores, spelled};
 use crate::cuda::cache::Cache;
@@ -127,7 +128,8 @@ impl Steps {
         let offset = out.reserve(dims.iter().product::<u64>() * 4);
         let sums = Place::Scratch { offset };
         self.add(graph, key, vec![places[0], places[1], sums], out);
-        text::lower_epilogue(plan, e, &dims, sums, &self.facts, out)?;
+        let strides = sums_strides(&dims.map(|n| n as i64), e);
+        text::lower_epilogue(plan, e, &dims, (sums, strides), &self.facts, out)?;
         Ok(Lowers::Lowered)
     }
 

@@ -248,7 +248,7 @@ pub(super) fn gemm(
     let b = s.tensor(db, &[b0, b1, k, n], &axes[1], pad);
     let d = s.tensor(out, &[b0, b1, m, n], &axes[2], pad);
     let epilogue = s.epilogue(d, None);
-    Gemm { batch, m, n, k, a, b, math: Math::Exact, epilogue }
+    Gemm { batch, m, n, k, a, b, math: Math::Exact, epilogue, sums: None }
 }
 
 /// Texts of every family in the formats and tile sizes that plans ask for, for a device of these

@@ -2,7 +2,7 @@
 
 use super::code::{Code, Section, Source, Target, Text, offset, stored};
 use super::source::{address, arg, comment};
-use super::space::{Bound, Layout, Space};
+use super::space::{Bound, Layout, Space, dense_strides};
 use super::{checked, lower_one};
 use crate::cuda::launch::{Arg, Facts, Lowered, Place};
 use crate::error::Result;
@@ -44,9 +44,10 @@ fn space<'a>(
     infos: &'a [precast_plan::RegInfo],
     dims: &[u64],
     acc: Place,
+    strides: Vec<i64>,
 ) -> Space<'a> {
     let bound = |list: &[Access]| list.iter().map(|a| Bound::tensor(plan, a)).collect::<Vec<_>>();
-    let mut inputs = vec![Bound::dense(plan, acc, DType::F32, dims)];
+    let mut inputs = vec![Bound::dense(plan, acc, DType::F32, strides)];
     inputs.extend(bound(&epilogue.inputs));
     Space {
         program: &plan.programs[epilogue.program as usize],
@@ -71,7 +72,8 @@ pub fn epilogue_function(
     name: &str,
 ) -> Result<EpilogueText> {
     let infos = checked(plan, epilogue.program)?;
-    let space = space(plan, epilogue, &infos, dims, Place::Scratch { offset: 0 });
+    let acc = Place::Scratch { offset: 0 };
+    let space = space(plan, epilogue, &infos, dims, acc, dense_strides(dims));
     let layout = Layout::plain(&space, lane_axis);
     let code = Code::new(&space, &layout, false);
     let int = layout.int();
@@ -148,7 +150,7 @@ pub fn epilogue_function(
 }
 
 /// Lowers the epilogue of a product or a convolution to a launch of its own over the f32 result
-/// `acc`, dense and row-major in `dims`; `acc` may lie where an f32 output does.
+/// `acc`, dense over `dims` with these strides; `acc` may lie where an f32 output does.
 ///
 /// # Errors
 /// If the program is not well formed, which validation of the plan excludes.
@@ -156,12 +158,12 @@ pub fn lower_epilogue(
     plan: &Plan,
     epilogue: &Epilogue,
     dims: &[u64],
-    acc: Place,
+    (acc, strides): (Place, Vec<i64>),
     facts: &Facts,
     out: &mut Lowered,
 ) -> Result<()> {
     let infos = checked(plan, epilogue.program)?;
-    let space = space(plan, epilogue, &infos, dims, acc);
+    let space = space(plan, epilogue, &infos, dims, acc, strides);
     let layout = Layout::new(&space);
     lower_one(&space, &layout, facts, out);
     Ok(())

@@ -25,7 +25,8 @@ pub use epilogue::{EpilogueText, epilogue_function, lower_epilogue};
 use super::launch::{Facts, Lowered, Task};
 use crate::error::{Error, Result};
 use code::Text;
-use precast_plan::{Plan, ProgramId, RegInfo, Rows};
+use precast_plan::{Instance, Plan, Program, ProgramId, RegInfo, Rows};
+pub use space::dense_strides;
 use space::{Layout, Space};
 
 /// What every kernel's text begins with.
@@ -89,6 +90,26 @@ pub fn lower_rows(
             (spaces, false) => out.tasks.push(Task::Launch(flat::many(spaces, facts))),
         }
     }
+    Ok(())
+}
+
+/// Lowers one instance of a program that the plan does not list.
+///
+/// # Errors
+/// If the program is not well formed.
+pub fn lower_program(
+    plan: &Plan,
+    program: &Program,
+    instance: &Instance,
+    facts: &Facts,
+    out: &mut Lowered,
+) -> Result<()> {
+    let infos = program
+        .check()
+        .map_err(|e| Error::new("R0103", e).at(format!("program `{}`", program.name)))?;
+    let space = Space::new(plan, program, &infos, instance);
+    let layout = Layout::new(&space);
+    lower_one(&space, &layout, facts, out);
     Ok(())
 }
 

@@ -35,9 +35,8 @@ impl Bound {
         }
     }
 
-    /// A dense row-major array of `dims`, in scratch memory or in a tensor's place.
-    pub fn dense(plan: &Plan, place: Place, dtype: DType, dims: &[u64]) -> Bound {
-        let strides = dense_strides(dims);
+    /// A dense array with these strides, in scratch memory or in a tensor's place.
+    pub fn dense(plan: &Plan, place: Place, dtype: DType, strides: Vec<i64>) -> Bound {
         let memory = match place {
             // Nothing else that a launch binds is scratch memory.
             Place::Scratch { .. } => (3, 0, 1),

@@ -1,0 +1,191 @@
+//! A step one kernel at a time, with its values looked at as they come about.
+
+use super::{Session, StepReport, unfit};
+use crate::backend::Phase;
+use crate::data::{Batch, DataState};
+use crate::error::{Error, Result};
+use crate::tensors::{Element, HostTensor};
+use precast_plan::{Role, Storage, TensorId, Watch};
+use std::path::Path;
+use std::time::Instant;
+
+/// The value of a watch in one micro batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Which batch of the step, from 0.
+    pub micro: u32,
+    /// Index into the watches.
+    pub watch: usize,
+    /// Row-major, over the watch's shape.
+    pub values: &'a [f32],
+}
+
+impl Session {
+    /// One optimizer step, as [`Session::submit`] takes it; `see` is given the value of every watch
+    /// of every micro batch, in the order in which they are complete.
+    ///
+    /// # Errors
+    /// As [`Session::submit`]; R0511 on a device that runs phases as a whole.
+    pub fn step_watched(
+        &mut self,
+        mut next: impl FnMut() -> Result<Batch>,
+        watches: &[Watch],
+        see: &mut dyn FnMut(Seen),
+    ) -> Result<StepReport> {
+        let start = Instant::now();
+        // Slot 0: before the first step.
+        let mut due: Vec<Vec<usize>> = vec![vec![]; self.plan.micro.len() + 1];
+        for (i, w) in watches.iter().enumerate() {
+            due[w.after.map_or(0, |s| s as usize + 1)].push(i);
+        }
+        let mut loss = 0.0;
+        let mut values = vec![];
+        for micro in 0..self.plan.accumulate {
+            let batch = next()?;
+            self.upload(&batch, u64::from(micro))?;
+            for (slot, due) in due.iter().enumerate() {
+                if slot > 0 {
+                    self.backend.run_step(Phase::Micro, slot - 1)?;
+                }
+                for &watch in due {
+                    self.look(&watches[watch], &mut values)?;
+                    see(Seen { micro, watch, values: &values });
+                }
+            }
+            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
+        }
+        self.backend.run(Phase::Update)?;
+        self.steps += 1;
+        Ok(StepReport {
+            step: self.steps,
+            loss: (loss / f64::from(self.plan.accumulate)) as f32,
+            scale: self.scalar(self.scale)?,
+            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
+            grad_norm: self.scalar(self.grad_norm)?,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The elements of a watch, row-major.
+    fn look(&self, watch: &Watch, out: &mut Vec<f32>) -> Result<()> {
+        let whole = self.tensor(watch.access.tensor)?.to_f32();
+        out.clear();
+        gather(&whole, watch, out);
+        Ok(())
+    }
+
+    /// Takes over the state of another session of the same model and recipe: every tensor that
+    /// outlives a step, and the number of steps taken. The two plans may order their kernels and
+    /// lay out their memory differently, and be for different devices.
+    ///
+    /// # Errors
+    /// R0512 where the two do not keep the same tensors.
+    pub fn adopt(&mut self, other: &Session) -> Result<()> {
+        for i in 0..self.plan.tensors.len() {
+            let t = &self.plan.tensors[i];
+            let Storage::Persistent { role, .. } = t.storage else { continue };
+            if role == Role::Constant {
+                continue;
+            }
+            let theirs = other.names.get(&t.name).map(|&id| &other.plan.tensors[id as usize]);
+            if theirs.is_none_or(|o| o.shape != t.shape || o.dtype != t.dtype) {
+                let text = format!("the other plan does not keep `{}` alike", t.name);
+                return Err(Error::new("R0512", text));
+            }
+            let value = other.read(&t.name)?;
+            self.backend.write(i as TensorId, &value.bytes)?;
+        }
+        self.steps = other.steps;
+        Ok(())
+    }
+
+    /// Takes weights, buffers, optimizer state and the number of steps from a checkpoint of the same
+    /// recipe under any policy; what that plan kept beside them (copies of weights in 16 bits, the
+    /// loss scale) is left. Returns where its data stood. Nothing changes on an error.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint, of another seed, or lacks something.
+    pub fn load_weights_of(&mut self, path: &Path) -> Result<DataState> {
+        let (file, state, steps) = self.checkpoint(path)?;
+        let mut values = vec![];
+        for (i, t) in self.plan.tensors.iter().enumerate() {
+            let Storage::Persistent { role, .. } = t.storage else { continue };
+            if role == Role::Constant {
+                continue;
+            }
+            let value = match file.tensor(&t.name) {
+                Ok(value) => value,
+                // Counters of one plan may be missing in another.
+                Err(_) if role == Role::Machine => continue,
+                Err(_) => {
+                    let text = format!("the checkpoint lacks `{}`", t.name);
+                    return Err(unfit(path, "R0509", text));
+                }
+            };
+            if value.shape != t.shape || value.element != Element::Plan(t.dtype) {
+                let text = format!("`{}` of the checkpoint is of another shape or format", t.name);
+                return Err(unfit(path, "R0509", text));
+            }
+            values.push((i as TensorId, value));
+        }
+        for (id, value) in values {
+            self.backend.write(id, &value.bytes)?;
+        }
+        self.steps = steps;
+        Ok(state)
+    }
+
+    /// Makes the next step number `step` (from 1), with this loss scale where the plan has one.
+    /// Weights stay as they are.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn rewind(&mut self, step: u64, scale: Option<f32>) -> Result<()> {
+        self.steps = step.saturating_sub(1);
+        if let Some(scale) = scale
+            && let Some(&id) = self.names.get("machine.loss_scale")
+        {
+            let dtype = self.plan.tensors[id as usize].dtype;
+            let host = HostTensor {
+                element: Element::F64,
+                shape: vec![],
+                bytes: f64::from(scale).to_le_bytes().to_vec().into(),
+            };
+            let mut bytes = vec![];
+            host.convert(0..1, dtype, (1.0, 0.0), &mut bytes)?;
+            self.backend.write(id, &bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Elements of a strided view of a tensor, row-major.
+fn gather(whole: &[f32], watch: &Watch, out: &mut Vec<f32>) {
+    let (shape, strides) = (&watch.shape, &watch.access.strides);
+    let count = shape.iter().product::<u64>() as usize;
+    let mut dense = 1;
+    let is_dense = (0..shape.len()).rev().all(|d| {
+        let fits = shape[d] == 1 || strides[d] == dense;
+        dense *= shape[d] as i64;
+        fits
+    });
+    let offset = watch.access.offset as usize;
+    if is_dense {
+        out.extend_from_slice(&whole[offset..offset + count]);
+        return;
+    }
+    let mut index = vec![0u64; shape.len()];
+    let mut at = offset as i64;
+    for _ in 0..count {
+        out.push(whole[at as usize]);
+        for d in (0..shape.len()).rev() {
+            index[d] += 1;
+            at += strides[d];
+            if index[d] < shape[d] {
+                break;
+            }
+            at -= strides[d] * shape[d] as i64;
+            index[d] = 0;
+        }
+    }
+}
