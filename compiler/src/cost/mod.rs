@@ -105,6 +105,38 @@ impl Prices<'_> {
         }
     }
 
+    /// What a kernel that is priced as a whole moves where its operands are in `format`: all it
+    /// reads and writes. `None` for kernels whose operands and results are priced one by one.
+    pub fn own_traffic(
+        &self,
+        op: &Op,
+        x: &[&TensorType],
+        y: &[&TensorType],
+        format: DType,
+    ) -> Option<f64> {
+        let attention = |passes: f64| {
+            let (q, k) = (x[0].shape.elements() as f64, x[1].shape.elements() as f64);
+            let moved = 2.0 * (q + k) * passes;
+            moved * format.size() as f64 / self.target.bandwidth_gbs
+        };
+        match op {
+            Op::Attention(_) => Some(attention(1.0)),
+            Op::AttentionGrad(_) => Some(attention(2.5)),
+            Op::Gather(_) => Some(2.0 * self.traffic(y[0].shape.elements(), format)),
+            _ => None,
+        }
+    }
+
+    /// The arithmetic of pools: every element of every window.
+    pub fn windows(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+        let (count, kernel) = match op {
+            Op::MaxPool2d(p) => (y[0].shape.elements(), p.kernel),
+            Op::MaxPool2dGrad(p) => (x[0].shape.elements(), p.kernel),
+            _ => return 0.0,
+        };
+        (count * kernel[0] * kernel[1]) as f64 * self.target.simple_ns
+    }
+
     /// One instruction of a row program on one element.
     pub fn instruction(&self, i: &Instr) -> f64 {
         let t = self.target;

@@ -48,14 +48,21 @@ pub struct Options<'a> {
 /// update that reads what only the last batch computed; an evaluation input that differs from the
 /// training input of its name.
 pub fn lower(train: &Graph, eval: Option<&Graph>, options: &Options) -> Result<Plan> {
+    lower_scheduled(&schedule(train, None, &options.capabilities)?, eval, options)
+}
+
+/// [`lower`] of a training graph that is scheduled already.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_scheduled(main: &Schedule, eval: Option<&Graph>, options: &Options) -> Result<Plan> {
     let caps = &options.capabilities;
-    let main = schedule(train, None, caps)?;
     if options.accumulate > 1 {
-        check_accumulation(&main)?;
+        check_accumulation(main)?;
     }
-    let mut e = Emit::new(train.name.clone(), options);
+    let mut e = Emit::new(main.graph.name.clone(), options);
     e.persistent(&main.graph);
-    e.plan.results = e.schedule(&main, "")?.0;
+    e.plan.results = e.schedule(main, "")?.0;
     if let Some(g) = eval {
         let s = schedule(g, Some(&main.graph), caps)?;
         e.plan.eval_results = e.schedule(&s, "eval.")?.0;

@@ -1,28 +1,16 @@
 //! Labels by minimum cut.
 
+use super::cut::{Either, NEVER, Net, Price};
 use super::{Legal, elementwise, keeps_format, storages, uniform_operands};
 use crate::cost::Prices;
 use crate::ir::{Graph, NodeId, TensorType, ValueId};
 use crate::ops::{Lowering, NumericClass, Op, matmul::Fused};
-use petgraph::graph::{DiGraph, NodeIndex};
-use petgraph::visit::EdgeRef;
+use petgraph::graph::NodeIndex;
 use precast_plan::{DType, Target};
-
-/// A price in picoseconds: integers, so that the cut is exact.
-pub type Price = u64;
-
-/// More than any sum of prices.
-const NEVER: Price = 1 << 50;
-
-/// Prices of both labels.
-#[derive(Clone, Copy, Debug, Default)]
-struct Either {
-    full: Price,
-    half: Price,
-}
 
 /// A storage that has a label.
 struct Store {
+    value: ValueId,
     own: Either,
     /// Making a copy in the other format, once.
     cast: Either,
@@ -213,7 +201,7 @@ impl Model {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
         };
-        Store { own, cast }
+        Store { value: v, own, cast }
     }
 
     /// All in f32.
@@ -265,8 +253,8 @@ impl Model {
         let mut full_copy = half_copy.clone();
         for (k, &x) in self.kernels.iter().zip(&kernels) {
             for &s in &k.reads {
-                let h = *half_copy[s].get_or_insert_with(|| net.graph.add_node(()));
-                let f = *full_copy[s].get_or_insert_with(|| net.graph.add_node(()));
+                let h = *half_copy[s].get_or_insert_with(|| net.node());
+                let f = *full_copy[s].get_or_insert_with(|| net.node());
                 // A kernel on the sink side drags the demand for a 16-bit copy there; one on the
                 // source side keeps the demand for an f32 copy there.
                 net.edge(h, x, NEVER);
@@ -283,12 +271,37 @@ impl Model {
                 net.edge(f, stores[i], s.cast.full);
             }
         }
-        let sink = net.sink_side();
+        let sink = net.cut().sink;
         let side = |v: &NodeIndex| sink[v.index()];
         Labels {
             stores: stores.iter().map(side).collect(),
             kernels: kernels.iter().map(side).collect(),
         }
+    }
+
+    /// Labels by a rule: whether a storage, by its value, and a kernel's operands take the 16-bit
+    /// format. `None` where the rule asks for what is illegal.
+    pub fn labels(
+        &self,
+        store: impl Fn(ValueId) -> bool,
+        kernel: impl Fn(NodeId) -> bool,
+    ) -> Option<Labels> {
+        let mut l = self.full();
+        for (v, s) in self.store_of.iter().enumerate() {
+            if let Some(s) = s
+                && self.stores[*s].value.0 as usize == v
+            {
+                l.stores[*s] = store(ValueId(v as u32));
+            }
+        }
+        for (i, k) in self.kernels.iter().enumerate() {
+            // A bias is read in the format of the result.
+            l.kernels[i] = match k.writes.first() {
+                Some(&y) if i >= self.of_operands => l.stores[y],
+                _ => kernel(k.node),
+            };
+        }
+        (self.price(&l) < NEVER).then_some(l)
     }
 
     /// The format of a value's storage.
@@ -397,64 +410,10 @@ fn internal_values(g: &Graph, storage: &[ValueId], epilogues: bool) -> Vec<bool>
     out
 }
 
-#[derive(Default)]
-struct Net {
-    graph: DiGraph<(), Price>,
-    ends: Option<(NodeIndex, NodeIndex)>,
-}
-
-impl Net {
-    fn ends(&mut self) -> (NodeIndex, NodeIndex) {
-        *self.ends.get_or_insert_with(|| (self.graph.add_node(()), self.graph.add_node(())))
-    }
-
-    /// A variable: on the source side it costs `full`, on the sink side `half`.
-    fn variable(&mut self, e: Either) -> NodeIndex {
-        let (source, sink) = self.ends();
-        let v = self.graph.add_node(());
-        let least = e.full.min(e.half);
-        self.edge(v, sink, e.full - least);
-        self.edge(source, v, e.half - least);
-        v
-    }
-
-    /// Costs `price` where `from` is on the source side and `to` on the sink side.
-    fn edge(&mut self, from: NodeIndex, to: NodeIndex, price: Price) {
-        if price > 0 {
-            self.graph.add_edge(from, to, price.min(NEVER));
-        }
-    }
-
-    /// Nodes from which the sink can still be reached in the residual network of a maximum flow:
-    /// the smallest sink side of all minimum cuts.
-    fn sink_side(mut self) -> Vec<bool> {
-        let (source, sink) = self.ends();
-        let (_, flow) = petgraph::algo::dinics(&self.graph, source, sink);
-        let mut reaches = vec![false; self.graph.node_count()];
-        reaches[sink.index()] = true;
-        let mut stack = vec![sink];
-        while let Some(v) = stack.pop() {
-            let mut visit = |u: NodeIndex| {
-                if !reaches[u.index()] {
-                    reaches[u.index()] = true;
-                    stack.push(u);
-                }
-            };
-            for e in self.graph.edges_directed(v, petgraph::Incoming) {
-                if *e.weight() > flow[e.id().index()] {
-                    visit(e.source());
-                }
-            }
-            for e in self.graph.edges_directed(v, petgraph::Outgoing) {
-                if flow[e.id().index()] > 0 {
-                    visit(e.target());
-                }
-            }
-        }
-        reaches
-    }
-}
-
 #[cfg(test)]
 #[path = "labels_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "oracle_tests.rs"]
+mod oracle;

@@ -11,6 +11,7 @@ mod deps;
 pub mod fuse;
 pub mod items;
 mod kernels;
+mod links;
 pub mod memory;
 pub mod order;
 mod place;
