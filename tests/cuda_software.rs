@@ -78,6 +78,9 @@ fn gradients(name: &str, policy: &str, allowed: impl Fn(&str) -> f64) {
         assert!(narrow > 0.9, "{name} {policy}: {flops:?}");
     }
     let (mut session, batch) = f.session(plan);
+    // Every bias and activation that the plan put inside a product is there in fact.
+    let says = session.describe();
+    assert!(!says.contains("bias") && !says.contains("without cuBLASLt"), "{says}");
     let report = session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
     assert!(!report.skipped);
     let errors = f.gradient_errors(&session);
@@ -381,4 +384,104 @@ fn the_command_trains_on_the_device() {
         let n: f64 = want.iter().map(|b| f64::from(*b).powi(2)).sum();
         assert!(d.sqrt() <= 1e-5 * n.sqrt(), "`{name}`: {:e}", (d / n).sqrt());
     }
+}
+
+/// A step that the device skips is replayed on the processor, with the same plan.
+#[test]
+fn a_step_that_the_device_skips_is_blamed() {
+    let lab = tempfile::tempdir().expect("a temporary folder");
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/overflow");
+    for file in ["model.pir", "data.csv", "recipe.toml"] {
+        std::fs::copy(from.join(file), lab.path().join(file)).expect("the model is there");
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_precast"));
+    let o = command
+        .args(["train", "recipe.toml", "--device", "cuda", "--log", "log.jsonl"])
+        .current_dir(lab.path())
+        .output()
+        .expect("the binary runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let log = std::fs::read_to_string(lab.path().join("log.jsonl")).expect("the log");
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    let skipped: Vec<bool> = lines.iter().map(|l| l["skipped"] == true).collect();
+    assert_eq!(skipped, [true, false, true, false], "{log}");
+    for (line, skipped) in lines.iter().zip(skipped) {
+        assert_eq!(line.get("blame").is_some(), skipped, "{line}");
+    }
+    for line in [&lines[0], &lines[2]] {
+        let blame = &line["blame"];
+        // cuBLASLt stores the product before the activation, so it is the first to overflow.
+        assert_eq!(blame["op"], "fc1", "{line}");
+        assert_eq!(blame["index"], serde_json::json!([5, 2]), "{line}");
+        assert_eq!((&blame["value"], &blame["side"]), (&"inf".into(), &"forward".into()), "{line}");
+    }
+}
+
+/// Convolutions and attention as cuDNN's graphs, which the software device runs by their
+/// definitions; in processes of their own, whose environment asks for cuDNN.
+fn by_cudnn(name: &str, policy: &str, allowed: impl Fn(&str) -> f64, tuned: bool) {
+    let f = Fixture::open(name);
+    let lab = tempfile::tempdir().expect("a temporary folder");
+    let (mut text, _) = f.recipe("model_static.onnx", policy, SGD, "");
+    for file in ["model_static.onnx", "batch.safetensors"] {
+        let whole = f.folder.join(file).display().to_string();
+        text = text.replace(&format!("\"{file}\""), &format!("\"{whole}\""));
+    }
+    std::fs::write(lab.path().join("recipe.toml"), text).expect("written");
+    let grad = || -> String {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_precast"));
+        command.args(["-v", "grad", "recipe.toml", "--device", "cuda", "-o", "g.safetensors"]);
+        command.current_dir(lab.path()).env("PRECAST_CUDNN", "1");
+        if tuned {
+            command.env("PRECAST_CUDA_TUNE", "1").env("PRECAST_CACHE", lab.path().join("cache"));
+        }
+        let o = command.output().expect("the binary runs");
+        let say = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{name} {policy}: {say}");
+        assert!(say.contains("graphs of cuDNN with"), "{name} {policy}: {say}");
+        assert!(!say.contains("without cuDNN"), "{name} {policy}: {say}");
+        say
+    };
+    // Numbers before the two words that follow them.
+    let counts = |say: &str| -> [usize; 2] {
+        let line = say.lines().find(|l| l.contains("graphs of cuDNN with")).expect("asserted");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        ["graphs", "plans"].map(|word| {
+            let at = words.iter().position(|w| *w == word).expect("as it is written");
+            words[at - 1].parse().expect("a number")
+        })
+    };
+    let [graphs, plans] = counts(&grad());
+    assert!(graphs > 0 && plans >= graphs, "{graphs} graphs, {plans} plans");
+    if tuned {
+        assert!(plans > graphs, "several plans of a graph are measured: {plans} of {graphs}");
+        let [again, plans] = counts(&grad());
+        assert_eq!((again, plans), (graphs, graphs), "what was fastest is built alone");
+    }
+    let have =
+        TensorFile::open(&lab.path().join("g.safetensors")).unwrap_or_else(|e| panic!("{e}"));
+    let mut compared = 0;
+    for name in have.names().into_iter().filter(|n| n.starts_with("grad.")) {
+        let x = have.tensor(&name).unwrap_or_else(|e| panic!("{e}")).to_f32();
+        let want = f.f64s(&name.replace("lm_head.weight", "wte.weight"));
+        let d: f64 = x.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+        let away = (d / want.iter().map(|b| b * b).sum::<f64>()).sqrt();
+        assert!(
+            away <= allowed(&name),
+            "{policy} {name}: {away:.1e}, allowed {:.1e}",
+            allowed(&name)
+        );
+        compared += 1;
+    }
+    assert!(compared > 3, "{compared} gradients");
+}
+
+#[test]
+fn gradients_by_cudnn() {
+    by_cudnn("cifar_cnn", "f32", |_| 5e-5, false);
+    let far = Fixture::open("cifar_cnn").yardstick();
+    by_cudnn("cifar_cnn", "bf16", |p| 2.0 * far(p), false);
+    let far = Fixture::open("tiny_gpt").yardstick();
+    by_cudnn("tiny_gpt", "bf16", |p| 2.0 * far(p), true);
 }

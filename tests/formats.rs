@@ -117,9 +117,8 @@ fn fp8_is_for_targets_that_have_it() {
         assert!(refused.contains("P0503"), "{device}: {refused}");
     }
     let plan = gpu("h100", "policy = \"fp8\"").unwrap();
-    let eight: Vec<_> = products(&plan)
-        .filter(|g| plan.tensors[g.a.tensor as usize].dtype.size() == 1)
-        .collect();
+    let eight: Vec<_> =
+        products(&plan).filter(|g| plan.tensors[g.a.tensor as usize].dtype.size() == 1).collect();
     assert!(!eight.is_empty());
     for g in &eight {
         // Both operands run along the summed axis, and the sums are scaled back.

@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["simplify"],
     &["autodiff"],
     &["precision", "cost"],
+    &["bound"],
     &["egraph"],
     &["turn"],
     &["schedule"],

@@ -47,6 +47,9 @@ struct Row {
     /// Bytes that the kernels of a step read and write.
     moved_bytes: u64,
     predicted_ns: f64,
+    /// Below this no plan of the policy can be predicted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound_ns: Option<f64>,
     /// Nanoseconds of the median measured step, and of the fastest.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured_ns: Option<f64>,
@@ -124,6 +127,7 @@ fn row(policy: Policy, c: &Compiled) -> Row {
         kernels: plan.micro.len() + plan.update.len(),
         moved_bytes: moved(plan),
         predicted_ns: plan.summary.predicted_ns,
+        bound_ns: plan.summary.bound.as_ref().map(|b| b.ns),
         measured_ns: None,
         fastest_ns: None,
         peak_bytes: listing::peak_bytes(plan),
@@ -177,7 +181,7 @@ fn measure(runs: &mut [Run], steps: u32) -> Outcome {
 fn table(rows: &[Row]) -> String {
     let measured = rows.iter().any(|r| r.measured_ns.is_some());
     let mut head = vec!["policy", "casts", "cast bytes", "16-bit products", "kernels", "moved"];
-    head.push("predicted");
+    head.extend(["predicted", "over bound"]);
     if measured {
         head.push("measured");
     }
@@ -192,6 +196,7 @@ fn table(rows: &[Row]) -> String {
             r.kernels.to_string(),
             bytes(r.moved_bytes),
             duration(r.predicted_ns),
+            r.bound_ns.map_or("–".into(), |b| listing::percent(r.predicted_ns / b - 1.0)),
         ];
         if measured {
             line.push(r.measured_ns.map_or("–".into(), duration));

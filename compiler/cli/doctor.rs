@@ -146,11 +146,14 @@ fn gpu_json(gpus: &Report) -> serde_json::Value {
     let devices = match &gpus.devices {
         Ok(list) => list
             .iter()
-            .map(|d| {
+            .zip(&gpus.unfit)
+            .map(|(d, unfit)| {
                 let (major, minor) = d.facts.capability;
                 json!({ "device": format!("cuda:{}", d.ordinal), "name": d.name,
                         "compute_capability": format!("{major}.{minor}"),
-                        "multiprocessors": d.facts.multiprocessors, "memory_bytes": d.memory })
+                        "multiprocessors": d.facts.multiprocessors, "memory_bytes": d.memory,
+                        "usable": unfit.is_none(),
+                        "error": unfit.as_ref().map(|e| &e.message) })
             })
             .collect(),
         Err(e) => json!({ "error": e.message, "help": e.help }),
@@ -161,7 +164,7 @@ fn gpu_json(gpus: &Report) -> serde_json::Value {
 fn show_gpus(gpus: &Report) -> Outcome {
     match &gpus.devices {
         Ok(list) => {
-            for d in list {
+            for (d, unfit) in list.iter().zip(&gpus.unfit) {
                 let (major, minor) = d.facts.capability;
                 say!(
                     "cuda:{:<7} {}, compute capability {major}.{minor}, {} multiprocessors, {}",
@@ -170,6 +173,9 @@ fn show_gpus(gpus: &Report) -> Outcome {
                     d.facts.multiprocessors,
                     bytes(d.memory)
                 );
+                if let Some(e) = unfit {
+                    say!("             cannot be used: {}", e.message);
+                }
             }
         }
         Err(e) => say!("cuda         {}", e.message),

@@ -48,7 +48,9 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // The recipe may be in order; this machine lacks a device or a library of its.
-            Failure::Run(e) if matches!(e.code, "R0701" | "R0702" | "R0704") => ExitCode::from(4),
+            Failure::Run(e) if matches!(e.code, "R0701" | "R0702" | "R0704" | "R0709") => {
+                ExitCode::from(4)
+            }
             Failure::Input(_) | Failure::Run(_) | Failure::Io(_) => ExitCode::from(1),
             Failure::Diverged { .. } => ExitCode::from(3),
         }
@@ -70,21 +72,19 @@ impl Failure {
     pub fn report(&self, json: bool) {
         match self {
             Failure::Input(d) => {
-                eprintln!("{d}");
+                tell!("{d}");
                 let errors = d.0.iter().filter(|d| d.severity == Severity::Error).count();
                 if errors > 1 {
-                    eprintln!("\n{errors} errors");
+                    tell!("\n{errors} errors");
                 }
             }
-            Failure::Run(e) => eprintln!("{e}"),
-            Failure::Io(e) => eprintln!("error[P0010]: cannot write to standard output: {e}"),
-            Failure::Diverged { step, loss } => {
-                eprintln!("error: training diverged: the loss of step {step} is {loss}");
-            }
+            Failure::Run(e) => tell!("{e}"),
+            Failure::Io(e) => tell!("error[P0010]: cannot write to standard output: {e}"),
+            Failure::Diverged { step, loss } => tell!("error: {}", divergence(*step, *loss)),
         }
         // A diverged run has printed its result already.
         if json && !matches!(self, Failure::Diverged { .. }) {
-            println!("{}", json!({ "ok": false, "errors": self.to_json() }));
+            put_object(&json!({ "ok": false, "errors": self.to_json() }));
         }
     }
 
@@ -98,6 +98,34 @@ impl Failure {
             Failure::Diverged { .. } => json!([]),
         }
     }
+}
+
+fn divergence(step: u64, loss: f32) -> String {
+    format!("training diverged: the loss of step {step} is {loss}")
+}
+
+/// What a run whose last loss is not a number adds to its result, as an object.
+pub fn diverged(step: u64, loss: f32) -> Option<Value> {
+    let message = divergence(step, loss);
+    (!loss.is_finite()).then(|| json!({ "code": null, "severity": "error", "message": message }))
+}
+
+/// Ends a command whose arguments were not understood, or that only asked for help.
+pub fn usage(e: &clap::Error, json: bool) -> ExitCode {
+    let _ = e.print();
+    if json && e.use_stderr() {
+        let text = e.render().to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let error = json!({ "code": null, "severity": "error", "message": message });
+        put_object(&json!({ "ok": false, "errors": [error] }));
+    }
+    ExitCode::from(e.exit_code() as u8)
+}
+
+/// An object to standard output, where nobody may be listening.
+fn put_object(object: &Value) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{object}");
 }
 
 /// A diagnostic as an object: code, severity, message, place, help.

@@ -33,6 +33,11 @@ fn significant(x: f64) -> String {
     format!("{x:.digits$}")
 }
 
+/// `1.9 %`
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", (share * 100.0).max(0.0))
+}
+
 /// Bytes a step needs at most: arena, persistent tensors and inputs.
 pub fn peak_bytes(plan: &Plan) -> u64 {
     plan.arena_bytes + plan.persistent_bytes + input_bytes(plan)
@@ -73,6 +78,14 @@ fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
     let time = duration(s.predicted_ns);
     let steps = plan.micro.len() + plan.update.len();
     writeln!(out, "step        {time} predicted, {steps} kernels")?;
+    if let Some(b) = &s.bound {
+        let gap = percent(b.gap(s.predicted_ns));
+        let open = match b.open {
+            0 => String::new(),
+            n => format!("; {n} other ways to compute a tensor are not covered"),
+        };
+        writeln!(out, "bound       {}, the plan is {gap} above it{open}", duration(b.ns))?;
+    }
     writeln!(
         out,
         "memory      {} at most: {} temporaries (bound {}), {} persistent, {} inputs",

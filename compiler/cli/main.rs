@@ -17,6 +17,14 @@ macro_rules! put {
     }};
 }
 
+/// A line to standard error. Nobody may be listening there, which is no reason to end differently.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod blame;
 mod calibrate;
 mod check;
@@ -72,7 +80,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),
+    };
     log_to_stderr(cli.verbose);
     let outcome = match cli.command {
         Command::Compile(args) => compile::run(&args, cli.json),

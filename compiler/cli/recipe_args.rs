@@ -41,11 +41,14 @@ impl RecipeArgs {
         let mut recipe = Recipe::load(&self.recipe)?;
         if let Some(policy) = self.policy {
             recipe.precision.policy = policy;
+            recipe.overrule("precision.policy");
         }
         if let Some(device) = &self.device {
             recipe.target.device = device.clone();
             // The command line wins over the recipe's table, too.
             recipe.target.table = None;
+            recipe.overrule("target.device");
+            recipe.overrule("target.table");
         }
         Ok(recipe)
     }
@@ -84,7 +87,7 @@ fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, p
 
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        eprintln!("{warning}\n");
+        tell!("{warning}\n");
     }
 }
 

@@ -1,6 +1,6 @@
 //! `precast train`: compile, train, test, save.
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{self, Failure, Outcome};
 use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
@@ -113,13 +113,17 @@ fn steps(
             recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
         // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
         let waits = saves || step == total || submitted.is_err();
-        let (failed, mut reports) = match submitted {
+        let (mut failed, mut reports) = match submitted {
             Ok(reports) => (None, reports),
             Err(e) => (Some(e), vec![]),
         };
         // A skipped step is replayed with the weights as they are, once nothing changes them.
         if waits || skips.replays(&reports) {
-            reports.extend(session.finish()?);
+            let rest = session.finish().or_else(|e| {
+                failed.get_or_insert(e);
+                session.finish()
+            });
+            reports.extend(rest?);
         }
         for (i, r) in reports.iter().enumerate() {
             let blame = skips.ended(session, r, &reports[i + 1..]);
@@ -235,6 +239,7 @@ fn report(
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
             "saved": saved,
+            "errors": last.and_then(|r| failure::diverged(r.step, r.loss)).into_iter().collect::<Vec<_>>(),
         });
         say!("{result}");
         return Ok(());

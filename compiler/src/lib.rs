@@ -6,6 +6,7 @@ pub mod ir;
 #[macro_use]
 pub mod ops;
 pub mod autodiff;
+pub mod bound;
 pub mod cost;
 pub mod egraph;
 pub mod emit;

@@ -19,7 +19,7 @@ use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::{PrecisionOptions, casts};
-use crate::schedule::Capabilities;
+use crate::schedule::{Capabilities, Schedule, schedule};
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
 use precast_plan::{Classes, DType, MAX_BYTES, Plan, Ranges, Step, Storage, Summary, Target};
@@ -237,21 +237,18 @@ fn choose(
     let policy = policy(recipe, options);
     let eval = evaluated(options, target, forward)?;
     let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
-    let lower = |g: &Graph, casts_alone: bool| -> Result<Plan> {
-        let lowering = emit::Options {
-            target: target.summary(),
-            capabilities: Capabilities {
-                any_epilogue: target.any_epilogue(),
-                casts_alone,
-                channels_last: target.channels_last(),
-                // Systems that cast eagerly sum bias gradients on their own.
-                operand_sums: !target.any_epilogue() && !casts_alone,
-            },
-            accumulate: recipe.train.accumulate,
-            seed: recipe.weights.seed,
-            price: Some(&price),
-        };
-        emit::lower(g, Some(&eval), &lowering)
+    let lowering = |casts_alone: bool| emit::Options {
+        target: target.summary(),
+        capabilities: Capabilities {
+            any_epilogue: target.any_epilogue(),
+            casts_alone,
+            channels_last: target.channels_last(),
+            // Systems that cast eagerly sum bias gradients on their own.
+            operand_sums: !target.any_epilogue() && !casts_alone,
+        },
+        accumulate: recipe.train.accumulate,
+        seed: recipe.weights.seed,
+        price: Some(&price),
     };
     let decides = |e: Diagnostics| {
         e.at(|| recipe.place(&["precision.policy", "target.device"], "decides the formats"))
@@ -260,19 +257,23 @@ fn choose(
     precision.pins = recipe.precision.pins.clone();
     precision.allow = recipe.precision.allow;
     let usable = &precision.usable(target);
+    precision.micro = recipe.train.accumulate;
     precision.ranges = forward.ranges.clone();
     precision.first_scale = ranges::first_scale(recipe);
     let modes = Modes { plain: joint.plain.as_ref(), scaled: joint.scaled.as_ref() };
-    let mut lowered: Vec<Plan> = Vec::new();
+    let mut schedules: Vec<Schedule> = Vec::new();
+    let own = lowering(false);
     let mut scheduled = |g: &Graph| -> Result<f64> {
-        let plan = lower(&turn_products(g), false)?;
-        let ns = plan.summary.predicted_ns;
-        lowered.push(plan);
+        let s = schedule(&turn_products(g), None, &own.capabilities)?;
+        let ns = emit::lower_scheduled(&s, None, &own)?.summary.predicted_ns;
+        schedules.push(s);
         Ok(ns)
     };
     let mut outcome =
         egraph::run_scheduled(modes, &precision, target, Some(&mut scheduled)).map_err(decides)?;
-    let mut plan = lowered.swap_remove(outcome.chosen);
+    // Evaluation takes no part in the choice, so it is scheduled once.
+    let best = schedules.swap_remove(outcome.scheduled);
+    let mut plan = emit::lower_scheduled(&best, Some(&eval), &own)?;
     outcome.graph = verified("egraph", outcome.graph, options);
     outcome.graph = verified("turn", turn_products(&outcome.graph), options);
     if let Policy::Baseline(b) = policy {
@@ -289,7 +290,7 @@ fn choose(
         };
         let built = baseline::build(&forward.train, b, usable, &joint).map_err(decides)?;
         outcome.graph = verified("turn", turn_products(&built.graph), options);
-        plan = lower(&outcome.graph, true)?;
+        plan = emit::lower(&outcome.graph, Some(&eval), &lowering(true))?;
         built.describe(&mut outcome, policy, usable, plan.summary.predicted_ns, scale.is_some());
     }
     Ok((outcome, plan))
@@ -317,6 +318,7 @@ fn finish(
         casts: outcome.casts,
         cast_elements: outcome.cast_elements,
         product_flops: outcome.product_flops,
+        bound: outcome.bound,
     };
     // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;

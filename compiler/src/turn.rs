@@ -25,7 +25,8 @@ pub fn turn_products(g: &Graph) -> Graph {
         let types: Vec<_> = node.outputs.iter().map(|&v| g.ty(v).clone()).collect();
         let product = match &node.op {
             Op::Transpose(t) if swaps_last(&t.perm) && reads[node.inputs[0].0 as usize] == 1 => {
-                Some(g.def(node.inputs[0])).filter(|p| matches!(&p.op, Op::MatMul(m) if m.fused == Fused::None))
+                Some(g.def(node.inputs[0]))
+                    .filter(|p| matches!(&p.op, Op::MatMul(m) if m.fused == Fused::None))
             }
             _ => None,
         };

@@ -91,6 +91,31 @@ fn products_end_in_what_the_library_knows() {
     }
 }
 
+/// cuBLASLt adds a bias in the format of the result alone; with another, its epilogue is refused.
+#[test]
+fn biases_are_read_in_the_format_of_the_result() {
+    let mut narrow = 0;
+    for name in NETWORKS {
+        for policy in ["f32", "bf16", "f16", "auto", "torch-autocast-bf16"] {
+            let plan = plan(name, policy, "sm_90");
+            for s in plan.micro.iter().chain(&plan.eval) {
+                let Kernel::Gemm(g) = &s.kernel else { continue };
+                let format = |a: &precast_plan::Access| plan.tensors[a.tensor as usize].dtype;
+                let e = &g.epilogue;
+                let (EpilogueKind::Bias | EpilogueKind::BiasRelu | EpilogueKind::BiasGeluTanhAux) =
+                    e.kind
+                else {
+                    continue;
+                };
+                let d = format(&e.outputs[0]);
+                assert_eq!(format(&e.inputs[0]), d, "{name} {policy}: `{}`", s.name);
+                narrow += usize::from(d != DType::F32);
+            }
+        }
+    }
+    assert!(narrow > 20, "{narrow} biases of 16 bits");
+}
+
 #[test]
 fn the_gpt_keeps_its_activations_in_16_bits() {
     let plan = plan("tiny_gpt", "bf16", "sm_90");
@@ -218,7 +243,8 @@ fn layouts(plan: &Plan) -> String {
 
 #[test]
 fn convolutions_on_tensor_cores_have_their_channels_last() {
-    let nets: [&dyn Fn(&str, &str) -> Plan; 2] =
+    type Net = dyn Fn(&str, &str) -> Plan;
+    let nets: [&Net; 2] =
         [&|policy, device| plan("cifar_cnn", policy, device), &|policy, device| {
             network("resnet18.ts.op17.train.onnx", policy, device, 32, 224)
         }];

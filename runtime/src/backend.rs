@@ -74,7 +74,8 @@ pub trait Queue {
     /// they have not come yet.
     ///
     /// # Errors
-    /// If the data made a step before the request impossible, or the device failed.
+    /// If the data made a step before the request impossible, or the device failed; the request
+    /// is then no longer in flight.
     fn receive(&mut self, wait: bool) -> Result<Option<Late>>;
 
     /// Requests that may be in flight at once.

@@ -6,7 +6,7 @@ use common::mlp;
 use precast_plan::{EpilogueKind, Kernel, Plan};
 use precast_runtime::Result;
 use precast_runtime::cuda::launch::{Facts, Lowered, Place, Task};
-use precast_runtime::cuda::lower::{Assumed, Graph, LoweredPlan, Offers, lower};
+use precast_runtime::cuda::lower::{Answer, Assumed, Graph, LoweredPlan, Offers, lower};
 use precast_runtime::cuda::product::{Fused, Product};
 use precast_runtime::cuda::text::PRELUDE;
 
@@ -23,8 +23,8 @@ fn facts() -> Facts {
 struct Only(fn(&Product) -> bool);
 
 impl Offers for Only {
-    fn product(&mut self, p: &Product) -> Result<bool> {
-        Ok((self.0)(p))
+    fn product(&mut self, p: &Product) -> Result<Answer> {
+        Ok(if (self.0)(p) { Answer::Yes } else { Answer::No("it does not want to".into()) })
     }
 
     fn graph(&mut self, _: &Plan, _: &Kernel, _: &mut Lowered) -> Result<Graph> {
@@ -67,11 +67,19 @@ fn a_product_falls_back_step_by_step() {
     let largest = plain.products.iter().filter(|p| matches!(p.d.place, Place::Scratch { .. }));
     let largest = largest.map(|p| p.m * p.n * p.batch * 4).max().expect("some sums are apart");
     assert!(plain.scratch >= largest);
+    let count = apart.iter().filter(|p| p.0 != EpilogueKind::Store).count();
+    let said: Vec<&String> =
+        plain.notices.iter().filter(|n| n.contains("with an epilogue of their own")).collect();
+    let counted: usize =
+        said.iter().map(|n| n.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
+    assert!(counted >= count && count > 0, "{said:?}");
 
     // Without the library: kernels alone.
     let none = lower(&plan, &facts(), &mut Only(|_| false)).unwrap();
     assert!(counts(&plan, &none).iter().all(|p| p.1 == 0 && p.2 >= 1));
     assert!(none.products.is_empty());
+    let said = none.notices.iter().any(|n| n.ends_with("without cuBLASLt (it does not want to)"));
+    assert!(said, "{:?}", none.notices);
 }
 
 #[test]

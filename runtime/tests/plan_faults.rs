@@ -179,6 +179,7 @@ fn each_rule_has_a_message() {
         let operand = precast_plan::Operand::B;
         gemm(p, &|g| {
             g.batch = batch;
+            g.epilogue.kind = precast_plan::EpilogueKind::Store;
             g.sums = Some(precast_plan::OperandSums { operand, out: out.clone() });
         });
     };

@@ -18,12 +18,13 @@ const ROOM: usize = 5;
 struct Behind {
     cpu: CpuBackend,
     plan: Plan,
-    sent: VecDeque<Late>,
+    /// Values on their way, and whether a fault comes with them.
+    sent: VecDeque<(Late, bool)>,
     lag: usize,
     requests: u64,
-    /// Values of the request of this number are an error.
+    /// From the request of this number on a fault stands on the device, until somebody is told.
     fault: Option<u64>,
-    received: u64,
+    faulted: bool,
 }
 
 impl Behind {
@@ -35,7 +36,7 @@ impl Behind {
             lag,
             requests: 0,
             fault,
-            received: 0,
+            faulted: false,
         }
     }
 }
@@ -77,8 +78,9 @@ impl Queue for Behind {
             self.cpu.read(t, &mut out).map(|()| out)
         };
         let values = tensors.iter().map(value).collect::<Result<_>>()?;
-        self.sent.push_back(Late { values, seconds: 0.25 });
         self.requests += 1;
+        self.faulted |= self.fault == Some(self.requests);
+        self.sent.push_back((Late { values, seconds: 0.25 }, self.faulted));
         Ok(())
     }
 
@@ -86,12 +88,12 @@ impl Queue for Behind {
         if self.sent.is_empty() || (!wait && self.sent.len() <= self.lag) {
             return Ok(None);
         }
-        let late = self.sent.pop_front();
-        self.received += 1;
-        if self.fault == Some(self.received) {
+        let Some((late, faulty)) = self.sent.pop_front() else { return Ok(None) };
+        if faulty {
+            self.faulted = false;
             return Err(Error::new("R0112", "an id lies outside its table"));
         }
-        Ok(late)
+        Ok(Some(late))
     }
 
     fn room(&self) -> usize {
@@ -199,4 +201,40 @@ fn an_error_of_an_earlier_step_keeps_the_reports_before_it() {
         let at = s.steps();
         assert_eq!(s.step(&step(0, accumulate)).unwrap().step, at + 1);
     }
+}
+
+#[test]
+fn an_error_of_the_data_keeps_the_reports_of_every_step_before_it() {
+    for (accumulate, lag) in [(1, 0), (1, 4), (3, 2), (3, 4)] {
+        let plan = plan(accumulate);
+        let mut s = session(&plan, Some(Behind::new(&plan, lag, None)));
+        let mut got = vec![];
+        for k in 0..3 {
+            got.extend(submit(&mut s, step(k, accumulate)).unwrap());
+        }
+        // The last batch of the fourth step cannot be read.
+        let mut batches = step(3, accumulate);
+        batches.pop();
+        let mut rest = batches.into_iter();
+        let error = s
+            .submit(|| rest.next().ok_or_else(|| Error::new("R0201", "the file ends")))
+            .unwrap_err();
+        assert_eq!(error.code, "R0201");
+        got.extend(s.finish().unwrap());
+        let steps: Vec<u64> = got.iter().map(|r| r.step).collect();
+        assert_eq!(steps, [1, 2, 3], "accumulate {accumulate}, lag {lag}");
+        assert_eq!(s.step(&step(4, accumulate)).unwrap().step, 4);
+    }
+}
+
+#[test]
+fn a_fault_of_an_earlier_step_comes_before_an_error_of_the_data() {
+    let plan = plan(1);
+    let mut s = session(&plan, Some(Behind::new(&plan, 4, Some(2))));
+    for k in 0..3 {
+        assert_eq!(submit(&mut s, step(k, 1)).unwrap(), []);
+    }
+    let error = s.submit(|| Err(Error::new("R0201", "the file ends"))).unwrap_err();
+    assert_eq!(error.code, "R0112");
+    assert_eq!(s.finish().unwrap().iter().map(|r| r.step).collect::<Vec<_>>(), [1]);
 }

@@ -111,6 +111,7 @@ fn a_loss_that_is_no_number_ends_in_3() {
     assert!(stderr(&o).contains("diverged"), "{}", stderr(&o));
     let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
     assert_eq!((&v["ok"], &v["loss"]), (&false.into(), &serde_json::Value::Null));
+    assert!(v["errors"][0]["message"].as_str().unwrap().contains("diverged"), "{v}");
 }
 
 #[test]

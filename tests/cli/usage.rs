@@ -14,6 +14,29 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
+fn usage_errors_are_an_object_where_one_is_asked_for() {
+    let o = precast(&["train", "--json"]);
+    assert_eq!(code(&o), 2, "{}", stderr(&o));
+    let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
+    assert_eq!(v["ok"], false);
+    assert!(v["errors"][0]["message"].as_str().unwrap().contains("required"), "{v}");
+    assert!(stdout(&precast(&["--json", "--help"])).contains("Usage"));
+}
+
+/// Where nobody reads standard error, or standard output as well, a fault is still a fault.
+#[test]
+fn closed_outputs_change_no_exit_code() {
+    for (to, arguments) in [("2>&-", ""), (">&- 2>&-", "--json"), ("2>/dev/full", "--json")] {
+        let line = format!("exec \"$0\" check gone.toml {arguments} {to}");
+        let o = std::process::Command::new("sh")
+            .args(["-c", &line, env!("CARGO_BIN_EXE_precast")])
+            .output()
+            .expect("sh runs");
+        assert_eq!(code(&o), 1, "{to}");
+    }
+}
+
+#[test]
 fn faults_of_the_input_exit_with_1_on_standard_error() {
     for (args, want) in [
         (&["check", "README.md"][..], "P0001"),
@@ -103,6 +126,8 @@ fn a_gpu_that_is_not_there_is_one_clear_error() {
     let o = precast(&["compile", recipe, "--device", "cuda:x", "-o", "unused.plan"]);
     assert_eq!(code(&o), 1, "a name that is no device is the recipe's fault");
     assert!(stderr(&o).contains("P0602"), "{}", stderr(&o));
+    // The recipe did not name that device, so that no line of it is shown.
+    assert!(!stderr(&o).contains("device = \"cpu\""), "{}", stderr(&o));
 }
 
 #[test]

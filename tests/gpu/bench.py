@@ -87,8 +87,12 @@ def measure(name, precision, mode, device, steps, warmup):
         torch.cuda.synchronize()
         seconds = [a.elapsed_time(b) * 1e-3 for a, b in events]
     wall = (time.perf_counter() - wall) / steps
-    peak = torch.cuda.max_memory_reserved() if cuda else 0
-    return {"seconds": seconds, "wall": wall, "ready": ready, "reserved_bytes": peak,
+    used = 0
+    if cuda:
+        # Of the whole device, the context included, as for Precast.
+        free, total = torch.cuda.mem_get_info()
+        used = total - free
+    return {"seconds": seconds, "wall": wall, "ready": ready, "device_bytes": used,
             "losses": [v.item() for v in losses], "torch": torch.__version__}  # fmt: skip
 
 

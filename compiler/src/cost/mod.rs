@@ -123,6 +123,38 @@ impl Prices<'_> {
         }
     }
 
+    /// What a kernel that is priced as a whole moves where its operands are in `format`: all it
+    /// reads and writes. `None` for kernels whose operands and results are priced one by one.
+    pub fn own_traffic(
+        &self,
+        op: &Op,
+        x: &[&TensorType],
+        y: &[&TensorType],
+        format: DType,
+    ) -> Option<f64> {
+        let attention = |passes: f64| {
+            let (q, k) = (x[0].shape.elements() as f64, x[1].shape.elements() as f64);
+            let moved = 2.0 * (q + k) * passes;
+            moved * format.size() as f64 / self.target.bandwidth_gbs
+        };
+        match op {
+            Op::Attention(_) => Some(attention(1.0)),
+            Op::AttentionGrad(_) => Some(attention(2.5)),
+            Op::Gather(_) => Some(2.0 * self.traffic(y[0].shape.elements(), format)),
+            _ => None,
+        }
+    }
+
+    /// The arithmetic of pools: every element of every window.
+    pub fn windows(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+        let (count, kernel) = match op {
+            Op::MaxPool2d(p) => (y[0].shape.elements(), p.kernel),
+            Op::MaxPool2dGrad(p) => (x[0].shape.elements(), p.kernel),
+            _ => return 0.0,
+        };
+        (count * kernel[0] * kernel[1]) as f64 * self.target.simple_ns
+    }
+
     /// One instruction of a row program on one element.
     pub fn instruction(&self, i: &Instr) -> f64 {
         let t = self.target;
@@ -154,21 +186,25 @@ impl Prices<'_> {
             let less = narrow * (4 - format.size().min(4));
             (bytes - less) as f64 / self.target.bandwidth_gbs + multiply
         });
-        self.beside(op, y)
+        self.beside(op, y, format)
             + self.target.launch_ns
             + self.work(op, x, y)
             + in_format.map_or(plain, |narrow| narrow.min(plain))
     }
 
     /// What an epilogue costs that the target's product cannot run itself: vendor libraries know
-    /// the tanh form of GELU alone, so that the error-function form is a kernel of its own over
-    /// sums that are stored in between.
-    fn beside(&self, op: &Op, y: &[&TensorType]) -> f64 {
-        match op {
-            Op::MatMul(m) if !self.target.any_epilogue() && m.fused == Fused::BiasGelu => {
-                self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
-            }
-            _ => 0.0,
+    /// the tanh form of GELU alone, approximately and so in 16 bits only, so that the others are a
+    /// kernel of its own over sums that are stored in between.
+    fn beside(&self, op: &Op, y: &[&TensorType], format: DType) -> f64 {
+        let Op::MatMul(m) = op else { return 0.0 };
+        let apart = match m.fused {
+            Fused::BiasGelu => true,
+            Fused::BiasGeluTanh => format.size() > 2,
+            Fused::None | Fused::Bias | Fused::BiasRelu => false,
+        };
+        if self.target.any_epilogue() || !apart {
+            return 0.0;
         }
+        self.target.launch_ns + 2.0 * y[0].bytes() as f64 / self.target.bandwidth_gbs
     }
 }

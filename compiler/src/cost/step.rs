@@ -2,8 +2,8 @@
 //! schedule made of it.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, DType, Epilogue, Family, Gemm, Instance, Instr, Kernel, Math,
-    Operand, Plan, Precision, Program, Step, Target,
+    Access, Conv, ConvGeometry, DType, Epilogue, EpilogueKind, Family, Gemm, Instance, Instr,
+    Kernel, Math, Operand, Plan, Precision, Program, Step, Target,
 };
 
 /// Nanoseconds of one step on a target.
@@ -25,6 +25,7 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
                         (&g.b, &[g.batch[0], g.batch[1], g.k, g.n]),
                     ])
                     + c.epilogue(&g.epilogue, &dims)
+                    + c.apart(&g.epilogue, dims.iter().product())
                     + g.sums.as_ref().map_or(0.0, |s| c.bytes(&s.out, sums_len(g)))
             }
             Kernel::Conv(conv) => c.conv(conv),
@@ -114,6 +115,24 @@ impl Coster<'_> {
         let traffic: f64 =
             e.inputs.iter().chain(&e.outputs).map(|a| self.bytes(a, Self::touched(dims, a))).sum();
         traffic + self.code(&self.plan.programs[e.program as usize], dims.iter().product())
+    }
+
+    /// What an epilogue costs more that the vendor's library has not: its product leaves f32 sums,
+    /// and a kernel of its own reads them. A library's bias has the format of the result, and its
+    /// GELU, an approximation of the one by tanh, is for 16 bits.
+    fn apart(&self, e: &Epilogue, elements: u64) -> f64 {
+        let Some(d) = e.outputs.first().map(|a| self.format(a)) else { return 0.0 };
+        let one_format = e.inputs.iter().chain(&e.outputs).all(|a| self.format(a) == d);
+        let apart = match e.kind {
+            EpilogueKind::BiasGeluAux => true,
+            EpilogueKind::BiasGeluTanhAux => !one_format || d.size() != 2,
+            EpilogueKind::Bias | EpilogueKind::BiasRelu => !one_format,
+            _ => false,
+        };
+        if self.target.any_epilogue() || !apart {
+            return 0.0;
+        }
+        self.target.launch_ns + 8.0 * elements as f64 / self.target.bandwidth_gbs
     }
 
     fn product(&self, (family, math): (Family, Math), a: &Access, size: f64, flops: f64) -> f64 {

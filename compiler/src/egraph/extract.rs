@@ -147,7 +147,7 @@ impl Problem {
     }
 
     /// References to every class from the roots under a choice.
-    fn references(&self, choice: &Choice) -> Vec<u32> {
+    pub fn references(&self, choice: &Choice) -> Vec<u32> {
         let mut refs = vec![0; self.classes.len()];
         for &r in &self.roots {
             self.acquire(choice, &mut refs, r).expect("every root can be computed");
@@ -368,3 +368,7 @@ fn price(eg: &Eg, node: &ENode, class: Id, prices: &Prices, format: DType) -> Pr
     let y: SmallVec<[&TensorType; 4]> = eg[class].data.types.iter().collect();
     (prices.alone(op, &x, &y, format) * 1e3) as Price + 1
 }
+
+#[cfg(test)]
+#[path = "oracle_tests.rs"]
+mod oracle;

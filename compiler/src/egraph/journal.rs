@@ -52,7 +52,7 @@ pub fn decisions(plan: &Plan, prices: &Prices) -> Vec<Decision> {
             continue;
         }
         let operands = plan.model.operands(labels, id);
-        let signature = signature(g, n, plan, operands);
+        let signature = signature(g, n, plan, operands, plan.model.bias(labels, id));
         let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
         let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
         let half = plan.legal.half;
@@ -190,7 +190,13 @@ pub fn formats(g: &Graph, n: &Node) -> String {
 }
 
 /// `bf16,bf16->f32`
-fn signature(g: &Graph, n: &Node, plan: &Plan, operands: Option<DType>) -> String {
+fn signature(
+    g: &Graph,
+    n: &Node,
+    plan: &Plan,
+    operands: Option<DType>,
+    bias: Option<(usize, DType)>,
+) -> String {
     let mixed = crate::precision::uniform_operands(&n.op, n.inputs.len());
     let stored =
         |v: &crate::ir::ValueId| plan.model.format(&plan.labels, *v).unwrap_or(g.ty(*v).dtype);
@@ -198,8 +204,9 @@ fn signature(g: &Graph, n: &Node, plan: &Plan, operands: Option<DType>) -> Strin
         .inputs
         .iter()
         .enumerate()
-        .map(|(i, v)| match operands {
-            Some(d) if mixed.contains(&i) => d.to_string(),
+        .map(|(i, v)| match (operands, bias) {
+            (Some(d), _) if mixed.contains(&i) => d.to_string(),
+            (_, Some((at, d))) if at == i => d.to_string(),
             _ => stored(v).to_string(),
         })
         .collect();

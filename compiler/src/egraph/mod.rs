@@ -4,19 +4,22 @@
 pub use journal::{formats, ms as duration};
 
 pub mod convert;
+pub mod dominated;
 pub mod extract;
 mod journal;
 pub mod lang;
 mod names;
 pub mod rules;
 
+use crate::bound::{self, Admitted, Floor};
 use crate::cost::Prices;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId, ValueId};
 use crate::ops::{NumericClass, Op};
 use crate::precision::{self, Choices, Labels, Legal, Model, Policy, PrecisionOptions};
+use dominated::Alternatives;
 use egg::{Runner, SimpleScheduler, StopReason};
-use precast_plan::{Candidate, DType, Decision, Precision, Target};
+use precast_plan::{Bound, Candidate, DType, Decision, Precision, Target};
 use precision::ranges::{Origin, Ranged};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,6 +33,10 @@ const NODES: usize = 2_000_000;
 /// below it the prices are not that good.
 const WORTHWHILE: f64 = 0.04;
 
+/// The bound's labels are scheduled as well where the cut's prices find them dearer by no more than
+/// this share.
+const CLOSE: f64 = 0.005;
+
 /// The chosen graph and why.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -39,6 +46,8 @@ pub struct Outcome {
     pub scaled: bool,
     /// Which of the candidates it is.
     pub chosen: usize,
+    /// Which call of [`Scheduled`] priced it, from 0.
+    pub scheduled: usize,
     pub candidates: Vec<Candidate>,
     /// One sentence: what was compared and why this won.
     pub choice: String,
@@ -52,6 +61,9 @@ pub struct Outcome {
     /// Share of the floating-point operations of products by their precision.
     pub product_flops: Vec<(Precision, f64)>,
     pub predicted_ns: f64,
+    /// Below this no plan that the policy admits can be predicted; `None` where formats were not
+    /// chosen here.
+    pub bound: Option<Bound>,
 }
 
 /// The two modes of a training graph, either of which may be absent: without a loss scale, and
@@ -69,6 +81,8 @@ pub struct Structured {
     /// By value: the original value that it equals.
     pub origins: Vec<Option<Origin>>,
     pub rule_firings: BTreeMap<String, u64>,
+    /// What else the e-graph holds.
+    pub alternatives: Alternatives,
 }
 
 /// Nanoseconds of a step as it will run: what the schedule makes of a graph with formats and casts.
@@ -148,7 +162,9 @@ impl<'g> Saturated<'g> {
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
-        Structured { graph, origins, rule_firings: loaded.eg.analysis.firings.clone() }
+        let alternatives = dominated::alternatives(&loaded.eg, &problem, &choice);
+        let rule_firings = loaded.eg.analysis.firings.clone();
+        Structured { graph, origins, rule_firings, alternatives }
     }
 }
 
@@ -169,6 +185,10 @@ struct Plan {
     /// What became of products in precisions that are not stored, or after all others.
     tf32: Choices,
     fp8: Choices,
+    /// Which call of [`Scheduled`] priced it.
+    call: usize,
+    /// Below this no plan of the structure with formats of this kind can be predicted.
+    floor: Floor,
 }
 
 /// Whether a target multiplies and stores a format.
@@ -227,6 +247,7 @@ pub fn run_scheduled(
     }
     let target = &options.usable(target);
     let prices = Prices { target };
+    let mut calls = 0;
     let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
         let mode = if s { scaled.as_ref() } else { plain.as_ref() };
         let format = if kind == Kind::Full { DType::F32 } else { half };
@@ -237,33 +258,64 @@ pub fn run_scheduled(
         let Ranged { legal, scale, note: ranged } =
             precision::ranges::legality(g, origins, half, options, target)?;
         let model = Model::new(g, &legal, &prices, kind == Kind::Forced);
-        let labels = if kind == Kind::Full { model.full() } else { model.cut() };
+        let admitted = match kind {
+            Kind::Full => Admitted::Full,
+            Kind::Forced => Admitted::Half,
+            Kind::Priced => Admitted::Any,
+        };
+        let floor = |eight| bound::floor(g, &legal, &prices, admitted, eight, options.micro, s);
+        let (mut least, formats) = floor(false);
+        if eight {
+            least = floor(true).0;
+        }
         let note = match kind {
             Kind::Full if options.policy == Policy::Tf32 => "everything stored in f32",
             Kind::Full => "everything in f32",
             Kind::Forced => "every legal product",
             Kind::Priced => "by cost",
         };
-        let mut placed = precision::place::place(g, &model, &labels);
-        let mut fp8 = Choices::default();
-        if eight {
-            let all = kind == Kind::Forced;
-            let pinned = legal.fixed(g);
-            (placed, fp8) = precision::fp8::quantise(&placed, options, &pinned, &prices, all);
+        // The cut sees fusion before it happens, in one of two ways. What the schedule makes of
+        // either decides.
+        let mut labellings = vec![if kind == Kind::Full { model.full() } else { model.cut() }];
+        if kind != Kind::Full {
+            let store = |v: ValueId| formats.stores[v.0 as usize];
+            let kernel = |k: NodeId| formats.kernels[k.0 as usize];
+            let other = model.labels(store, kernel);
+            // Of labels that the prices find clearly dearer, scheduling would not find otherwise.
+            let close = |l: &Labels| {
+                model.price(l) as f64 <= model.price(&labellings[0]) as f64 * (1.0 + CLOSE)
+            };
+            labellings.extend(other.filter(|l| *l != labellings[0] && close(l)));
         }
+        let pinned = if eight { legal.fixed(g) } else { BTreeMap::new() };
         let exact = legal.exact(g);
-        let all = options.policy == Policy::Tf32;
-        let tf32 = precision::tf32::mark(&mut placed, &exact, &prices, all);
-        if let Some(scale) = scale {
-            precision::ranges::begin_at(&mut placed, &options.loss_scale, scale);
+        let mut best: Option<(f64, usize, Labels, Graph, [Choices; 2])> = None;
+        for labels in labellings {
+            let mut placed = precision::place::place(g, &model, &labels);
+            let mut fp8 = Choices::default();
+            if eight {
+                let all = kind == Kind::Forced;
+                (placed, fp8) = precision::fp8::quantise(&placed, options, &pinned, &prices, all);
+            }
+            let all = options.policy == Policy::Tf32;
+            let tf32 = precision::tf32::mark(&mut placed, &exact, &prices, all);
+            if let Some(scale) = scale {
+                precision::ranges::begin_at(&mut placed, &options.loss_scale, scale);
+            }
+            if let Err(e) = crate::ir::verify::verify(&placed) {
+                panic!("placing casts built a graph that does not verify:\n{e}");
+            }
+            let ns = match &mut scheduled {
+                Some(price) => price(&placed)?,
+                None => model.price(&labels) as f64 * 1e-3,
+            };
+            if best.as_ref().is_none_or(|b| ns < b.0) {
+                best = Some((ns, calls, labels, placed, [tf32, fp8]));
+            }
+            calls += 1;
         }
-        if let Err(e) = crate::ir::verify::verify(&placed) {
-            panic!("placing casts built a graph that does not verify:\n{e}");
-        }
-        let ns = match &mut scheduled {
-            Some(price) => price(&placed)?,
-            None => model.price(&labels) as f64 * 1e-3,
-        };
+        let (ns, call, labels, placed, [tf32, fp8]) = best.expect("there is a labelling");
+        tracing::debug!("{name}: {ns} ns, {least:?}, {:?}", structured.alternatives);
         let note = note.to_string();
         Ok(Plan {
             name,
@@ -275,6 +327,8 @@ pub fn run_scheduled(
             ranged,
             placed,
             ns,
+            call,
+            floor: least,
             structured,
             tf32,
             fp8,
@@ -324,6 +378,20 @@ pub fn run_scheduled(
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
     };
+    let admitted: Vec<&Plan> = match policy {
+        Policy::Auto => plans.iter().collect(),
+        _ => vec![&plans[best]],
+    };
+    let least = admitted
+        .iter()
+        .min_by(|a, b| a.floor.ns.total_cmp(&b.floor.ns))
+        .expect("one of the plans was chosen");
+    let bound = Bound {
+        ns: least.floor.ns,
+        launches_ns: least.floor.launches_ns,
+        settled: admitted.iter().map(|p| p.structured.alternatives.settled).sum(),
+        open: admitted.iter().map(|p| p.structured.alternatives.open).sum(),
+    };
     let choice = journal::choice(policy, &plans, best, target) + &plans[best].ranged;
     let candidates = plans
         .iter()
@@ -349,12 +417,14 @@ pub fn run_scheduled(
         product_flops: product_flops(&graph),
         scaled: chosen.scaled,
         chosen: best,
+        scheduled: chosen.call,
         candidates,
         choice,
         journal,
         cast_journal,
         rule_firings: chosen.structured.rule_firings,
         predicted_ns: chosen.ns,
+        bound: Some(bound),
         graph,
     })
 }

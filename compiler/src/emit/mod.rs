@@ -1,6 +1,7 @@
 //! From schedules to the plan.
 
 mod epilogue;
+mod geometry;
 mod watch;
 
 pub use watch::lower_watched;
@@ -16,9 +17,9 @@ use crate::schedule::order::Bundle;
 use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
-    Access, Attention, AttentionGrad, Conv, ConvGeometry, ConvKind, DType, Epilogue, Gather, Gemm,
-    Init, Instance, Instr, Kernel, MaxPool, Named, Operand, OperandSums, Plan, Program, Role, Rows,
-    Step, Storage, Summary, TargetSummary, Tensor, VERSION,
+    Access, Attention, AttentionGrad, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Instr,
+    Kernel, MaxPool, Named, Operand, OperandSums, Plan, Program, Role, Rows, Step, Storage,
+    Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,14 +46,21 @@ pub struct Options<'a> {
 /// update that reads what only the last batch computed; an evaluation input that differs from the
 /// training input of its name.
 pub fn lower(train: &Graph, eval: Option<&Graph>, options: &Options) -> Result<Plan> {
+    lower_scheduled(&schedule(train, None, &options.capabilities)?, eval, options)
+}
+
+/// [`lower`] of a training graph that is scheduled already.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_scheduled(main: &Schedule, eval: Option<&Graph>, options: &Options) -> Result<Plan> {
     let caps = &options.capabilities;
-    let main = schedule(train, None, caps)?;
     if options.accumulate > 1 {
-        check_accumulation(&main)?;
+        check_accumulation(main)?;
     }
-    let mut e = Emit::new(train.name.clone(), options);
+    let mut e = Emit::new(main.graph.name.clone(), options);
     e.persistent(&main.graph);
-    e.plan.results = e.schedule(&main, "")?.0;
+    e.plan.results = e.schedule(main, "")?.0;
     if let Some(g) = eval {
         let s = schedule(g, Some(&main.graph), caps)?;
         e.plan.eval_results = e.schedule(&s, "eval.")?.0;
@@ -457,7 +465,7 @@ impl Bind<'_> {
         let math = op.math();
         if !matches!(op, Op::MatMul(_)) {
             let epilogue = Epilogue { kind, scale, program, inputs, outputs };
-            let (kind, geometry) = self.geometry(op, operands);
+            let (kind, geometry) = geometry::of(op, operands);
             return Kernel::Conv(Conv { kind, geometry, a, b, math, epilogue });
         }
         let strides = |l: &[Access]| l.iter().map(|a| a.strides.clone()).collect::<Vec<_>>();
@@ -487,18 +495,6 @@ impl Bind<'_> {
                 out: self.access(&s.out, &[item.dims[rank - 2 + s.operand]]),
             }),
         })
-    }
-
-    fn geometry(&self, op: &Op, operands: &[(usize, View)]) -> (ConvKind, ConvGeometry) {
-        use crate::ir::TensorType;
-        let ty = |i: usize| TensorType::f32(operands[i].1.shape.clone());
-        let (kind, g) = match op {
-            Op::Conv2d(c) => (ConvKind::Forward, c.geometry(&ty(0), &ty(1))),
-            Op::Conv2dDataGrad(c) => (ConvKind::DataGrad, c.geometry(&ty(0), &ty(1))),
-            Op::Conv2dFilterGrad(c) => (ConvKind::FilterGrad, c.geometry(&ty(0), &ty(1))),
-            op => panic!("`{}` is not a convolution", op.name()),
-        };
-        (kind, g.expect("the graph was verified"))
     }
 
     fn kernel(&self, i: usize) -> Kernel {

@@ -110,11 +110,12 @@ fn completed(s: &Schedule) -> BTreeMap<usize, u32> {
     for (at, bundle) in steps.enumerate() {
         for &g in &bundle.groups {
             let (group, built) = &s.groups[g];
+            let sums = group.sums.iter().map(|s| s.out.value);
             let written: Vec<usize> = match built {
                 Some(built) => built.outputs.iter().map(|a| a.value).collect(),
                 None => s.items.items[group.items[0]].writes.iter().map(|w| w.value).collect(),
             };
-            for mut v in written {
+            for mut v in written.into_iter().chain(sums) {
                 out.insert(v, at as u32);
                 while let Some((outer, _)) = &s.items.values[v].placed {
                     v = *outer;
@@ -128,10 +129,10 @@ fn completed(s: &Schedule) -> BTreeMap<usize, u32> {
 
 /// A scheduled value's watch, without what only the graph knows; `None` where it is in no tensor,
 /// or strides cannot say where.
-fn watch(s: &Schedule, bind: &Bind, whole: &BTreeMap<usize, u32>, at: usize) -> Option<Watch> {
+fn watch(s: &Schedule, bind: &Bind, completed: &BTreeMap<usize, u32>, at: usize) -> Option<Watch> {
     let value = &s.items.values[at];
     let after = match &value.source {
-        Source::Computed => Some(*whole.get(&at)?),
+        Source::Computed => Some(*completed.get(&at)?),
         // What is never written says nothing, and counters are the update's business.
         Source::Const(_) => return None,
         Source::Var(name) if s.graph.vars[name].role == VarRole::Machine => return None,
@@ -140,9 +141,8 @@ fn watch(s: &Schedule, bind: &Bind, whole: &BTreeMap<usize, u32>, at: usize) -> 
     if !bind.tensor.contains_key(&s.items.storage(at)) {
         return None;
     }
-    let shape: crate::ir::Shape = value.shape.clone().into();
-    let dense = Strided { value: at, offset: 0, strides: shape.strides() };
-    s.items.physical(&dense, &value.shape)?;
+    let whole = Strided { value: at, offset: 0, strides: value.view().strides };
+    s.items.physical(&whole, &value.shape)?;
     Some(Watch {
         name: String::new(),
         op: String::new(),
@@ -150,7 +150,7 @@ fn watch(s: &Schedule, bind: &Bind, whole: &BTreeMap<usize, u32>, at: usize) -> 
         side: Side::Forward,
         stored: (!s.tapped.contains(&at)).then_some(value.dtype),
         shape: value.shape.iter().map(|&n| n as u64).collect(),
-        access: bind.access(&dense, &value.shape),
+        access: bind.access(&whole, &value.shape),
         after,
         operands: vec![],
         infinite_literal: false,

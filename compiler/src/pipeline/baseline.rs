@@ -94,6 +94,7 @@ impl Built {
         outcome.scaled = scaled;
         outcome.predicted_ns = predicted_ns;
         outcome.chosen = outcome.candidates.len() - 1;
+        outcome.bound = None;
         outcome.rule_firings.clear();
         outcome.journal = self.journal(target);
         outcome.cast_journal = self.cast_journal(target);

@@ -5,8 +5,8 @@ use super::{
     Forward, Joint, Options, choose, classes, differentiate, forward, model_name, ranges, target,
     warnings,
 };
-use crate::diagnostic::{Diagnostic, Result};
 use crate::cost;
+use crate::diagnostic::{Diagnostic, Result};
 use crate::emit;
 use crate::frontend::recipe::{LossScaleMode, Policy, Recipe};
 use crate::ir::Graph;

@@ -68,7 +68,12 @@ fn root(g: &Graph, mut v: ValueId) -> ValueId {
 }
 
 /// Why a product keeps the format it has; `pinned`: as [`super::Legal::product`] and pins say.
-fn refusal(g: &Graph, n: &Node, pinned: &BTreeMap<String, String>, e5m2: &[bool]) -> Option<String> {
+fn refusal(
+    g: &Graph,
+    n: &Node,
+    pinned: &BTreeMap<String, String>,
+    e5m2: &[bool],
+) -> Option<String> {
     let Op::MatMul(_) = n.op else { return Some("FP8 multiplies matrices alone".into()) };
     if let Some(why) = pinned.get(&n.name) {
         return Some(why.clone());
@@ -113,12 +118,11 @@ pub fn quantise(
             continue;
         }
         // The second operand is written with its columns as rows.
-        let operands = [(n.inputs[0], false), (n.inputs[1], true)].map(|(v, turn)| {
-            match swapped(g, v) {
+        let operands =
+            [(n.inputs[0], false), (n.inputs[1], true)].map(|(v, turn)| match swapped(g, v) {
                 Some(of) => Copy { of, swapped: !turn },
                 None => Copy { of: v, swapped: turn },
-            }
-        });
+            });
         let gain = gain(g, n, prices);
         candidates.push(Candidate { node: id, operands, gain });
     }
@@ -171,8 +175,7 @@ fn pay(g: &Graph, candidates: &[Candidate], prices: &Prices) -> Vec<bool> {
         net.add_edge(source, product, ps(c.gain));
         for copy in c.operands {
             let at = root(g, copy.of);
-            let read =
-                |v: ValueId| prices.traffic(g.shape(v).elements(), g.ty(at).dtype);
+            let read = |v: ValueId| prices.traffic(g.shape(v).elements(), g.ty(at).dtype);
             let maximum = *maxima.entry(at).or_insert_with(|| {
                 // Rows, then their maxima, then the scale.
                 let x = net.add_node(());
@@ -251,12 +254,8 @@ impl<'g> Writer<'g> {
                 inputs[0] = self.operand(a, false, n.region);
                 inputs[1] = self.operand(b, true, n.region);
                 let name = format!("{}.descale", n.name);
-                let factor = self.scalar(
-                    Binary { f: BinaryOp::Mul },
-                    &[a_scale, b_scale],
-                    name,
-                    n.region,
-                );
+                let factor =
+                    self.scalar(Binary { f: BinaryOp::Mul }, &[a_scale, b_scale], name, n.region);
                 inputs.push(factor);
                 op = MatMul { scaled: true, ..m.clone() }.into();
             }

@@ -1,28 +1,16 @@
 //! Labels by minimum cut.
 
+use super::cut::{Either, NEVER, Net, Price};
 use super::{Legal, elementwise, keeps_format, storages, uniform_operands};
 use crate::cost::Prices;
 use crate::ir::{Graph, NodeId, TensorType, ValueId};
-use crate::ops::{Lowering, NumericClass, Op};
-use petgraph::graph::{DiGraph, NodeIndex};
-use petgraph::visit::EdgeRef;
-use precast_plan::DType;
-
-/// A price in picoseconds: integers, so that the cut is exact.
-pub type Price = u64;
-
-/// More than any sum of prices.
-const NEVER: Price = 1 << 50;
-
-/// Prices of both labels.
-#[derive(Clone, Copy, Debug, Default)]
-struct Either {
-    full: Price,
-    half: Price,
-}
+use crate::ops::{Lowering, NumericClass, Op, matmul::Fused};
+use petgraph::graph::NodeIndex;
+use precast_plan::{DType, Target};
 
 /// A storage that has a label.
 struct Store {
+    value: ValueId,
     own: Either,
     /// Making a copy in the other format, once.
     cast: Either,
@@ -44,7 +32,10 @@ struct Kernel {
 pub struct Model {
     half: DType,
     stores: Vec<Store>,
+    /// Those of operands by node, then those of biases by node.
     kernels: Vec<Kernel>,
+    /// How many of `kernels` are about operands.
+    of_operands: usize,
     /// Index into `stores` by value (through views), where it is a real.
     store_of: Vec<Option<usize>>,
     /// What no label changes.
@@ -72,6 +63,7 @@ impl Model {
             half,
             stores: vec![],
             kernels: vec![],
+            of_operands: 0,
             store_of: vec![None; g.value_count()],
             fixed: 0,
         };
@@ -90,6 +82,7 @@ impl Model {
                 }
             }
         }
+        let mut biases: Vec<Kernel> = vec![];
         for (id, n) in g.nodes() {
             let x: Vec<&TensorType> = n.inputs.iter().map(|&v| g.ty(v)).collect();
             let y: Vec<&TensorType> = n.outputs.iter().map(|&v| g.ty(v)).collect();
@@ -101,6 +94,8 @@ impl Model {
                 + if joined { 0 } else { ps(prices.target.launch_ns) };
             let operands = uniform_operands(&n.op, n.inputs.len());
             let mut own = Either::default();
+            let bias = library_bias(&n.op, prices.target);
+            let mut of_bias = Either::default();
             for (i, &v) in n.inputs.iter().enumerate() {
                 if internal[v.0 as usize] {
                     continue;
@@ -114,7 +109,13 @@ impl Model {
                     continue;
                 };
                 let price = both(elements);
-                let at = if operands.contains(&i) { &mut own } else { &mut m.stores[s].own };
+                let at = if operands.contains(&i) {
+                    &mut own
+                } else if bias == Some(i) {
+                    &mut of_bias
+                } else {
+                    &mut m.stores[s].own
+                };
                 at.full += price.full;
                 at.half += price.half;
             }
@@ -143,7 +144,19 @@ impl Model {
                 vec![]
             };
             m.kernels.push(Kernel { node: id, own, unasked, reads, writes });
+            if let Some(i) = bias {
+                let v = n.inputs[i];
+                let root = storage[v.0 as usize];
+                if [v, root].iter().any(|v| legal.copy[v.0 as usize].is_some()) {
+                    of_bias.half = NEVER;
+                }
+                let reads = find(&v).into_iter().collect();
+                let writes = n.outputs.iter().filter_map(find).collect();
+                biases.push(Kernel { node: id, own: of_bias, unasked: None, reads, writes });
+            }
         }
+        m.of_operands = m.kernels.len();
+        m.kernels.extend(biases);
         m
     }
 
@@ -188,7 +201,7 @@ impl Model {
             full: write(DType::F32) + again(self.half),
             half: write(self.half) + again(DType::F32),
         };
-        Store { own, cast }
+        Store { value: v, own, cast }
     }
 
     /// All in f32.
@@ -240,8 +253,8 @@ impl Model {
         let mut full_copy = half_copy.clone();
         for (k, &x) in self.kernels.iter().zip(&kernels) {
             for &s in &k.reads {
-                let h = *half_copy[s].get_or_insert_with(|| net.graph.add_node(()));
-                let f = *full_copy[s].get_or_insert_with(|| net.graph.add_node(()));
+                let h = *half_copy[s].get_or_insert_with(|| net.node());
+                let f = *full_copy[s].get_or_insert_with(|| net.node());
                 // A kernel on the sink side drags the demand for a 16-bit copy there; one on the
                 // source side keeps the demand for an f32 copy there.
                 net.edge(h, x, NEVER);
@@ -258,12 +271,37 @@ impl Model {
                 net.edge(f, stores[i], s.cast.full);
             }
         }
-        let sink = net.sink_side();
+        let sink = net.cut().sink;
         let side = |v: &NodeIndex| sink[v.index()];
         Labels {
             stores: stores.iter().map(side).collect(),
             kernels: kernels.iter().map(side).collect(),
         }
+    }
+
+    /// Labels by a rule: whether a storage, by its value, and a kernel's operands take the 16-bit
+    /// format. `None` where the rule asks for what is illegal.
+    pub fn labels(
+        &self,
+        store: impl Fn(ValueId) -> bool,
+        kernel: impl Fn(NodeId) -> bool,
+    ) -> Option<Labels> {
+        let mut l = self.full();
+        for (v, s) in self.store_of.iter().enumerate() {
+            if let Some(s) = s
+                && self.stores[*s].value.0 as usize == v
+            {
+                l.stores[*s] = store(ValueId(v as u32));
+            }
+        }
+        for (i, k) in self.kernels.iter().enumerate() {
+            // A bias is read in the format of the result.
+            l.kernels[i] = match k.writes.first() {
+                Some(&y) if i >= self.of_operands => l.stores[y],
+                _ => kernel(k.node),
+            };
+        }
+        (self.price(&l) < NEVER).then_some(l)
     }
 
     /// The format of a value's storage.
@@ -273,14 +311,26 @@ impl Model {
 
     /// The format of a kernel's operands, for kernels that have one.
     pub fn operands(&self, l: &Labels, node: NodeId) -> Option<DType> {
-        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        let k = self.operands_of(node)?;
         Some(if l.kernels[k] { self.half } else { DType::F32 })
+    }
+
+    /// Which operand of a product is a bias that the library reads in the format of the result,
+    /// and that format.
+    pub fn bias(&self, l: &Labels, node: NodeId) -> Option<(usize, DType)> {
+        let biases = &self.kernels[self.of_operands..];
+        let k = self.of_operands + biases.binary_search_by_key(&node, |k| k.node).ok()?;
+        Some((BIAS, if l.kernels[k] { self.half } else { DType::F32 }))
+    }
+
+    fn operands_of(&self, node: NodeId) -> Option<usize> {
+        self.kernels[..self.of_operands].binary_search_by_key(&node, |k| k.node).ok()
     }
 
     /// What the step would cost more, in ns, with the other format for one kernel's operands and
     /// everything else as it is; `None` where that is illegal.
     pub fn flip(&self, l: &Labels, node: NodeId) -> Option<f64> {
-        let k = self.kernels.binary_search_by_key(&node, |k| k.node).ok()?;
+        let k = self.operands_of(node)?;
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
         let mut price = self.price(&other);
@@ -320,6 +370,17 @@ impl Model {
     }
 }
 
+/// Where the bias of a product stands among its operands.
+const BIAS: usize = 2;
+
+/// The operand of a product that a vendor library adds, which has to be in the format of the
+/// results. The GELU by the error function is a kernel of ours, which reads any format.
+fn library_bias(op: &Op, target: &Target) -> Option<usize> {
+    let added = matches!(op, Op::MatMul(m)
+        if matches!(m.fused, Fused::Bias | Fused::BiasRelu | Fused::BiasGeluTanh));
+    (added && !target.any_epilogue()).then_some(BIAS)
+}
+
 /// Values that only one elementwise operation reads, itself fused behind the producer: they never
 /// reach memory. `epilogues`: whether products take elementwise work behind them.
 fn internal_values(g: &Graph, storage: &[ValueId], epilogues: bool) -> Vec<bool> {
@@ -349,64 +410,10 @@ fn internal_values(g: &Graph, storage: &[ValueId], epilogues: bool) -> Vec<bool>
     out
 }
 
-#[derive(Default)]
-struct Net {
-    graph: DiGraph<(), Price>,
-    ends: Option<(NodeIndex, NodeIndex)>,
-}
-
-impl Net {
-    fn ends(&mut self) -> (NodeIndex, NodeIndex) {
-        *self.ends.get_or_insert_with(|| (self.graph.add_node(()), self.graph.add_node(())))
-    }
-
-    /// A variable: on the source side it costs `full`, on the sink side `half`.
-    fn variable(&mut self, e: Either) -> NodeIndex {
-        let (source, sink) = self.ends();
-        let v = self.graph.add_node(());
-        let least = e.full.min(e.half);
-        self.edge(v, sink, e.full - least);
-        self.edge(source, v, e.half - least);
-        v
-    }
-
-    /// Costs `price` where `from` is on the source side and `to` on the sink side.
-    fn edge(&mut self, from: NodeIndex, to: NodeIndex, price: Price) {
-        if price > 0 {
-            self.graph.add_edge(from, to, price.min(NEVER));
-        }
-    }
-
-    /// Nodes from which the sink can still be reached in the residual network of a maximum flow:
-    /// the smallest sink side of all minimum cuts.
-    fn sink_side(mut self) -> Vec<bool> {
-        let (source, sink) = self.ends();
-        let (_, flow) = petgraph::algo::dinics(&self.graph, source, sink);
-        let mut reaches = vec![false; self.graph.node_count()];
-        reaches[sink.index()] = true;
-        let mut stack = vec![sink];
-        while let Some(v) = stack.pop() {
-            let mut visit = |u: NodeIndex| {
-                if !reaches[u.index()] {
-                    reaches[u.index()] = true;
-                    stack.push(u);
-                }
-            };
-            for e in self.graph.edges_directed(v, petgraph::Incoming) {
-                if *e.weight() > flow[e.id().index()] {
-                    visit(e.source());
-                }
-            }
-            for e in self.graph.edges_directed(v, petgraph::Outgoing) {
-                if flow[e.id().index()] > 0 {
-                    visit(e.target());
-                }
-            }
-        }
-        reaches
-    }
-}
-
 #[cfg(test)]
 #[path = "labels_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "oracle_tests.rs"]
+mod oracle;

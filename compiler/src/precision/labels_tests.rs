@@ -16,7 +16,7 @@ impl Dice {
     }
 }
 
-/// Products, views, elementwise steps and a gather over square matrices of a side that makes
+/// Products with and without a bias, views, elementwise steps and a gather over square matrices of a side that makes
 /// products and traffic cost about the same.
 fn random(dice: &mut Dice) -> Graph {
     let side = [16, 64, 256][dice.roll(3)];
@@ -28,14 +28,23 @@ fn random(dice: &mut Dice) -> Graph {
     let ty = TensorType::f32([side, side]);
     let ids = TensorType::new(DType::I32, [side]);
     let index = add(&mut g, Input::new("ids", &ids).into(), &[]);
+    let bias = TensorType::f32([side]);
+    // Computed, so that the kernel that makes it writes a narrow copy beside it.
+    let bias = add(&mut g, Input::new("bias", &bias).into(), &[]);
+    let bias = add(&mut g, Activate { act: Act::Relu }.into(), &[bias]);
     let mut values = vec![
         add(&mut g, Input::new("a", &ty).into(), &[]),
         add(&mut g, Input::new("b", &ty).into(), &[]),
     ];
-    for _ in 0..6 {
+    for _ in 0..5 {
         let a = values[dice.roll(values.len())];
         let b = values[dice.roll(values.len())];
-        let v = match dice.roll(8) {
+        let v = match dice.roll(9) {
+            8 => add(
+                &mut g,
+                MatMul { fused: Fused::BiasRelu, ..MatMul::plain() }.into(),
+                &[a, b, bias],
+            ),
             0..=2 => add(&mut g, MatMul::plain().into(), &[a, b]),
             3 => add(&mut g, Transpose { perm: vec![1, 0] }.into(), &[a]),
             4 => add(&mut g, Binary { f: BinaryOp::Add }.into(), &[a, b]),
@@ -62,10 +71,10 @@ fn labels(m: &Model, bits: u64) -> Labels {
 #[test]
 fn the_cut_is_the_cheapest_of_all_labels() {
     let mut dice = Dice(7);
-    let mut mixed = 0;
+    let (mut mixed, mut biased) = (0, 0);
     for round in 0..200 {
         let g = random(&mut dice);
-        let target = Target::shipped(Target::SHIPPED[round % 4]).unwrap();
+        let target = Target::shipped(Target::SHIPPED[round % 6]).unwrap();
         let options = PrecisionOptions::new(Policy::Auto);
         let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
         let model = Model::new(&g, &legal, &Prices { target: &target }, round % 3 == 0);
@@ -75,9 +84,29 @@ fn the_cut_is_the_cheapest_of_all_labels() {
         let best = (0..1u64 << count).map(|b| model.price(&labels(&model, b))).min().unwrap();
         assert!(best < NEVER);
         assert_eq!(model.price(&cut), best, "round {round}");
+        biased += library_biases(&g, &model, &cut, &target);
         mixed += usize::from(cut.kernels.contains(&true) && cut.stores.contains(&false));
     }
     assert!(mixed > 20, "the graphs do not exercise the cut: {mixed}");
+    assert!(biased > 20, "few biases were cast for a library: {biased}");
+}
+
+/// Checks that a library's bias is read in the format of the result, and counts those cast.
+fn library_biases(g: &Graph, model: &Model, l: &Labels, target: &Target) -> usize {
+    let placed = crate::precision::place::place(g, model, l);
+    crate::ir::verify::verify(&placed).unwrap();
+    let mut cast = 0;
+    for (_, n) in placed.nodes() {
+        if !matches!(&n.op, Op::MatMul(m) if m.fused.has_bias()) {
+            continue;
+        }
+        let (bias, result) = (placed.ty(n.inputs[2]).dtype, placed.ty(n.outputs[0]).dtype);
+        if !target.any_epilogue() {
+            assert_eq!(bias, result, "{}", target.name);
+            cast += usize::from(bias != DType::F32);
+        }
+    }
+    cast
 }
 
 /// A gather of a mask (an embedding of positions does this) has no format to choose.

@@ -40,9 +40,11 @@ impl Legal {
     /// what is no 16-bit format's either, and what is pinned to the 16-bit format.
     pub fn fixed(&self, g: &Graph) -> BTreeMap<String, String> {
         let pinned = || format!("pinned to {}", self.half);
-        let why = self.product.iter().zip(&self.wanted).map(|(why, wanted)| {
-            why.clone().or_else(|| wanted.then(pinned))
-        });
+        let why = self
+            .product
+            .iter()
+            .zip(&self.wanted)
+            .map(|(why, wanted)| why.clone().or_else(|| wanted.then(pinned)));
         g.nodes().zip(why).filter_map(|((_, n), why)| Some((n.name.clone(), why?))).collect()
     }
 }

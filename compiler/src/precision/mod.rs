@@ -6,6 +6,7 @@
 
 pub mod baselines;
 pub mod casts;
+pub mod cut;
 pub mod degree;
 pub mod fp8;
 pub mod labels;
@@ -37,6 +38,8 @@ pub struct PrecisionOptions {
     pub seed: String,
     /// Name of the variable that holds the loss scale.
     pub loss_scale: String,
+    /// Batches for one update: how often the forward and backward pass run in a step.
+    pub micro: u32,
     /// Ranges measured of the model.
     pub ranges: Option<Arc<Ranges>>,
     /// The first loss scale, as far as it is known before formats are chosen.
@@ -52,6 +55,7 @@ impl PrecisionOptions {
             allow: Allow::default(),
             seed: crate::ir::SEED.into(),
             loss_scale: "machine.loss_scale".into(),
+            micro: 1,
             ranges: None,
             first_scale: FirstScale::Given(65536.0),
         }

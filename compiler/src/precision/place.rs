@@ -19,12 +19,14 @@ pub fn place(g: &Graph, model: &Model, labels: &Labels) -> Graph {
     for (id, n) in g.nodes() {
         let mixed = uniform_operands(&n.op, n.inputs.len());
         let format = p.model.operands(labels, id);
+        let bias = p.model.bias(labels, id);
         let inputs: SmallVec<[ValueId; 4]> = n
             .inputs
             .iter()
             .enumerate()
-            .map(|(i, &v)| match format {
-                Some(d) if mixed.contains(&i) => p.read(v, d),
+            .map(|(i, &v)| match (format, bias) {
+                (Some(d), _) if mixed.contains(&i) => p.read(v, d),
+                (_, Some((at, d))) if at == i => p.read(v, d),
                 _ => p.map[v.0 as usize],
             })
             .collect();

@@ -25,9 +25,8 @@ pub(super) fn matmul(op: &MatMul, x: &[&Tensor], y: &[TensorType], opt: &Options
     let product = Tensor::new(TensorType::f32(y[0].shape.clone()), Data::Real(out));
     let mut operands = vec![&product];
     operands.extend(&x[2..]);
-    let results = rows::elementwise(&product.ty, &operands, y.len(), opt, |b, r| {
-        op.emit(b, r[0], &r[1..])
-    });
+    let results =
+        rows::elementwise(&product.ty, &operands, y.len(), opt, |b, r| op.emit(b, r[0], &r[1..]));
     results.into_iter().zip(y).map(|(t, ty)| Tensor { ty: ty.clone(), ..t }).collect()
 }
 

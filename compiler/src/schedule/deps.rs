@@ -39,7 +39,7 @@ pub fn readers(items: &Items) -> Vec<Vec<usize>> {
 
 /// Whether the item fills a whole value with a literal that parts are then written over; a part
 /// may be a literal too.
-fn is_fill(items: &Items, item: &Item) -> bool {
+pub fn is_fill(items: &Items, item: &Item) -> bool {
     matches!(item.body, Body::Copy)
         && matches!(item.reads[..], [Read::Literal(_)])
         && item.dims == items.values[item.writes[0].value].shape

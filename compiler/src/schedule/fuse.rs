@@ -8,7 +8,7 @@
 use super::affine::{Access, Matched, Remap, Side, match_axes};
 use super::items::{Body, Items, Read};
 use super::kernels::product_fits;
-use super::program::{Built, build};
+use super::program::{Built, build, still};
 use super::sums::Sums;
 use super::{Capabilities, deps};
 use crate::ir::Phase;
@@ -98,6 +98,7 @@ impl Group {
                 for (s, row) in a.strides.iter().zip(axes) {
                     strides.iter_mut().zip(row).for_each(|(o, m)| *o += s * m);
                 }
+                still(&mut strides, &self.dims);
                 let a = Access { value: a.value, offset: a.offset, strides };
                 if !out.contains(&a) {
                     out.push(a);
@@ -270,14 +271,17 @@ impl Fuser<'_> {
         let end = self.position[to];
         let before = |j: usize| self.position[j] < end;
         let mut stack = vec![];
-        for j in self.consumers(from) {
-            if j == to {
-                if direct {
-                    return true;
+        for &i in &self.group(from).items {
+            for &j in &self.next[i] {
+                let j = self.group_of[j];
+                if j == to {
+                    if direct {
+                        return true;
+                    }
+                } else if j != from && before(j) && !seen[j] {
+                    seen[j] = true;
+                    stack.push(j);
                 }
-            } else if before(j) {
-                seen[j] = true;
-                stack.push(j);
             }
         }
         while let Some(g) = stack.pop() {
@@ -350,12 +354,15 @@ impl Fuser<'_> {
         if all().filter_map(|x| x.clone_of).any(meets) {
             return None;
         }
-        if self.path(a, b, false) || self.path(b, a, true) {
-            return None;
-        }
+        // A walk through the graph: only where the two would fit.
+        let parted = std::cell::OnceCell::new();
+        let parted = || *parted.get_or_init(|| self.path(a, b, false) || self.path(b, a, true));
         if p.is_single() && c.is_single() && p.product.is_none() && c.product.is_none() {
             let side = |g: &Group| Remap { pieces: vec![vec![]; g.dims.len()], rank: 0 };
             if p.reduced == 0 && c.reduced == 0 {
+                if parted() {
+                    return None;
+                }
                 return self.checked(union(p, c, &side(p), &side(c), vec![], 0));
             }
         }
@@ -377,7 +384,11 @@ impl Fuser<'_> {
                     continue;
                 }
                 let g = if lead { join(p, c, x, y) } else { join(c, p, y, x) };
-                if let Some(g) = g.and_then(|g| self.checked(g)) {
+                let Some(g) = g else { continue };
+                if parted() {
+                    return None;
+                }
+                if let Some(g) = self.checked(g) {
                     return Some(g);
                 }
             }

@@ -1,14 +1,20 @@
 //! From the graph to items: values with dense storage, and the smallest pieces of work on them.
 //! Views disappear into the accesses of their readers.
 
+mod parts;
+
 use super::affine::{Access, Placement};
-use super::{channels, deps, kernels};
+use super::links::Links;
+use super::{channels, kernels};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
 use crate::ops::{Lowering, Op, Part};
-use precast_plan::{BinaryOp, DType, Instr, Kind};
+use precast_plan::{DType, Instr, Kind};
+use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+
+mod results;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,12 +167,13 @@ struct Lower<'g> {
     loc: Vec<Option<(usize, View)>>,
     pending: BTreeMap<ValueId, Assembly>,
     uses: Vec<usize>,
+    links: Links,
     /// Bytes of an element up to which convolutions want channels last, and the values that are
     /// stored so.
     widest: usize,
     last: Vec<bool>,
     /// Copies that were made for operands, by what they are copies of.
-    ordered: BTreeMap<(Phase, usize, i64, Vec<usize>, Vec<i64>), (usize, View)>,
+    ordered: FxHashMap<(Phase, usize, View), (usize, View)>,
 }
 
 /// Lowers a verified graph without dead nodes; `widest` is [`super::Capabilities::channels_last`].
@@ -181,9 +188,10 @@ pub fn lower(g: &Graph, widest: usize) -> Result<Items> {
         loc: vec![None; g.value_count()],
         pending: BTreeMap::new(),
         uses,
+        links: Links::default(),
         widest,
         last: channels::choose(g, widest),
-        ordered: BTreeMap::new(),
+        ordered: FxHashMap::default(),
     };
     for (id, node) in g.nodes() {
         l.node(id, node)?;
@@ -317,7 +325,7 @@ impl Lower<'_> {
         if !channels::differs(&view.shape) {
             return self.copy(name, root, view, phase);
         }
-        let key = (phase, root, view.offset, view.shape.to_vec(), view.strides.clone());
+        let key = (phase, root, view.clone());
         if let Some(made) = self.ordered.get(&key) {
             return made.clone();
         }
@@ -415,76 +423,6 @@ impl Lower<'_> {
         });
     }
 
-    /// An addition of two values made of disjoint parts, both read by nothing else, is the value
-    /// made of all the parts: the gradient of a split.
-    fn add_of_parts(&mut self, id: crate::ir::NodeId, node: &Node) -> bool {
-        let Op::Binary(b) = &node.op else { return false };
-        let &[a, c] = node.inputs.as_slice() else { return false };
-        let single = |v: ValueId| self.uses[v.0 as usize] == 1 && self.pending.contains_key(&v);
-        if b.f != BinaryOp::Add || a == c || !single(a) || !single(c) {
-            return false;
-        }
-        let boxes = |v: ValueId| -> Vec<(Vec<usize>, Vec<usize>)> {
-            let list = &self.pending[&v].parts;
-            list.iter().map(|(x, p)| (p.starts.clone(), self.g.shape(*x).to_vec())).collect()
-        };
-        let dense = |v: ValueId| {
-            self.pending[&v].parts.iter().all(|(_, p)| p.steps.iter().all(|&s| s == 1))
-        };
-        let apart = |(s1, n1): &(Vec<usize>, Vec<usize>), (s2, n2): &(Vec<usize>, Vec<usize>)| {
-            (0..s1.len()).any(|d| s1[d] + n1[d] <= s2[d] || s2[d] + n2[d] <= s1[d])
-        };
-        let (x, y) = (boxes(a), boxes(c));
-        if !dense(a) || !dense(c) || x.iter().any(|p| y.iter().any(|q| !apart(p, q))) {
-            return false;
-        }
-        let mut parts = self.pending.remove(&a).expect("pending").parts;
-        parts.extend(self.pending.remove(&c).expect("pending").parts);
-        let v = node.outputs[0];
-        self.pending.insert(v, Assembly { ty: self.g.ty(v).clone(), parts, node: id });
-        true
-    }
-
-    fn assemble(&mut self, v: ValueId, a: Assembly) {
-        let node = self.g.node(a.node);
-        let phase = node.region.phase();
-        let located: Vec<(usize, View)> = a.parts.iter().map(|(x, _)| self.locate(*x)).collect();
-        let to = self.value_of(node.name.clone(), v, Source::Computed);
-        let whole = self.out.values[to].view().strides;
-        let covered: usize = located.iter().map(|(_, view)| view.shape.elements()).sum();
-        if covered < a.ty.shape.elements() {
-            let zero = match a.ty.kind() {
-                Kind::Real => Instr::Real(0.0),
-                Kind::Int => Instr::Int(0),
-                Kind::Bool => Instr::Bool(false),
-            };
-            self.out.items.push(Item {
-                name: format!("{}.zero", node.name),
-                op: Some(node.name.clone()),
-                phase,
-                dims: a.ty.shape.to_vec(),
-                reduced: 0,
-                reads: vec![Read::Literal(zero)],
-                writes: vec![Access { value: to, offset: 0, strides: whole.clone() }],
-                body: Body::Copy,
-                origin: 0,
-                clone_of: None,
-            });
-        }
-        for (i, ((root, view), (_, part))) in located.iter().zip(&a.parts).enumerate() {
-            let offset = part.starts.iter().zip(&whole).map(|(&b, s)| b as i64 * s).sum();
-            let strides = part.steps.iter().zip(&whole).map(|(k, s)| k * s).collect();
-            let name = format!("{}.part{i}", node.name);
-            self.copy_item(
-                name,
-                Some(node.name.clone()),
-                phase,
-                (*root, view),
-                (to, offset, strides),
-            );
-        }
-    }
-
     fn kernel(&mut self, node: &Node, mut operands: Vec<(usize, View)>) -> Result<()> {
         let phase = node.region.phase();
         let first = operands[0].1.clone();
@@ -547,95 +485,4 @@ impl Lower<'_> {
         });
         Ok(())
     }
-
-    /// Binds results and updates to whole values.
-    fn results(&mut self) -> Result<()> {
-        let g = self.g;
-        let updates: Vec<_> = g.updates.clone();
-        for u in &updates {
-            let Some(var) = g.vars.get(&u.name) else {
-                return Err(fault(&u.name, "there is no such variable to update".into()).into());
-            };
-            let phase = g.def(u.value).region.phase();
-            let (root, view) = self.locate(u.value);
-            let v = &self.out.values[root];
-            if v.source == Source::Var(u.name.clone()) && self.is_whole(root, &view, &var.ty.shape)
-            {
-                continue; // writes what is there
-            }
-            let from_var = matches!(v.source, Source::Var(_));
-            let in_place = v.source == Source::Computed
-                && v.dtype == var.ty.dtype
-                && v.updates.is_none()
-                && view.offset == 0
-                && view.is_contiguous()
-                && v.elements() == view.shape.elements()
-                && self.in_place(root, &u.name, phase);
-            if in_place {
-                self.out.values[root].updates = Some(u.name.clone());
-                continue;
-            }
-            // The old value of another variable is set aside before anything is overwritten.
-            let (root, view) = if from_var {
-                self.copy(format!("{}.old", u.name), root, &view, phase)
-            } else {
-                (root, view)
-            };
-            let to = self.value(format!("{}.new", u.name), &var.ty, Source::Computed);
-            let strides = var.ty.shape.strides();
-            let name = format!("{}.update", u.name);
-            self.out.values[to].updates = Some(u.name.clone());
-            self.copy_item(name, None, phase, (root, &view), (to, 0, strides));
-        }
-        for r in &g.results {
-            let phase = g.def(r.value).region.phase();
-            let (root, view) = self.locate(r.value);
-            let v = &self.out.values[root];
-            let overwritten = matches!(&v.source, Source::Var(n) if g.update_of(n).is_some());
-            let whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
-            let value = if whole {
-                root
-            } else {
-                self.copy(format!("{}.result", r.name), root, &view, phase).0
-            };
-            self.out.results.push((r.name.clone(), value));
-        }
-        Ok(())
-    }
-
-    fn is_whole(&self, root: usize, view: &View, shape: &Shape) -> bool {
-        let v = &self.out.values[root];
-        view.offset == 0 && view.is_contiguous() && !v.channels_last && v.shape[..] == shape[..]
-    }
-
-    /// Whether the new value of `var` may be written where the old one is read: nothing that
-    /// depends on the new value reads the old one, except the item that writes it.
-    fn in_place(&self, new: usize, var: &str, phase: Phase) -> bool {
-        let items = &self.out.items;
-        let old = |v: usize| matches!(&self.out.values[v].source, Source::Var(n) if n == var);
-        let mut writers =
-            (0..items.len()).filter(|&i| items[i].writes.iter().any(|w| w.value == new));
-        let (Some(writer), None) = (writers.next(), writers.next()) else { return false };
-        if items[writer].phase != phase || !own_elements(&items[writer], new, old) {
-            return false;
-        }
-        let later = deps::reachable(&deps::successors(&self.out), writer);
-        (0..items.len()).all(|i| {
-            i == writer || !later[i] || items[i].phase != phase || !items[i].read_values().any(old)
-        })
-    }
-}
-
-/// Whether every read of the old value is at the element that the item writes.
-fn own_elements(item: &Item, new: usize, old: impl Fn(usize) -> bool) -> bool {
-    let operands: &[(usize, View)] = match &item.body {
-        Body::Product { operands, .. } | Body::Kernel { operands, .. } => operands,
-        _ => &[],
-    };
-    let Some(w) = item.writes.iter().find(|w| w.value == new) else { return false };
-    operands.iter().all(|o| !old(o.0))
-        && item.reads.iter().all(|r| match r {
-            Read::At(a) => !old(a.value) || (a.offset == w.offset && a.strides == w.strides),
-            Read::Literal(_) => true,
-        })
 }

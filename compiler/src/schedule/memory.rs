@@ -143,16 +143,15 @@ fn assign<K: Ord>(blocks: &[Block], key: impl Fn(&Block) -> K) -> (Vec<u64>, u64
     let mut order: Vec<usize> = (0..blocks.len()).collect();
     order.sort_by_key(|&b| key(&blocks[b]));
     let mut offsets = vec![0; blocks.len()];
-    let mut placed: Vec<usize> = vec![];
+    // Where blocks are, ascending, with their first and last steps.
+    let mut placed: Vec<(u64, u64, usize, usize)> = vec![];
     let mut top = 0;
     for b in order {
         let x = &blocks[b];
-        let mut taken: Vec<(u64, u64)> = placed
+        let taken = placed
             .iter()
-            .filter(|&&o| blocks[o].first <= x.last && x.first <= blocks[o].last)
-            .map(|&o| (offsets[o], offsets[o] + blocks[o].bytes))
-            .collect();
-        taken.sort_unstable();
+            .filter(|&&(_, _, first, last)| first <= x.last && x.first <= last)
+            .map(|&(from, to, ..)| (from, to));
         let mut best: Option<(u64, u64)> = None;
         let mut end = 0;
         for (from, to) in taken {
@@ -163,7 +162,8 @@ fn assign<K: Ord>(blocks: &[Block], key: impl Fn(&Block) -> K) -> (Vec<u64>, u64
         }
         offsets[b] = best.map_or(end, |x| x.1);
         top = top.max(offsets[b] + x.bytes);
-        placed.push(b);
+        let place = (offsets[b], offsets[b] + x.bytes, x.first, x.last);
+        placed.insert(placed.partition_point(|p| *p < place), place);
     }
     (offsets, top)
 }

@@ -11,6 +11,7 @@ mod deps;
 pub mod fuse;
 pub mod items;
 mod kernels;
+mod links;
 pub mod memory;
 pub mod order;
 mod place;
@@ -108,14 +109,13 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
 }
 
 /// The schedule of a training graph with everything that can be watched stored: the same programs,
-/// which store more.
+/// and beside them copies that store what they keep in registers.
 ///
 /// # Errors
 /// As [`schedule`].
 pub fn schedule_watched(graph: &Graph, caps: &Capabilities) -> Result<Schedule> {
     let mut s = schedule(graph, None, caps)?;
-    s.tapped = taps::tap(&mut s.items, &mut s.groups);
-    s.steps = order::order(&s.items, &s.groups);
+    s.tapped = taps::tap(&mut s);
     s.layout = memory::layout(&s.items, &s.groups, &s.steps);
     Ok(s)
 }

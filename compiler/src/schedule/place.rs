@@ -12,12 +12,24 @@ use crate::ops::Op;
 /// Places what can be placed.
 pub fn place_parts(items: &mut Items) {
     let mut removed = vec![false; items.items.len()];
+    let (mut writers, readers) = (deps::writers(items), deps::readers(items));
     // From the last copy to the first: what is moved twice goes straight to the last place.
     for (c, removed) in removed.iter_mut().enumerate().rev() {
-        if let Some((value, outer, placement)) = placeable(items, c) {
+        if let Some((value, outer, placement)) = placeable(items, &writers, &readers, c) {
             items.values[value].placed = Some((outer, placement));
-            *removed = fits(items, c, value);
-            if !*removed {
+            *removed = fits(items, &writers[value], &readers[value], c, value);
+            if *removed {
+                // Who writes the part now writes what it is a part of.
+                let mut at = value;
+                while let Some((outer, _)) = &items.values[at].placed {
+                    at = *outer;
+                    let mut all = writers[at].clone();
+                    all.extend(&writers[value]);
+                    all.sort_unstable();
+                    all.dedup();
+                    writers[at] = all;
+                }
+            } else {
                 items.values[value].placed = None;
             }
         }
@@ -30,12 +42,17 @@ pub fn place_parts(items: &mut Items) {
 }
 
 /// The value that copy `c` moves, where it goes, and how, if its producer can put it there.
-fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
+fn placeable(
+    items: &Items,
+    writers: &[Vec<usize>],
+    readers: &[Vec<usize>],
+    c: usize,
+) -> Option<(usize, usize, Placement)> {
     let item = &items.items[c];
     let (Body::Copy, [Read::At(from)]) = (&item.body, &item.reads[..]) else { return None };
     let to = &item.writes[0];
     let (value, outer) = (&items.values[from.value], &items.values[to.value]);
-    let partial = deps::writers(items)[to.value].len() > 1;
+    let partial = writers[to.value].len() > 1;
     let free = value.source == Source::Computed
         && value.updates.is_none()
         && value.placed.is_none()
@@ -48,9 +65,9 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
         };
         matches!(op, Op::Attention(_) | Op::AttentionGrad(_))
     };
-    let whole = deps::writers(items)[from.value].iter().all(|&w| attention(w))
-        && deps::readers(items)[from.value].iter().all(|&r| r == c || attention(r));
-    let part = partial && deps::readers(items)[from.value] == [c];
+    let whole = writers[from.value].iter().all(|&w| attention(w))
+        && readers[from.value].iter().all(|&r| r == c || attention(r));
+    let part = partial && readers[from.value] == [c];
     if !free || !(part || whole) {
         return None;
     }
@@ -60,7 +77,6 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
         return None;
     }
     let placement = Placement::new(&view, to.offset, &to.strides)?;
-    let writers = deps::writers(items);
     let &[writer] = writers[from.value].as_slice() else { return None };
     let writer: &Item = &items.items[writer];
     // These kernels write dense results only.
@@ -84,9 +100,10 @@ fn placeable(items: &Items, c: usize) -> Option<(usize, usize, Placement)> {
 
 /// Whether every access to a value that was just placed, other than by copy `c`, can be said in
 /// strides of what stores it.
-fn fits(items: &Items, c: usize, value: usize) -> bool {
+fn fits(items: &Items, writers: &[usize], readers: &[usize], c: usize, value: usize) -> bool {
     let shape = &items.values[value].shape;
-    items.items.iter().enumerate().filter(|(i, _)| *i != c).all(|(_, item)| {
+    writers.iter().chain(readers).filter(|i| **i != c).all(|&i| {
+        let item = &items.items[i];
         let dims = if item.dims.is_empty() { shape } else { &item.dims };
         let read = item.reads.iter().filter_map(|r| match r {
             Read::At(a) => Some(a),

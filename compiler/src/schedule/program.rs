@@ -117,6 +117,12 @@ fn check_levels(
     Ok(())
 }
 
+/// A step along an axis of one element goes nowhere: written as 0, so that equal accesses compare
+/// equal whichever side such an axis came from.
+pub fn still(strides: &mut [i64], dims: &[usize]) {
+    strides.iter_mut().zip(dims).filter(|(_, n)| **n == 1).for_each(|(s, _)| *s = 0);
+}
+
 impl Builder<'_> {
     /// The access over the item's axes as one over the group's.
     fn map(&self, a: &Access, axes: &[Vec<i64>]) -> Access {
@@ -126,12 +132,7 @@ impl Builder<'_> {
                 *out += s * m;
             }
         }
-        // One element has no next one: what two sides call the step to it must not tell them apart.
-        for (s, &n) in strides.iter_mut().zip(&self.group.dims) {
-            if n == 1 {
-                *s = 0;
-            }
-        }
+        still(&mut strides, &self.group.dims);
         Access { value: a.value, offset: a.offset, strides }
     }
 

@@ -108,8 +108,10 @@ fn of_product(
     s: &Found,
 ) -> Option<(usize, Access)> {
     let item = &items.items[product];
-    let Body::Product { op: Op::MatMul(MatMul { fused: matmul::Fused::None, scaled: false, .. }), operands } =
-        &item.body
+    let Body::Product {
+        op: Op::MatMul(MatMul { fused: matmul::Fused::None, scaled: false, .. }),
+        operands,
+    } = &item.body
     else {
         return None;
     };

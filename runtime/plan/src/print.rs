@@ -52,6 +52,10 @@ impl fmt::Display for Plan {
             let note = if c.note.is_empty() { String::new() } else { format!(": {}", c.note) };
             writeln!(f, "    {} {}{legal}{note}", c.name, Time(c.predicted_ns))?;
         }
+        if let Some(b) = &s.bound {
+            let gap = b.gap(s.predicted_ns) * 100.0;
+            writeln!(f, "  bound {}: the plan is {gap:.1} % above", Time(b.ns))?;
+        }
         let share: Vec<String> =
             s.product_flops.iter().map(|(d, x)| format!("{d} {:.1} %", x * 100.0)).collect();
         writeln!(

@@ -475,6 +475,30 @@ pub struct Summary {
     pub cast_elements: u64,
     /// Share of the floating-point operations of products that run in each precision.
     pub product_flops: Vec<(Precision, f64)>,
+    /// Absent where the formats follow another system's rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Bound>,
+}
+
+/// A time below which no plan that the policy admits can be predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bound {
+    /// Nanoseconds of one step.
+    pub ns: f64,
+    /// Of these, starts of kernels.
+    pub launches_ns: f64,
+    /// Other ways to compute a tensor, not chosen, which the bound is known to cover.
+    pub settled: u64,
+    /// Those that it does not cover.
+    pub open: u64,
+}
+
+impl Bound {
+    /// How far a prediction is above the bound, as a share of the bound.
+    pub fn gap(&self, predicted_ns: f64) -> f64 {
+        predicted_ns / self.ns - 1.0
+    }
 }
 
 /// A whole plan that was priced.

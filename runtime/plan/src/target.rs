@@ -250,7 +250,11 @@ mod tests {
                 Bf16 => t.convert(DType::Bf16).is_some(),
                 Fp8 => [DType::F8e4m3, DType::F8e5m2].iter().all(|&d| t.convert(d).is_some()),
             };
-            Precision::ALL.into_iter().filter(|&p| t.multiplies(p)).filter(stored).collect::<Vec<_>>()
+            Precision::ALL
+                .into_iter()
+                .filter(|&p| t.multiplies(p))
+                .filter(stored)
+                .collect::<Vec<_>>()
         };
         assert_eq!(all("v100"), [F32, F16]);
         assert_eq!(all("a100"), [F32, Tf32, F16, Bf16]);

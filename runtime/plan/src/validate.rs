@@ -296,6 +296,7 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
     if cx.errors.len() > before {
         return vec![];
     }
+    let spans = Spans::new(cx, &list);
     for (i, w) in list.iter().enumerate().filter(|(_, u)| u.write) {
         let name = &cx.plan.tensors[w.tensor as usize].name;
         match &cx.plan.tensors[w.tensor as usize].storage {
@@ -305,7 +306,8 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
             }
             _ => {}
         }
-        for (k, other) in list.iter().enumerate() {
+        for k in spans.meeting(i) {
+            let other = &list[k];
             if k == i || other.write && k < i || !overlap(cx, w, other) {
                 continue;
             }
@@ -321,6 +323,57 @@ fn check_step(cx: &mut Context, place: &str, step: &Step) -> Vec<Use> {
         }
     }
     list
+}
+
+/// The bytes of a step's accesses in order, so that those which meet one are found without asking
+/// all: an update of a large model has thousands.
+struct Spans {
+    /// Region, first byte, end, access; ascending.
+    sorted: Vec<(u8, i128, i128, usize)>,
+    /// The largest end so far, in the same region.
+    reach: Vec<i128>,
+    /// Where in `sorted` each access is.
+    at: Vec<usize>,
+}
+
+impl Spans {
+    fn new(cx: &Context, list: &[Use]) -> Spans {
+        let mut sorted: Vec<(u8, i128, i128, usize)> = list
+            .iter()
+            .enumerate()
+            .map(|(i, u)| {
+                let (from, to) = span(cx, u);
+                (cx.place(u.tensor).0, from, to, i)
+            })
+            .collect();
+        sorted.sort_unstable();
+        let mut at = vec![0; list.len()];
+        let mut reach: Vec<i128> = Vec::with_capacity(list.len());
+        for (k, &(region, _, to, i)) in sorted.iter().enumerate() {
+            at[i] = k;
+            let before = (k > 0 && sorted[k - 1].0 == region).then(|| reach[k - 1]);
+            reach.push(before.map_or(to, |b| b.max(to)));
+        }
+        Spans { sorted, reach, at }
+    }
+
+    /// Accesses that may touch a byte of access `i`, itself among them, ascending.
+    fn meeting(&self, i: usize) -> Vec<usize> {
+        let (region, from, to, _) = self.sorted[self.at[i]];
+        let end = self.sorted.partition_point(|s| (s.0, s.1) < (region, to));
+        let mut found = vec![];
+        for k in (0..end).rev() {
+            let s = self.sorted[k];
+            if s.0 != region || self.reach[k] <= from {
+                break;
+            }
+            if s.2 > from {
+                found.push(s.3);
+            }
+        }
+        found.sort_unstable();
+        found
+    }
 }
 
 /// Whether two accesses may touch the same byte.

@@ -246,9 +246,15 @@ pub fn libraries() -> Result<&'static Libraries> {
         (a, b, c) => {
             let mut errors = [a.err(), b.err(), c.err()].into_iter().flatten();
             let first = errors.next().expect("one of the three failed");
-            Err(errors.fold(first, |all, e| Error {
-                message: format!("{}; {}", all.message, e.message),
-                ..all
+            Err(errors.fold(first, |all, e| {
+                // They were looked for in the same places, and each comes from its own.
+                let source = |help: &str| help.split_once("; ").map(|h| h.1.to_string());
+                let more = e.help.as_deref().and_then(source);
+                let help = match (all.help, more) {
+                    (Some(help), Some(more)) => Some(format!("{help}; {more}")),
+                    (help, more) => help.or(more),
+                };
+                Error { message: format!("{}; {}", all.message, e.message), help, ..all }
             }))
         }
     };

@@ -9,6 +9,7 @@ use super::api::{Candidate, CublasLt, Status};
 use super::cache::Cache;
 use super::driver::{Context, Event, Memory, Stream, gibibytes};
 use super::launch::Place;
+use super::lower::Answer;
 use super::product::{Fused, Matrix, Product, Vector};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys as lt;
@@ -96,9 +97,13 @@ impl Blas {
     ///
     /// # Errors
     /// If the library fails otherwise.
-    pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<bool> {
+    pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<Answer> {
         let call = Call::new(self, p, address)?;
-        Ok(!call.propose(1)?.is_empty())
+        Ok(match call.propose(1)? {
+            Ok(list) if !list.is_empty() => Answer::Yes,
+            Ok(_) => Answer::No("cuBLASLt proposes no algorithm".into()),
+            Err(status) => Answer::No(format!("cuBLASLt says: {}", word(status))),
+        })
     }
 
     /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
@@ -125,15 +130,12 @@ impl Blas {
             call.run(stream)?;
             return Ok(call);
         }
-        let proposals = call.propose(if self.tune { PROPOSALS } else { 1 })?;
-        let Some(first) = proposals.first() else {
-            let text = format!("cuBLASLt has no algorithm for {}", call.describe(p));
-            return Err(Error::new("R0707", text));
-        };
-        call.algorithm = first.algorithm;
-        call.run(stream)?;
-        if proposals.len() > 1 {
-            call.algorithm = self.fastest(&mut call, &proposals, stream)?;
+        // Untuned the first is taken, but one may still be refused when it is run.
+        let proposals = call.propose(PROPOSALS)?.unwrap_or_default();
+        call.algorithm = self.fastest(&mut call, &proposals, stream)?.ok_or_else(|| {
+            Error::new("R0707", format!("cuBLASLt has no algorithm for {}", call.describe(p)))
+        })?;
+        if self.tune && proposals.len() > 1 {
             let bytes: Vec<u8> = call.algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
             self.cache.put("product", key.as_bytes(), &bytes);
         }
@@ -167,20 +169,24 @@ impl Blas {
             .then_some(algorithm)
     }
 
-    /// Measures proposals; of equals the first.
+    /// Measures proposals; of equals the first. Without tuning, the first that runs; `None` where
+    /// none does.
     fn fastest(
         &self,
         call: &mut Call,
         proposals: &[Candidate],
         stream: &Stream,
-    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+    ) -> Result<Option<lt::cublasLtMatmulAlgo_t>> {
         let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
         let mut best: Option<(f64, lt::cublasLtMatmulAlgo_t)> = None;
         for p in proposals {
             call.algorithm = p.algorithm;
-            // A proposal may still be refused when it is run.
-            if call.run(stream).is_err() {
+            if let Err(e) = call.run(stream) {
+                tracing::debug!("a proposal of cuBLASLt is refused: {e}");
                 continue;
+            }
+            if !self.tune || proposals.len() == 1 {
+                return Ok(Some(p.algorithm));
             }
             let mut least = f64::INFINITY;
             for _ in 0..RUNS {
@@ -194,7 +200,7 @@ impl Blas {
                 best = Some((least, p.algorithm));
             }
         }
-        Ok(best.map_or(proposals[0].algorithm, |b| b.1))
+        Ok(best.map(|b| b.1))
     }
 }
 
@@ -206,9 +212,15 @@ impl Drop for Blas {
 }
 
 fn check(status: Status, what: &str) -> Result<()> {
-    // The values of cublasStatus_t.
-    let word = match status {
-        0 => return Ok(()),
+    if status == 0 {
+        return Ok(());
+    }
+    Err(Error::new("R0707", format!("cuBLASLt, {what}: {}", word(status))))
+}
+
+/// What a value of cublasStatus_t means.
+fn word(status: Status) -> String {
+    match status {
         1 => "not initialised".to_string(),
         3 => "out of memory".to_string(),
         7 => "an invalid value".to_string(),
@@ -218,8 +230,7 @@ fn check(status: Status, what: &str) -> Result<()> {
         14 => "an internal error".to_string(),
         15 => "not supported".to_string(),
         n => format!("status {n}"),
-    };
-    Err(Error::new("R0707", format!("cuBLASLt, {what}: {word}")))
+    }
 }
 
 fn data_type(d: DType) -> u32 {
@@ -298,13 +309,10 @@ impl Call {
         use lt::cublasLtEpilogue_t as Epilogue;
         let bias = |v: &Vector, kind: Epilogue| -> Result<()> {
             set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &(kind as u32).to_ne_bytes())?;
+            // Without a type of its own it has D's, which is the only one the library adds.
+            assert_eq!(v.dtype, p.d.dtype, "the lowering refuses other biases");
             let at = address(v.place);
-            set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.to_ne_bytes())?;
-            if v.dtype == p.d.dtype {
-                return Ok(());
-            }
-            let dtype = data_type(v.dtype).to_ne_bytes();
-            set(Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &dtype)
+            set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.to_ne_bytes())
         };
         match &p.fused {
             Fused::None => {}
@@ -357,8 +365,8 @@ impl Call {
         })
     }
 
-    /// The library's proposals, best first.
-    fn propose(&self, most: usize) -> Result<Vec<Candidate>> {
+    /// The library's proposals, best first, or the status by which it declines.
+    fn propose(&self, most: usize) -> Result<std::result::Result<Vec<Candidate>, Status>> {
         let api = self.api;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
@@ -405,12 +413,12 @@ impl Call {
         match status {
             0 => {}
             // What the library answers where it knows no algorithm.
-            7 | 8 | 15 => return Ok(vec![]),
+            7 | 8 | 15 => return Ok(Err(status)),
             other => check(other, "choosing an algorithm")?,
         }
         list.truncate(found.max(0) as usize);
         list.retain(|c| c.status == 0);
-        Ok(list)
+        Ok(Ok(list))
     }
 
     /// Everything an algorithm's speed depends on; the key of what is remembered.

@@ -6,13 +6,13 @@ use super::cache::Cache;
 use super::driver::{Context, Graph, Stream};
 use super::graphs::Graphs;
 use super::launch::{Arg, Facts, Lowered, Place, Source, Task};
-use super::lower::{self, Graph as Offered, Offers};
+use super::lower::{self, Answer, Graph as Offered, Offers};
 use super::module::{Function, Module};
-use super::nvrtc::Compiler;
+use super::nvrtc::{self, Compiler};
 use super::product::Product;
 use super::regions::{Needs, Places, Region, Regions, Tables};
 use super::staging::{self, Inbound, Outbound};
-use super::text;
+use super::{report, text};
 use crate::backend::{Backend, Late, Phase, Queue};
 use crate::error::{Error, Result};
 use precast_plan::{Kernel, Plan, TensorId};
@@ -38,7 +38,6 @@ enum Work {
 /// A plan loaded on a GPU.
 pub struct CudaBackend {
     context: Arc<Context>,
-    stream: Stream,
     /// Names of all steps, those of `micro` first, then `update`, then `eval`.
     names: Vec<String>,
     /// Work of every step of `micro`, `update` and `eval`.
@@ -50,7 +49,9 @@ pub struct CudaBackend {
     checked: bool,
     inbound: Inbound,
     outbound: Outbound,
+    // Fields go in this order: cuDNN's handle before the stream that it was given.
     library_graphs: Graphs,
+    stream: Stream,
     regions: Regions,
     places: Places,
     fault: u64,
@@ -91,6 +92,8 @@ impl CudaBackend {
         }
         let api = api::libraries()?;
         let context = Context::new(ordinal)?;
+        let releases = (nvrtc::version(&api.nvrtc)?, report::blas_release(&api.blas));
+        report::fits(&context.info, Some(releases.0), Some(releases.1))?;
         let facts = context.info.facts.clone();
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
@@ -359,7 +362,7 @@ struct Asked<'a> {
 }
 
 impl Offers for Asked<'_> {
-    fn product(&mut self, p: &Product) -> Result<bool> {
+    fn product(&mut self, p: &Product) -> Result<Answer> {
         self.blas.can(p, &|place| self.places.offset(place))
     }
 

@@ -213,9 +213,22 @@ impl Library {
                     return Ok(Library { kind, path, handle });
                 }
                 Err(e) if candidate.is_absolute() => {
-                    refused.push(format!("{}: {e}", candidate.display()));
+                    let (path, text) = (candidate.display().to_string(), reason(&e));
+                    // Words on a library that this one needs do not name this one.
+                    let named = text.contains(&path);
+                    refused.push(if named { text } else { format!("{path}: {text}") });
                 }
-                Err(_) => {}
+                // The loader's own search: that a file is nowhere is said below.
+                Err(e) => {
+                    let text = reason(&e);
+                    let nowhere = format!(
+                        "{}: cannot open shared object file: No such file",
+                        candidate.display()
+                    );
+                    if !text.starts_with(&nowhere) {
+                        refused.push(text);
+                    }
+                }
             }
         }
         let mut text = format!("{} was not found ({})", kind.name(), kind.files()[0]);
@@ -252,6 +265,11 @@ impl Library {
         // SAFETY: the address is not used.
         unsafe { self.handle.get::<*const ()>(name.as_bytes()) }.is_ok()
     }
+}
+
+/// The loader's own words, which the error keeps behind it.
+fn reason(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
 /// Opens the builtins beside an NVRTC; without them NVRTC reports what is missing itself.
@@ -360,5 +378,15 @@ mod tests {
         let places = Places { first: vec![dir.path().into()], ..Places::default() };
         let e = Library::open(Kind::Driver, &places).err().unwrap();
         assert!(e.message.contains(file.to_str().unwrap()), "{e}");
+        assert!(e.message.contains("too short") || e.message.contains("ELF"), "{e}");
+    }
+
+    #[test]
+    fn a_name_that_the_loader_does_not_know_is_no_reason() {
+        let places = Places { system: true, ..Places::default() };
+        // Where this machine has cuDNN there is nothing to see.
+        if let Err(e) = Library::open(Kind::Cudnn, &places) {
+            assert_eq!(e.message, "cuDNN was not found (libcudnn.so.9)");
+        }
     }
 }

@@ -14,13 +14,21 @@ pub trait Offers {
     ///
     /// # Errors
     /// If the library fails rather than declines.
-    fn product(&mut self, p: &Product) -> Result<bool>;
+    fn product(&mut self, p: &Product) -> Result<Answer>;
 
     /// Lowers a convolution or attention to a library's graph, or says why there is none.
     ///
     /// # Errors
     /// If the library fails rather than declines.
     fn graph(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Graph>;
+}
+
+/// Whether a library runs a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Yes,
+    /// It does not, for this reason.
+    No(String),
 }
 
 /// What became of a step that a graph might run.
@@ -37,8 +45,8 @@ pub enum Graph {
 pub struct Assumed;
 
 impl Offers for Assumed {
-    fn product(&mut self, _: &Product) -> Result<bool> {
-        Ok(true)
+    fn product(&mut self, _: &Product) -> Result<Answer> {
+        Ok(Answer::Yes)
     }
 
     fn graph(&mut self, _: &Plan, _: &Kernel, _: &mut Lowered) -> Result<Graph> {
@@ -96,25 +104,27 @@ impl LoweredPlan {
 /// If a step has no kernel on a device like this, or a library fails.
 pub fn lower(plan: &Plan, facts: &Facts, offers: &mut dyn Offers) -> Result<LoweredPlan> {
     let mut out = LoweredPlan::default();
-    let mut declined: BTreeMap<String, usize> = BTreeMap::new();
+    let mut declined: BTreeMap<(&str, String), usize> = BTreeMap::new();
     let mut number = 0;
     for (phase, steps) in [&plan.micro, &plan.update, &plan.eval].into_iter().enumerate() {
         for step in steps {
             let mut context = Lowering { plan, facts, offers, out: &mut out, number };
-            let (lowered, reason) =
+            let (lowered, fallback) =
                 context.step(step).map_err(|e| e.at(format!("step `{}`", step.name)))?;
-            if let Some(reason) = reason {
-                *declined.entry(reason).or_default() += 1;
+            // Evaluation is f32 and no part of a training step: cuDNN has no such attention, and what
+            // falls back there is nothing that a person would change.
+            if let Some(fallback) = fallback
+                && phase < 2
+            {
+                *declined.entry(fallback).or_default() += 1;
             }
             out.scratch = out.scratch.max(lowered.scratch);
             out.phases[phase].push(Step { name: step.name.clone(), lowered });
             number += 1;
         }
     }
-    out.notices = declined
-        .into_iter()
-        .map(|(reason, n)| format!("{n} steps without cuDNN ({reason})"))
-        .collect();
+    out.notices =
+        declined.into_iter().map(|((what, reason), n)| format!("{n} {what} ({reason})")).collect();
     Ok(out)
 }
 
@@ -127,9 +137,12 @@ struct Lowering<'a> {
     number: u32,
 }
 
+/// What falls back to kernels of ours, and why.
+type Fallback = (&'static str, String);
+
 impl Lowering<'_> {
     /// The tasks of a step, and why a library that might run it does not.
-    fn step(&mut self, step: &PlanStep) -> Result<(Lowered, Option<String>)> {
+    fn step(&mut self, step: &PlanStep) -> Result<(Lowered, Option<Fallback>)> {
         let (plan, facts) = (self.plan, self.facts);
         let mut l = Lowered::default();
         if matches!(step.kernel, Kernel::Conv(_) | Kernel::Attention(_) | Kernel::AttentionGrad(_))
@@ -145,11 +158,12 @@ impl Lowering<'_> {
                 Kernel::AttentionGrad(g) => kernels::lower_attention_grad(plan, g, facts, &mut l)?,
                 _ => unreachable!("matched above"),
             }
-            return Ok((l, Some(reason)));
+            return Ok((l, Some(("steps without cuDNN", reason))));
         }
+        let mut fallback = None;
         match &step.kernel {
             Kernel::Rows(r) => text::lower_rows(plan, r, &step.name, facts, &mut l)?,
-            Kernel::Gemm(g) => self.gemm(g, &mut l)?,
+            Kernel::Gemm(g) => fallback = self.gemm(g, &mut l)?,
             Kernel::MaxPool(p) => kernels::lower_max_pool(plan, p, facts, &mut l)?,
             Kernel::MaxPoolGrad(p) => kernels::lower_max_pool_grad(plan, p, facts, &mut l)?,
             Kernel::Gather(g) => kernels::lower_gather(plan, g, self.number, facts, &mut l)?,
@@ -160,51 +174,70 @@ impl Lowering<'_> {
                 unreachable!("handled above")
             }
         }
-        Ok((l, None))
+        Ok((l, fallback))
     }
 
     /// A product with its epilogue by cuBLASLt; else the product alone and the epilogue as a kernel
     /// over its f32 sums; else a kernel of ours for both.
-    fn gemm(&mut self, g: &Gemm, l: &mut Lowered) -> Result<()> {
-        if let Some(products) = product::fused(self.plan, g)
-            && self.all(&products)?
-        {
-            self.push(products, l);
-            return Ok(());
-        }
+    fn gemm(&mut self, g: &Gemm, l: &mut Lowered) -> Result<Option<Fallback>> {
+        let fused = product::fused(self.plan, g);
+        let why = match &fused {
+            Some(products) => match self.refusal(products)? {
+                None => {
+                    self.push(fused.expect("matched"), l);
+                    return Ok(None);
+                }
+                Some(reason) => reason,
+            },
+            None => product::why_apart(self.plan, g).into(),
+        };
         if let Some(s) = &g.sums {
             // The product and the sums apart.
             let dtype = |a: &Access| self.plan.tensors[a.tensor as usize].dtype;
             let from = if s.operand == Operand::A { &g.a } else { &g.b };
             let alone = g.sums_alone(dtype(from), dtype(&s.out));
             let (program, instance) = alone.expect("the product has sums");
-            self.gemm(&Gemm { sums: None, ..g.clone() }, l)?;
-            return text::lower_program(self.plan, &program, &instance, self.facts, l);
+            let more = self.gemm(&Gemm { sums: None, ..g.clone() }, l)?;
+            text::lower_program(self.plan, &program, &instance, self.facts, l)?;
+            return Ok(more.or(Some(("products with the sums of an operand apart", why))));
         }
         let dims = [g.batch[0], g.batch[1], g.m, g.n];
         let mut apart = Lowered::default();
         let at = apart.reserve(dims.iter().product::<u64>() * 4);
-        if let Some(products) = product::plain(self.plan, g, at)
-            && self.all(&products)?
-        {
-            self.push(products, &mut apart);
-            let sums = Place::Scratch { offset: at };
-            let sums = (sums, text::dense_strides(&dims));
-            text::lower_epilogue(self.plan, &g.epilogue, &dims, sums, self.facts, &mut apart)?;
-            *l = apart;
-            return Ok(());
-        }
-        kernels::lower_gemm_fallback(self.plan, g, self.facts, l)
+        let plain = product::plain(self.plan, g, at);
+        let why_plain = match &plain {
+            Some(products) => match self.refusal(products)? {
+                None => {
+                    self.push(plain.expect("matched"), &mut apart);
+                    let sums = (Place::Scratch { offset: at }, text::dense_strides(&dims));
+                    text::lower_epilogue(
+                        self.plan,
+                        &g.epilogue,
+                        &dims,
+                        sums,
+                        self.facts,
+                        &mut apart,
+                    )?;
+                    *l = apart;
+                    return Ok(Some(("products with an epilogue of their own", why)));
+                }
+                Some(reason) => reason,
+            },
+            None => "operands that cuBLASLt cannot read as they lie".into(),
+        };
+        kernels::lower_gemm_fallback(self.plan, g, self.facts, l)?;
+        Ok(Some(("products without cuBLASLt", why_plain)))
     }
 
-    fn all(&mut self, products: &[Product]) -> Result<bool> {
+    /// Why the library does not run some of the calls.
+    fn refusal(&mut self, products: &[Product]) -> Result<Option<String>> {
         // The calls of one step differ in addresses alone, but their alignments may differ.
         for p in products {
-            if !self.offers.product(p)? {
-                return Ok(false);
+            if let Answer::No(reason) = self.offers.product(p)? {
+                return Ok(Some(reason));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     fn push(&mut self, products: Vec<Product>, l: &mut Lowered) {

@@ -29,7 +29,7 @@ pub struct Matrix {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fused {
     None,
-    /// Adds a vector along the rows of the result.
+    /// Adds a vector of D's format along the rows of the result.
     Bias(Vector),
     /// Then `max(x, 0)`.
     BiasRelu(Vector),
@@ -95,12 +95,15 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
         .collect();
     let input = |i: usize| inputs.get(i).copied();
     let finish = || Finish { alpha, ..Finish::default() };
+    let format = d.dtype;
     // The order of a vector along n is that of D's rows, which only one of the two readings has.
     let bias = |rows: Rows| -> Option<Vector> {
         let a = input(0)?;
         let along = a.strides[..3].iter().zip([g.batch[0], g.batch[1], g.m]);
         let still = along.into_iter().all(|(&s, n)| s == 0 || n == 1);
         let fits = rows == Rows::N && still && (a.strides[3] == 1 || g.n == 1);
+        // The library's header: bias elements are of D's type (but for integers and FP8).
+        let fits = fits && dtype(plan, a) == format;
         fits.then(|| Vector { place: place(plan, a), dtype: dtype(plan, a) })
     };
     match e.kind {
@@ -172,6 +175,26 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
             }
         }
         _ => None,
+    }
+}
+
+/// Why [`fused`] has no calls for a product, in words.
+pub fn why_apart(plan: &Plan, g: &Gemm) -> &'static str {
+    let e = &g.epilogue;
+    let Some(d) = e.outputs.first().map(|a| dtype(plan, a)) else { return "no result" };
+    let one_format = e.inputs.iter().chain(&e.outputs).all(|a| dtype(plan, a) == d);
+    match e.kind {
+        EpilogueKind::BiasGeluAux => "cuBLASLt's GELU is the one by tanh",
+        EpilogueKind::BiasGeluTanhAux if d.size() != 2 => {
+            "cuBLASLt's tanh is too coarse for an f32 result"
+        }
+        EpilogueKind::Bias | EpilogueKind::BiasRelu | EpilogueKind::BiasGeluTanhAux
+            if !one_format =>
+        {
+            "cuBLASLt's bias has the format of the result"
+        }
+        EpilogueKind::Program => "cuBLASLt has no such epilogue",
+        _ => "cuBLASLt cannot read or write the tensors as they lie",
     }
 }
 

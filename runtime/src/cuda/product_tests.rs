@@ -267,6 +267,25 @@ fn biases_go_along_the_rows_of_the_result() {
 }
 
 #[test]
+fn a_bias_has_the_format_of_the_result() {
+    let dense = [[0, 0, 5, 1], [0, 0, 8, 1], [0, 0, 8, 1]];
+    for (kind, code) in [
+        (EpilogueKind::Bias, "load 0|load 1|add %0 %1"),
+        (EpilogueKind::BiasRelu, "load 0|load 1|add %0 %1|real 0.0|max %2 %3"),
+    ] {
+        let c = case([1, 1], (3, 8, 5), dense).dtypes(DType::Bf16);
+        let mut c = c.end(kind, code, access(3, 2, [0, 0, 0, 1]));
+        assert!(fused(&c.plan, &c.g).is_some(), "{kind:?}");
+        c.plan.tensors[3].dtype = DType::F32;
+        assert_eq!(fused(&c.plan, &c.g), None, "{kind:?}: f32 to a bf16 result");
+        c.plan.tensors[2].dtype = DType::F32;
+        assert!(fused(&c.plan, &c.g).is_some(), "{kind:?}: all but the operands in f32");
+        c.plan.tensors[3].dtype = DType::Bf16;
+        assert_eq!(fused(&c.plan, &c.g), None, "{kind:?}: bf16 to an f32 result");
+    }
+}
+
+#[test]
 fn sums_are_added_to_what_lies_in_the_same_order() {
     let strides = [[12, 4, 2, 1], [18, 6, 3, 1], [18, 6, 3, 1]];
     let add = "load 0|load 1|add %1 %0";

@@ -206,16 +206,16 @@ impl Outbound {
     /// in flight, or, without `wait`, where the device has not come there.
     ///
     /// # Errors
-    /// If the device failed.
+    /// If the device failed; the request is then no longer in flight.
     pub fn receive(&mut self, wait: bool) -> Result<Option<(Late, u64)>> {
         let Some(&at) = self.sent.front() else { return Ok(None) };
         let slot = &self.slots[at];
-        if wait {
-            slot.end.wait()?;
-        } else if !slot.end.passed()? {
+        let done = if wait { slot.end.wait().map(|()| true) } else { slot.end.passed() };
+        if let Ok(false) = done {
             return Ok(None);
         }
         self.sent.pop_front();
+        done?;
         let memory = &self.memory.slice()[at * VALUE * (VALUES + 1)..];
         let value = |i: usize, bytes: usize| memory[i * VALUE..i * VALUE + bytes].to_vec();
         let values: Vec<Vec<u8>> =

@@ -48,7 +48,8 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::step`]; the first error of `next`, after which the gradients of the batches
-    /// before it are part of the next step.
+    /// before it are part of the next step. The reports of the steps before an error are what
+    /// [`Session::finish`] gives next.
     pub fn submit(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<Vec<StepReport>> {
         if self.backend.queue().is_none() {
             return Ok(vec![self.run(next)?]);
@@ -71,7 +72,7 @@ impl Session {
     /// Waits for every step that was submitted, and gives the reports that are left.
     ///
     /// # Errors
-    /// As [`Session::step`].
+    /// As [`Session::step`]; another call then gives the reports of the steps before the error.
     pub fn finish(&mut self) -> Result<Vec<StepReport>> {
         self.receive_all()?;
         Ok(std::mem::take(&mut self.ready))
@@ -103,18 +104,24 @@ impl Session {
     }
 
     fn enqueue<B: Borrow<Batch>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<()> {
-        let queued = self.enqueue_all(next);
-        if queued.is_err() {
-            self.abandon();
+        let Err(error) = self.enqueue_all(next) else { return Ok(()) };
+        // The steps before this one are not at fault: their reports are kept.
+        let settled = self.receive_all();
+        self.pending.clear();
+        match settled {
+            // What went wrong in an earlier step comes first.
+            Err(earlier) if earlier.code != error.code => Err(earlier),
+            _ => Err(error),
         }
-        queued
     }
 
-    /// After an error: what is still on its way belongs to no step.
+    /// After an error of a step: what later steps computed from it belongs to nobody. Errors that
+    /// come with their values are that one again.
     fn abandon(&mut self) {
-        while self.asked > 0 && matches!(self.queue().receive(true), Ok(Some(_))) {}
+        for _ in 0..std::mem::take(&mut self.asked) {
+            let _ = self.queue().receive(true);
+        }
         self.pending.clear();
-        self.asked = 0;
     }
 
     fn enqueue_all<B: Borrow<Batch>>(&mut self, mut next: impl FnMut() -> Result<B>) -> Result<()> {
@@ -152,8 +159,15 @@ impl Session {
         if self.asked == 0 {
             return Ok(false);
         }
-        let received = self.queue().receive(wait).inspect_err(|_| self.abandon())?;
-        let Some(late) = received else { return Ok(false) };
+        let late = match self.queue().receive(wait) {
+            Ok(Some(late)) => late,
+            Ok(None) => return Ok(false),
+            Err(e) => {
+                self.asked -= 1;
+                self.abandon();
+                return Err(e);
+            }
+        };
         self.asked -= 1;
         let ids = self.reported();
         let value = |id: Option<TensorId>| -> Option<f32> {

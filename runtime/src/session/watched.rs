@@ -4,6 +4,7 @@ use super::{Session, StepReport, unfit};
 use crate::backend::Phase;
 use crate::data::{Batch, DataState};
 use crate::error::{Error, Result};
+use crate::init;
 use crate::tensors::{Element, HostTensor};
 use precast_plan::{Role, Storage, TensorId, Watch};
 use std::path::Path;
@@ -81,6 +82,7 @@ impl Session {
     /// # Errors
     /// R0512 where the two do not keep the same tensors.
     pub fn adopt(&mut self, other: &Session) -> Result<()> {
+        let mut copies = vec![];
         for i in 0..self.plan.tensors.len() {
             let t = &self.plan.tensors[i];
             let Storage::Persistent { role, .. } = t.storage else { continue };
@@ -88,12 +90,19 @@ impl Session {
                 continue;
             }
             let theirs = other.names.get(&t.name).map(|&id| &other.plan.tensors[id as usize]);
-            if theirs.is_none_or(|o| o.shape != t.shape || o.dtype != t.dtype) {
+            if theirs.is_some_and(|o| o.shape == t.shape && o.dtype == t.dtype) {
+                let value = other.read(&t.name)?;
+                self.backend.write(i as TensorId, &value.bytes)?;
+            } else if role == Role::WeightCopy {
+                // Plans for other devices order their copies of weights otherwise.
+                copies.push(i as TensorId);
+            } else {
                 let text = format!("the other plan does not keep `{}` alike", t.name);
                 return Err(Error::new("R0512", text));
             }
-            let value = other.read(&t.name)?;
-            self.backend.write(i as TensorId, &value.bytes)?;
+        }
+        for copy in copies {
+            init::copy(&self.plan, self.backend.as_mut(), copy)?;
         }
         self.steps = other.steps;
         Ok(())

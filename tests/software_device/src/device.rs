@@ -6,6 +6,7 @@
 
 use crate::arena::Arena;
 use crate::blas::product::Product;
+use crate::dnn::graph::Run;
 use crate::graph::{Capture, Graph};
 use crate::host::{HostKernel, HostModule};
 use std::cell::Cell;
@@ -90,6 +91,7 @@ pub enum Op {
     },
     Launch(Arc<Launch>),
     Product(Arc<Product>),
+    Dnn(Arc<Run>),
     Host {
         function: HostFunction,
         data: u64,
@@ -503,6 +505,12 @@ impl Device {
                 self.counts.products += 1;
                 if let Err(message) = product.run(&self.arena) {
                     self.fail(ILLEGAL_ADDRESS, message);
+                }
+            }
+            Op::Dnn(run) => {
+                self.counts.products += 1;
+                if let Err(message) = run.run(&self.arena) {
+                    self.fail(ILLEGAL_ADDRESS, format!("a graph of cuDNN: {message}"));
                 }
             }
             Op::Host { function, data } => {

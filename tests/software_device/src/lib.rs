@@ -9,6 +9,7 @@
 mod arena;
 mod blas;
 mod device;
+mod dnn;
 mod driver;
 mod graph;
 pub mod host;

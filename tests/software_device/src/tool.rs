@@ -15,11 +15,12 @@ exports! {
     fn softdevice_live_pinned() -> u64 {
         device().pinned.len() as u64
     }
-    /// Streams but the default one, events, graphs, instances of graphs and modules that were not
-    /// destroyed.
+    /// Streams but the default one, events, graphs, instances of graphs, modules, and cuDNN's handles
+    /// and descriptors that were not destroyed.
     fn softdevice_live_objects() -> u64 {
         let d = device();
-        (d.streams.len() - 1 + d.events.len() + d.graphs.len() + d.execs.len() + d.modules.len()) as u64
+        let driver = d.streams.len() - 1 + d.events.len() + d.graphs.len() + d.execs.len() + d.modules.len();
+        driver as u64 + crate::dnn::LIVE.load(std::sync::atomic::Ordering::Relaxed)
     }
     /// Checks the bytes around every allocation; 0 if they are as they were.
     fn softdevice_check() -> u32 {
@@ -49,7 +50,7 @@ exports! {
 }
 
 /// The names by which backends look for the libraries.
-const NAMES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13"];
+const NAMES: [&str; 4] = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13", "libcudnn.so.9"];
 
 /// The installed software device, asked by the tests that use it.
 pub struct SoftwareDevice {
@@ -80,7 +81,7 @@ fn library() -> io::Result<PathBuf> {
 }
 
 impl SoftwareDevice {
-    /// Puts links named as the driver, NVRTC and cuBLASLt are into `folder`, which is created.
+    /// Puts links named as the driver, NVRTC, cuBLASLt and cuDNN are into `folder`, which is created.
     ///
     /// # Errors
     ///
@@ -171,7 +172,7 @@ impl SoftwareDevice {
         self.number(c"softdevice_live_pinned")
     }
 
-    /// Streams, events, graphs and modules that were not destroyed.
+    /// Streams, events, graphs, modules and descriptors that were not destroyed.
     pub fn live_objects(&self) -> u64 {
         self.number(c"softdevice_live_objects")
     }

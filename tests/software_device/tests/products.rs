@@ -525,6 +525,19 @@ fn what_does_not_fit_is_refused() {
         assert_eq!(product(small, small, wide), invalid, "shapes");
         assert_eq!(product(wide, wide, wide), invalid, "shapes");
         assert_eq!(product(large, large, large), invalid, "memory");
+        use lt::cublasLtMatmulDescAttributes_t as D;
+        let set_desc = |d: D, v: &[u8]| {
+            let v = (v.as_ptr().cast(), v.len());
+            assert_eq!(lt::cublasLtMatmulDescSetAttribute(desc, d, v.0, v.1), ok);
+        };
+        let bias = (E::CUBLASLT_EPILOGUE_BIAS as u32).to_le_bytes();
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE, &bias);
+        set_desc(D::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.to_le_bytes());
+        let of = |t: Type| (t.code() as u32).to_le_bytes();
+        set_desc(D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of(Type::Bf16));
+        assert_eq!(product(small, small, small), invalid, "a bias of another type than D's");
+        set_desc(D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of(Type::F32));
+        assert_eq!(product(small, small, small), ok);
         for l in [small, wide, large] {
             lt::cublasLtMatrixLayoutDestroy(l);
         }

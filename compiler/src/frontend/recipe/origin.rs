@@ -59,6 +59,11 @@ impl Recipe {
         self.origin.keys.contains_key(key)
     }
 
+    /// Another value than the one that was written is used for a key: no place is to blame for it.
+    pub fn overrule(&mut self, key: &str) {
+        self.origin.keys.remove(key);
+    }
+
     /// The place of the first of some keys that was written, with `label` at it; the recipe itself
     /// where none was.
     pub fn place(&self, keys: &[&str], label: &str) -> Place {

@@ -416,7 +416,7 @@ fn precision(t: Table) -> Option<Precision> {
     });
     let allow = or(t.get("allow"), Allow::default(), |i| {
         let words: Vec<_> = i.array()?.iter().map(|i| i.word(ALLOWED)).collect();
-        let set = |allow: Allow, w: Option<fn(Allow) -> Allow>| Some(w?(allow));
+        let set = |allow: Allow, w: Option<Set>| Some(w?(allow));
         words.into_iter().try_fold(Allow::default(), set)
     });
     let ranges = or(t.get("ranges"), None, |i| i.path().map(Some));
@@ -424,8 +424,11 @@ fn precision(t: Table) -> Option<Precision> {
     Some(Precision { policy: policy?, pins: pins?, allow: allow?, ranges: ranges? })
 }
 
+/// Allows one more precision.
+type Set = fn(Allow) -> Allow;
+
 /// What `allow` may name.
-const ALLOWED: &[(&str, fn(Allow) -> Allow)] =
+const ALLOWED: &[(&str, Set)] =
     &[("tf32", |a| Allow { tf32: true, ..a }), ("fp8", |a| Allow { fp8: true, ..a })];
 
 fn pin(item: &Item) -> Option<Pin> {

@@ -2,10 +2,10 @@
 //! operations and reductions in the shape that cuDNN's fused engines know (cudnn-frontend's
 //! composite graphs; the single operation for the backward pass is newer than many releases).
 
+use super::Dnn;
 use super::conv::dtype;
 use super::desc::Refusal;
 use super::graph::{Builder, Format, Graph, Home, Tensor, Wanted, dense};
-use super::{CANDIDATES, Dnn};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use cudarc::cudnn::sys::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::{Access, Attention, AttentionGrad, Plan};
@@ -182,7 +182,7 @@ impl Dnn {
         let p = s.b.inner(&e, s.io)?;
         s.b.pointwise(Pointwise::CUDNN_POINTWISE_DIV, Format::F32, &e, Some(&sum), None, &p)?;
         s.b.matmul(&p, &v, &o)?;
-        s.b.build(&self.device, &Wanted { exact: false, deterministic: true }, CANDIDATES)
+        self.build(s.b, &Wanted { exact: false, deterministic: true })
     }
 
     /// Cotangents of q, k and v. `deterministic` keeps the order of the sums of dq, at the price
@@ -252,6 +252,6 @@ impl Dnn {
             let copy = Pointwise::CUDNN_POINTWISE_IDENTITY;
             s.b.pointwise(copy, Format::F32, &sum, None, None, &d_q)?;
         }
-        s.b.build(&self.device, &Wanted { exact: false, deterministic }, CANDIDATES)
+        self.build(s.b, &Wanted { exact: false, deterministic })
     }
 }

@@ -1,8 +1,8 @@
 //! Convolutions: forward with bias and ReLU, data gradient, filter gradient.
 
+use super::Dnn;
 use super::desc::{Kind, Name, Refusal};
 use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted, dense};
-use super::{CANDIDATES, Dnn};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Plan, TensorId,
@@ -132,7 +132,7 @@ impl Dnn {
         }
         let f32s = dtype(plan, c.a.tensor) == DType::F32;
         let wanted = Wanted { exact: f32s && c.math == Math::Exact, deterministic: true };
-        b.build(&self.device, &wanted, CANDIDATES)
+        self.build(b, &wanted)
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
+use super::handle::Handle;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
-use cudarc::driver::sys as cu;
 use dnn::cudnnBackendAttributeType_t as Type;
 use dnn::cudnnBackendHeurMode_t as Mode;
 use dnn::cudnnBackendNumericalNote_t as Note;
@@ -12,7 +12,6 @@ use dnn::cudnnPointwiseMode_t as Pointwise;
 use dnn::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::DType;
 use std::ffi::{c_int, c_void};
-use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// Formats of tensors of a graph, those that never reach memory included.
@@ -277,17 +276,28 @@ impl Builder {
     }
 
     /// The graph with every engine that can run it and that `wanted` lets through, best first by
-    /// cuDNN's own estimate, at most `most`.
+    /// cuDNN's own estimate, at most `most`; with the one of the tag `only`, where there is one.
     pub fn build(
         self,
         device: &Desc,
         wanted: &Wanted,
+        only: Option<&str>,
         most: usize,
     ) -> std::result::Result<Graph, Refusal> {
         let ops: Vec<&Desc> = self.ops.iter().collect();
         let graph = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
             .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?
             .finalize()?;
+        let own = self.bound.iter().map(|b| match b.1 {
+            Home::Own { bytes } => aligned(bytes),
+            _ => 0,
+        });
+        let own = own.sum();
+        if let Some(tag) = only
+            && let Some(c) = tagged(self.api, &graph, device, wanted, tag)
+        {
+            return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
+        }
         let mut candidates: Vec<Candidate> = vec![];
         let mut refused = vec![];
         let mut compiled = 0;
@@ -327,14 +337,13 @@ impl Builder {
                 refused.join("; ")
             });
         }
-        let own = self.bound.iter().map(|b| match b.1 {
-            Home::Own { bytes } => aligned(bytes),
-            _ => 0,
-        });
-        let own = own.sum();
         Ok(Graph { api: self.api, candidates, bound: self.bound, own })
     }
 }
+
+/// Bytes of workspace that an engine may want. All graphs of a plan share the largest, which its
+/// tensors then lack.
+const MOST_WORKSPACE: i64 = 1 << 30;
 
 /// Candidates of a graph that may compile their kernel.
 const COMPILED: usize = 2;
@@ -349,6 +358,36 @@ fn compiles(config: &Desc) -> bool {
                 .is_ok_and(|notes| notes.contains(&note))
         })
     })
+}
+
+/// The candidate of a tag. Of all configurations those of its engine alone become plans.
+fn tagged(
+    api: &'static Cudnn,
+    graph: &Desc,
+    device: &Desc,
+    wanted: &Wanted,
+    tag: &str,
+) -> Option<Candidate> {
+    for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
+        for config in configurations(api, graph, device, mode).unwrap_or_default() {
+            let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
+            let engine = config.list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1).ok()?.pop()?;
+            let number = engine.int(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX).ok()?;
+            if !tag.starts_with(&engine_tag(number)) {
+                continue;
+            }
+            match candidate(api, &config, device, wanted) {
+                Ok(c) if c.tag == tag => return Some(c),
+                _ => {}
+            }
+        }
+    }
+    None
+}
+
+/// How the tag of a candidate begins.
+fn engine_tag(number: i64) -> String {
+    format!("engine {number}, ")
 }
 
 const fn alignment(home: Home) -> i64 {
@@ -430,7 +469,10 @@ fn candidate(
         .with(Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, device)?
         .finalize()?;
     let workspace = plan.int(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
-    let tag = format!("engine {number}, workspace {workspace}");
+    if workspace > MOST_WORKSPACE {
+        return Err(format!("engine {number} wants {} MiB of workspace", workspace >> 20));
+    }
+    let tag = engine_tag(number) + &format!("workspace {workspace}");
     Ok(Candidate { plan, workspace: workspace.max(0) as u64, tag })
 }
 
@@ -519,46 +561,5 @@ impl Graph {
         let status =
             unsafe { self.api.cudnnBackendExecute(handle.raw, chosen.plan.raw(), pack.raw()) };
         self.api.check(status, "running a cuDNN graph")
-    }
-}
-
-/// cuDNN on the calling thread's current context.
-pub struct Handle {
-    api: &'static Cudnn,
-    raw: dnn::cudnnHandle_t,
-}
-
-// SAFETY: a handle may move between threads; it is not shared.
-unsafe impl Send for Handle {}
-
-impl Handle {
-    /// # Errors
-    /// `R0720` with cuDNN's words.
-    pub fn new(api: &'static Cudnn) -> Result<Handle> {
-        let mut raw = null_mut();
-        // SAFETY: the pointer is to a local.
-        api.check(unsafe { api.cudnnCreate(&raw mut raw) }, "starting cuDNN")?;
-        Ok(Handle { api, raw })
-    }
-
-    /// What runs from now on is enqueued on `stream`.
-    ///
-    /// # Errors
-    /// As [`Handle::new`].
-    ///
-    /// # Safety
-    /// The stream is one of the context that was current when the handle was made, and outlives
-    /// the handle.
-    pub unsafe fn on(&mut self, stream: cu::CUstream) -> Result<()> {
-        // SAFETY: the caller's contract.
-        let status = unsafe { self.api.cudnnSetStream(self.raw, stream) };
-        self.api.check(status, "choosing cuDNN's stream")
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: created by this library and not used afterwards.
-        unsafe { self.api.cudnnDestroy(self.raw) };
     }
 }

@@ -10,18 +10,22 @@ mod attention;
 mod conv;
 mod desc;
 mod graph;
+mod handle;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub use api::{Cudnn, cudnn, spelled};
 pub use conv::Stores;
-pub use graph::{Graph, Handle};
+pub use graph::Graph;
+pub use handle::Handle;
 pub use steps::{CUDNN_VARIABLE, DETERMINISTIC_VARIABLE, Steps};
 
 use crate::error::{Error, Result};
 use desc::{Desc, Kind, Name, Refusal, Values};
+use graph::{Builder, Wanted};
 use precast_plan::{Attention, AttentionGrad, Conv, Plan};
+use std::cell::RefCell;
 
 /// Candidates of a graph that are worth timing.
 const CANDIDATES: usize = 6;
@@ -39,6 +43,8 @@ pub enum For<'a> {
 pub struct Dnn {
     api: &'static Cudnn,
     device: Desc,
+    /// The tag of the candidate that the next graph was found fastest with by an earlier run.
+    remembered: RefCell<Option<String>>,
 }
 
 /// A graph, or why cuDNN has none.
@@ -82,7 +88,18 @@ impl Dnn {
             d.finalize()
         };
         let refused = |why| Error::new("R0720", format!("describing the device to cuDNN: {why}"));
-        Ok(Dnn { api, device: described().map_err(refused)? })
+        Ok(Dnn { api, device: described().map_err(refused)?, remembered: RefCell::default() })
+    }
+
+    /// The next graph is built with the candidate of this tag alone, where it still is one: plans
+    /// take long to build, and the others would not be run.
+    pub fn remember(&self, tag: Option<String>) {
+        *self.remembered.borrow_mut() = tag;
+    }
+
+    fn build(&self, b: Builder, wanted: &Wanted) -> std::result::Result<Graph, Refusal> {
+        let remembered = self.remembered.borrow();
+        b.build(&self.device, wanted, remembered.as_deref(), CANDIDATES)
     }
 
     /// The functions, for a [`Handle`].

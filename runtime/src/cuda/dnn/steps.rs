@@ -2,8 +2,8 @@
 
 use super::attention::{gradient_slots, slots};
 use super::conv::sums_strides;
-use super::graph::{Graph, Handle};
-use super::{Dnn, For, Offer, Stores, spelled};
+use super::graph::Graph;
+use super::{Dnn, For, Handle, Offer, Stores, spelled};
 use crate::cuda::cache::Cache;
 use crate::cuda::driver::{Context, Event, Stream};
 use crate::cuda::graphs::Library;
@@ -85,6 +85,12 @@ impl Steps {
         build: impl FnOnce(&Dnn) -> Offer,
     ) -> std::result::Result<(Arc<Graph>, String), String> {
         if !self.known.contains_key(&key) {
+            let tag = if self.tune {
+                self.cache.get("graph", self.cached(&key).as_bytes())
+            } else {
+                None
+            };
+            self.dnn.remember(tag.and_then(|t| String::from_utf8(t).ok()));
             let made = match build(&self.dnn) {
                 Offer::Graph(g) => Ok(Arc::new(g)),
                 Offer::No(why) => Err(why),
@@ -154,19 +160,19 @@ impl Steps {
         }
     }
 
+    /// Under what a graph's fastest candidate is remembered.
+    fn cached(&self, key: &str) -> String {
+        let release = spelled(self.dnn.api().version());
+        format!("{} {} cuDNN {release} {key}", self.context.info.name, self.facts.arch())
+    }
+
     /// The fastest candidate, remembered or measured.
     fn choose(&self, u: &Use, workspace: u64, stream: &Stream) -> Result<usize> {
         let ways = u.graph.candidates();
         if ways == 1 || !self.tune {
             return Ok(0);
         }
-        let key = format!(
-            "{} {} cuDNN {} {}",
-            self.context.info.name,
-            self.facts.arch(),
-            spelled(self.dnn.api().version()),
-            u.key
-        );
+        let key = self.cached(&u.key);
         if let Some(tag) = self.cache.get("graph", key.as_bytes())
             && let Some(c) = (0..ways).find(|&c| u.graph.tag(c).as_bytes() == tag)
         {
@@ -285,6 +291,9 @@ impl Library for Steps {
         // after its stream has finished.
         unsafe { self.handle.on(stream.raw)? };
         self.workspace_at = workspace;
+        let plans: Vec<usize> = self.known.values().flatten().map(|g| g.candidates()).collect();
+        let all: usize = plans.iter().sum();
+        tracing::info!("{} graphs of cuDNN with {all} plans", plans.len());
         for i in 0..self.uses.len() {
             self.uses[i].addresses = self.uses[i].places.iter().map(|&p| address(p)).collect();
             let chosen = self.choose(&self.uses[i], workspace, stream)?;

@@ -18,7 +18,7 @@ mod text;
 pub use attention::{lower_attention, lower_attention_grad};
 pub use conv::lower_conv;
 pub use gather::{lower_gather, lower_scatter_add};
-pub use gemm::{library_can, lower_gemm_fallback};
+pub use gemm::lower_gemm_fallback;
 pub use pool::{lower_max_pool, lower_max_pool_grad};
 pub use samples::samples;
 

@@ -14,6 +14,8 @@ use std::sync::Arc;
 const THREADS: u64 = 256;
 /// Side of a tile that turns.
 const TILE: u64 = 32;
+/// Tiles that fit into the 48 KiB of shared memory that a kernel has without asking.
+const MOST_TILES: usize = (48 << 10) / (TILE * (TILE + 1) * 4) as usize;
 /// Fewer points are not worth a tile.
 const TILED_POINTS: u64 = 4096;
 
@@ -42,7 +44,9 @@ pub fn form(space: &Space, layout: &Layout) -> Form {
     let mut inputs = loaded.iter().copied();
     form.turned = inputs.find_map(|p| (0..last).find(|&axis| jumps(p, axis)));
     if let Some(axis) = form.turned {
-        form.turned_inputs = loaded.iter().copied().filter(|&p| jumps(p, axis)).collect();
+        // Others are read as they lie.
+        let turned = loaded.iter().copied().filter(|&p| jumps(p, axis));
+        form.turned_inputs = turned.take(MOST_TILES).collect();
         form.v = 1;
     }
     form

@@ -166,6 +166,10 @@ pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
     if e != Epilogue::default() && d.order != 0 {
         return Err(NOT_SUPPORTED);
     }
+    // The header's rule for a bias and for its gradient; its exceptions are integers and FP8.
+    if (e.bias || e.bgrad > 0) && desc.bias_dtype.is_some_and(|b| b != d.dtype) {
+        return Err(INVALID_VALUE);
+    }
     if e.save || e.drelu || e.dgelu {
         // Bits of a mask, or elements.
         let unit = if e.relu || e.drelu { 128 } else { 8 };

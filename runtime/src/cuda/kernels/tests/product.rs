@@ -3,7 +3,7 @@
 use super::memory::rounding;
 use super::{Memory, large, tiny};
 use crate::cuda::kernels::samples::{Sample, conv, gemm, geometry};
-use crate::cuda::kernels::{library_can, lower_conv, lower_gemm_fallback};
+use crate::cuda::kernels::{lower_conv, lower_gemm_fallback};
 use crate::cuda::launch::{Facts, Lowered, Task};
 use precast_plan::{Conv, ConvGeometry, ConvKind, DType, Gemm, Math};
 
@@ -90,18 +90,16 @@ fn products_in_f32() {
 fn strides_that_no_library_takes() {
     let mut s = Sample::new();
     let mut g = gemm(&mut s, [2, 2], [20, 24, 30], [DType::Bf16; 3], [ROWS; 3], 0);
-    assert!(library_can(&s.plan, &g));
     // Every second row and column of a larger matrix; one row of b for all k.
     let wide = s.dense(DType::Bf16, &[2, 2, 40, 60]);
     g.a.tensor = wide.tensor;
     g.a.strides = vec![4800, 2400, 120, 2];
-    assert!(!library_can(&s.plan, &g));
     g.b.strides[2] = 0;
     check_gemm(&s, &g, &large());
     let mut s = Sample::new();
     let mut g = gemm(&mut s, [1, 1], [20, 24, 30], [DType::F32; 3], [ROWS; 3], 0);
     g.b.strides[2] = 0;
-    assert!(!library_can(&s.plan, &g));
+    check_gemm(&s, &g, &large());
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! How long the whole pipeline takes on GPT-shaped training graphs:
-//! `cargo run --release -p precast-compiler --example compile_time [LAYERS…]`.
+//! `cargo bench -p precast-compiler --bench compile_time -- [LAYERS…]`, from the joint graph to the plan.
 //!
 //! Environment: WIDTH (768), HEADS (12), CONTEXT (1024), BATCH (4), VOCABULARY (50304),
 //! TARGET (sm_90), POLICY (auto). Prints, for each number of layers: nodes of the joint graph,
-//! kernels, seconds, and the resident memory after it.
+//! kernels, seconds, processor seconds, and the most memory that was resident so far.
 
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline;
@@ -121,14 +121,28 @@ fn resident() -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
+/// Seconds that a processor worked for this process, where the system tells it: on a machine that is
+/// shared, what to compare.
+fn worked() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    Some(ticks / 100.0)
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let given: Vec<usize> =
-        std::env::args().skip(1).map(|a| a.parse()).collect::<Result<_, _>>()?;
+        // Cargo hands benches a flag of its own.
+        std::env::args()
+            .skip(1)
+            .filter(|a| !a.starts_with('-'))
+            .map(|a| a.parse())
+            .collect::<Result<_, _>>()?;
     let layers = if given.is_empty() { vec![1, 12, 48, 96] } else { given };
     let target = std::env::var("TARGET").unwrap_or_else(|_| "sm_90".into());
     let policy = std::env::var("POLICY").unwrap_or_else(|_| "auto".into());
     let file = std::env::temp_dir().join(format!("precast-gpt-{}.pir", std::process::id()));
-    println!("layers   nodes  kernels  seconds  peak MiB");
+    println!("layers   nodes  kernels  seconds  worked  peak MiB  over bound");
     for layers in layers {
         let s = Shape {
             layers,
@@ -152,15 +166,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             shapes: [("targets".to_string(), vec![s.batch * s.context])].into(),
             ..Default::default()
         };
-        let begin = Instant::now();
+        let (begin, before) = (Instant::now(), worked());
         let c = pipeline::compile(&recipe, &options).map_err(|e| e.to_string())?;
         let seconds = begin.elapsed().as_secs_f64();
         let nodes = c.stages.iter().find(|(name, _)| *name == "autodiff").map_or(0, |(_, text)| {
             text.lines().filter(|l| l.trim_start().starts_with('%')).count()
         });
         let kernels = c.plan.micro.len() + c.plan.update.len();
+        let busy = worked().zip(before).map_or("–".into(), |(a, b)| format!("{:.2}", a - b));
+        let summary = &c.plan.summary;
+        let gap = summary.bound.as_ref().map_or(0.0, |b| b.gap(summary.predicted_ns) * 100.0);
         let memory = resident().map_or("–".into(), |m| format!("{m:.0}"));
-        println!("{layers:6}  {nodes:6}  {kernels:7}  {seconds:7.3}  {memory:>8}");
+        println!(
+            "{layers:6}  {nodes:6}  {kernels:7}  {seconds:7.3}  {busy:>6}  {memory:>8}  {gap:8.2} %"
+        );
         println!("        {}", c.plan.summary.choice);
     }
     std::fs::remove_file(&file)?;

@@ -1,0 +1,518 @@
+//! The terms of the bound, and their least over all formats.
+
+use super::launches::launches;
+use super::sharing::{Kind, Sharing};
+use super::work::{self, RowWork};
+use crate::cost::Prices;
+use crate::ir::view::View;
+use crate::ir::{Graph, Node, NodeId, Phase, ValueId, VarRole};
+use crate::ops::{Lowering, NumericClass, Op};
+use crate::precision::cut::{Either, NEVER, Net, Price};
+use crate::precision::{Legal, keeps_format, storages, uniform_operands};
+use petgraph::graph::NodeIndex;
+use precast_plan::DType;
+
+/// Which formats products may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// Everything in f32.
+    Full,
+    /// Whatever is legal.
+    Any,
+    /// The 16-bit format wherever it is legal: a policy that is not by cost.
+    Half,
+}
+
+/// The bound and what it is made of, nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Floor {
+    pub ns: f64,
+    /// Launches that are counted in it, as nanoseconds.
+    pub launches_ns: f64,
+    /// Arithmetic of row programs and epilogues.
+    pub work_ns: f64,
+}
+
+/// Formats at which the bound is reached; what no term of it asks for is f32.
+#[derive(Clone, Debug, Default)]
+pub struct Formats {
+    /// By value: its storage has the 16-bit format.
+    pub stores: Vec<bool>,
+    /// By node: its operands have it.
+    pub kernels: Vec<bool>,
+}
+
+/// The least that a step of `g` can be predicted to take. `micro` counts the batches of one update.
+/// With `eight`, matrix products may have their operands in FP8. With `scales`, multiplications by the loss scale are not counted, nor what only they keep in
+/// memory, so that the bound covers every place that rules could move them to.
+pub fn floor(
+    g: &Graph,
+    legal: &Legal,
+    prices: &Prices,
+    admitted: Admitted,
+    eight: bool,
+    micro: u32,
+    scales: bool,
+) -> (Floor, Formats) {
+    let b = Builder::new(g, legal, prices, admitted, eight, micro, scales);
+    b.build()
+}
+
+/// Below the exact sum: every term is rounded down.
+fn down(ns: f64) -> Price {
+    (ns * 1e3).floor() as Price
+}
+
+struct Builder<'a> {
+    g: &'a Graph,
+    legal: &'a Legal,
+    prices: &'a Prices<'a>,
+    admitted: Admitted,
+    eight: bool,
+    micro: u32,
+    sharing: Sharing,
+    storage: Vec<ValueId>,
+    /// Elements that an operand reads, by node and operand.
+    touched: Vec<Vec<usize>>,
+    /// Row programs that read a storage, ascending, with the most elements one access reads.
+    rows: Vec<Vec<(NodeId, usize)>>,
+    /// Storages that a kernel which runs alone reads as they are stored.
+    read_alone: Vec<bool>,
+    /// Storages that outlive the step, or are put together or read in parts.
+    kept: Vec<bool>,
+    live: Vec<bool>,
+    /// Storages that nothing but parts of other tensors, and views, are made of.
+    only_parts: Vec<bool>,
+    /// Storages that a kernel reads in a format of its choice.
+    demanded: Vec<bool>,
+    /// Programs of row programs that compute something live, by node.
+    programs: Vec<Option<RowWork>>,
+    /// See [`Builder::apart`].
+    outside: Vec<Vec<(NodeId, usize)>>,
+    /// See [`Builder::in_memory`].
+    must: Vec<bool>,
+    net: Net,
+    fixed: Price,
+}
+
+/// A storage in the network.
+struct Store {
+    label: NodeIndex,
+    /// On the sink side where a 16-bit copy is read.
+    half: NodeIndex,
+    /// On the source side where an f32 copy is read.
+    full: NodeIndex,
+}
+
+impl<'a> Builder<'a> {
+    fn new(
+        g: &'a Graph,
+        legal: &'a Legal,
+        prices: &'a Prices<'a>,
+        admitted: Admitted,
+        eight: bool,
+        micro: u32,
+        scales: bool,
+    ) -> Builder<'a> {
+        let sharing = Sharing::new(g, prices.target.any_epilogue(), scales);
+        let storage = storages(g);
+        let n = g.value_count();
+        let mut b = Builder {
+            touched: touched(g),
+            rows: vec![vec![]; n],
+            read_alone: vec![false; n],
+            kept: vec![false; n],
+            live: vec![false; n],
+            only_parts: vec![true; n],
+            demanded: vec![false; n],
+            programs: (0..g.node_count()).map(|_| None).collect(),
+            outside: vec![],
+            must: vec![],
+            net: Net::default(),
+            fixed: 0,
+            g,
+            legal,
+            prices,
+            admitted,
+            eight,
+            micro,
+            sharing,
+            storage,
+        };
+        b.readers();
+        b
+    }
+
+    /// Finds what reads every storage; an operand that no live result depends on is not read.
+    fn readers(&mut self) {
+        let g = self.g;
+        for r in g.results.iter().chain(&g.updates) {
+            let root = self.storage[r.value.0 as usize];
+            self.live[root.0 as usize] = true;
+            self.live[r.value.0 as usize] = true;
+            self.kept[root.0 as usize] = true;
+        }
+        for (id, n) in g.nodes().rev() {
+            let i = id.0 as usize;
+            let kind = self.sharing.kind[i];
+            if !n.outputs.iter().any(|v| self.live[v.0 as usize]) {
+                continue;
+            }
+            let mut read = vec![true; n.inputs.len()];
+            if kind == Kind::Rows {
+                let live: Vec<bool> = n.outputs.iter().map(|v| self.live[v.0 as usize]).collect();
+                let p = RowWork::new(g, n, &live);
+                read = p.read();
+                self.programs[i] = Some(p);
+            }
+            let uniform = uniform_operands(&n.op, n.inputs.len());
+            for (at, &v) in n.inputs.iter().enumerate().filter(|(at, _)| read[*at]) {
+                self.live[v.0 as usize] = true;
+                let root = self.storage[v.0 as usize].0 as usize;
+                self.live[root] = true;
+                self.only_parts[root] &= matches!(kind, Kind::Parts | Kind::Maybe | Kind::Nothing);
+                self.demanded[root] |= uniform.contains(&at);
+                match kind {
+                    Kind::Rows => {
+                        let t = self.touched[i][at];
+                        match self.rows[root].last_mut() {
+                            Some((last, most)) if *last == id => *most = (*most).max(t),
+                            _ => self.rows[root].push((id, t)),
+                        }
+                    }
+                    Kind::Alone if !uniform.contains(&at) => self.read_alone[root] = true,
+                    _ => {}
+                }
+            }
+        }
+        self.rows.iter_mut().for_each(|list| list.reverse());
+        self.outside = (0..g.value_count() as u32).map(|v| self.apart(ValueId(v))).collect();
+        self.must = (0..g.value_count() as u32).map(|v| self.in_memory(ValueId(v))).collect();
+    }
+
+    fn times(&self, phase: Phase) -> f64 {
+        if phase == Phase::Micro { f64::from(self.micro.max(1)) } else { 1.0 }
+    }
+
+    fn moved(&self, elements: usize, format: DType, phase: Phase) -> f64 {
+        let each = match format.is_real() {
+            true => self.prices.traffic(elements, format),
+            false => elements as f64 * format.size() as f64 / self.prices.target.bandwidth_gbs,
+        };
+        each * self.times(phase)
+    }
+
+    fn both(&self, elements: usize, phase: Phase) -> Either {
+        Either {
+            full: down(self.moved(elements, DType::F32, phase)),
+            half: down(self.moved(elements, self.legal.half, phase)),
+        }
+    }
+
+    fn build(mut self) -> (Floor, Formats) {
+        let g = self.g;
+        let (starts, work) = self.constants();
+        self.fixed += down(starts) + down(work);
+        let mut stores: Vec<Option<Store>> = Vec::with_capacity(g.value_count());
+        for v in (0..g.value_count() as u32).map(ValueId) {
+            let own = self.storage[v.0 as usize] == v && self.live[v.0 as usize];
+            stores.push(if own { self.store(v) } else { None });
+        }
+        let kernels: Vec<Option<NodeIndex>> =
+            g.nodes().map(|(id, n)| self.kernel(id, n, &stores)).collect();
+        let cut = std::mem::take(&mut self.net).cut();
+        let floor = Floor {
+            ns: (self.fixed + cut.price) as f64 * 1e-3,
+            launches_ns: starts,
+            work_ns: work,
+        };
+        let sink = |n: NodeIndex| cut.sink[n.index()];
+        let narrow = |(v, s): (usize, &Option<Store>)| {
+            let Some(s) = s else { return false };
+            // What only products read is stored as they read it.
+            let asked = sink(s.half) && sink(s.full) && self.legal.store[v].is_none();
+            sink(s.label) || (!self.must[v] && asked)
+        };
+        let formats = Formats {
+            stores: stores.iter().enumerate().map(narrow).collect(),
+            kernels: kernels.iter().map(|k| k.is_some_and(sink)).collect(),
+        };
+        (floor, formats)
+    }
+
+    /// Launches, and arithmetic outside products.
+    fn constants(&self) -> (f64, f64) {
+        let (g, launch) = (self.g, self.prices.target.launch_ns);
+        let counts = launches(g, &self.sharing, &self.storage);
+        let starts =
+            launch * (counts.micro as f64 * self.times(Phase::Micro) + counts.update as f64);
+        let rows =
+            work::rows(g, &self.sharing, &self.storage, self.prices, &self.programs, &self.touched);
+        let mut work = 0.0;
+        for (id, n) in g.nodes() {
+            let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
+            let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
+            let own = match self.sharing.kind[id.0 as usize] {
+                Kind::Rows => rows[id.0 as usize],
+                Kind::Product => {
+                    let live: Vec<bool> =
+                        n.outputs.iter().map(|v| self.live[v.0 as usize]).collect();
+                    work::epilogue(&n.op, y[0].shape.elements(), &live, self.prices)
+                }
+                Kind::Alone => self.prices.windows(&n.op, &x, &y),
+                _ => 0.0,
+            };
+            work += own * self.times(n.region.phase());
+        }
+        (starts, work)
+    }
+
+    /// Whether a value that is not a leaf is in memory, whatever the schedule.
+    fn in_memory(&self, v: ValueId) -> bool {
+        let i = v.0 as usize;
+        let producer = self.g.value(v).node;
+        // What is only a part of something else is written there.
+        if self.only_parts[i] && !self.kept[i] {
+            return false;
+        }
+        match self.sharing.kind[producer.0 as usize] {
+            Kind::Alone | Kind::Parts => true,
+            Kind::Product if !self.prices.target.any_epilogue() => true,
+            Kind::Product | Kind::Rows => {
+                self.kept[i] || self.read_alone[i] || !self.outside[i].is_empty()
+            }
+            Kind::Maybe | Kind::Nothing => false,
+        }
+    }
+
+    /// Row programs that cannot share a kernel with the producer of `v`, no two of which can share
+    /// one with each other, and what each reads.
+    fn apart(&self, v: ValueId) -> Vec<(NodeId, usize)> {
+        let producer = self.g.value(v).node;
+        let leaf = self.sharing.kind[producer.0 as usize] == Kind::Nothing;
+        let mut chosen: Vec<(NodeId, usize)> = vec![];
+        for &(r, touched) in &self.rows[v.0 as usize] {
+            let apart = |&(c, _): &(NodeId, usize)| !self.sharing.together(c, r);
+            let outside = || leaf || !self.sharing.together(producer, r);
+            // A single element costs nothing worth the search, and hundreds may read it.
+            if touched > 1 && outside() && chosen.iter().all(apart) {
+                chosen.push((r, touched));
+            }
+        }
+        chosen
+    }
+
+    /// The operands of `p` as its own fusion sees them: an operand that is at least as large as the
+    /// result and cannot be computed again, with whether it is in memory anyway.
+    fn hard_operand(&self, p: NodeId, elements: usize) -> Option<(ValueId, bool)> {
+        let n = self.g.node(p);
+        let mut found = None;
+        for (at, v) in n.inputs.iter().enumerate() {
+            let root = self.storage[v.0 as usize];
+            let def = self.g.value(root).node;
+            let hard = match self.sharing.kind[def.0 as usize] {
+                Kind::Alone | Kind::Parts | Kind::Product => true,
+                Kind::Rows => !self.again(def),
+                Kind::Maybe | Kind::Nothing => false,
+            };
+            let only = self.rows[root.0 as usize].iter().all(|r| r.0 == p);
+            if hard && only && self.touched[p.0 as usize][at] >= elements {
+                let stored = self.must[root.0 as usize] || self.demanded[root.0 as usize];
+                if found.is_none_or(|(_, s)| s && !stored) {
+                    found = Some((root, stored));
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether the schedule may compute the result of a node again.
+    fn again(&self, id: NodeId) -> bool {
+        let n = self.g.node(id);
+        self.sharing.kind[id.0 as usize] == Kind::Rows
+            && !matches!(n.op, Op::Dropout(_))
+            && self.sharing.space[id.0 as usize].reduced == 1
+    }
+
+    fn store(&mut self, v: ValueId) -> Option<Store> {
+        let (g, i) = (self.g, v.0 as usize);
+        let value = g.value(v);
+        let def = g.node(value.node);
+        let (phase, elements) = (def.region.phase(), g.shape(v).elements());
+        let outside = self.outside[i].clone();
+        let leaf = def.op.lowering() == Lowering::Leaf;
+        if let Op::Const(c) = &def.op
+            && c.data.splat().is_some()
+        {
+            return None;
+        }
+        let reads = |b: &Builder, d: DType| -> f64 {
+            outside.iter().map(|&(r, t)| b.moved(t, d, g.node(r).region.phase())).sum()
+        };
+        if !g.ty(v).is_real() {
+            let d = g.ty(v).dtype;
+            let written = if leaf || !self.must[i] { 0.0 } else { self.moved(elements, d, phase) };
+            self.fixed += down(written + reads(self, d));
+            return None;
+        }
+        let illegal = self.legal.store[i].is_some() || self.admitted == Admitted::Full;
+        let written = self.both(elements, phase);
+        if leaf {
+            self.fixed += down(reads(self, DType::F32));
+            // The update writes a parameter's copy beside the parameter.
+            let copy = match &def.op {
+                Op::Var(var) => {
+                    let kept = g.vars[&var.name].role == VarRole::Param
+                        && g.update_of(&var.name).is_some_and(|u| u != v);
+                    if kept { self.both(elements, Phase::Update).half } else { 0 }
+                }
+                Op::Input(_) => written.half,
+                _ => 0,
+            };
+            let label = self.net.variable(Either { full: 0, half: NEVER });
+            let half = self.net.node();
+            self.net.edge(self.net.source, half, copy);
+            return Some(Store { label, half, full: self.net.node() });
+        }
+        let mut own = Either::default();
+        let again = self.again(value.node) && !self.kept[i] && !self.read_alone[i];
+        let must = self.must[i];
+        if must && again {
+            self.fixed += self.computed_again(v, &outside, illegal);
+        } else if must {
+            let moves = |d: DType| down(reads(self, d));
+            own = Either { full: moves(DType::F32), half: moves(self.legal.half) };
+            if writes_apart(&def.op) {
+                own.full += written.full;
+                own.half += written.half;
+            }
+        }
+        if illegal {
+            own.half = NEVER;
+        }
+        let label = self.net.variable(own);
+        let (half, full) = (self.net.node(), self.net.node());
+        if must && !again {
+            // The storage is there; a copy in the other format is written beside it.
+            self.net.edge(label, half, written.half);
+            self.net.edge(full, label, written.full);
+        } else {
+            self.net.edge(self.net.source, half, written.half);
+            self.net.edge(full, self.net.sink, written.full);
+        }
+        Some(Store { label, half, full })
+    }
+
+    /// What a value costs at least that may be stored or computed again where it is read.
+    fn computed_again(&self, v: ValueId, outside: &[(NodeId, usize)], illegal: bool) -> Price {
+        let elements = self.g.shape(v).elements();
+        let producer = self.g.value(v).node;
+        let Some((operand, stored)) = self.hard_operand(producer, elements) else { return 0 };
+        // Either the value is read, or that operand is.
+        let narrow = !illegal || self.legal.store[operand.0 as usize].is_none();
+        let narrow = narrow && self.admitted != Admitted::Full;
+        let d = if narrow { self.legal.half } else { DType::F32 };
+        let phase = self.g.node(producer).region.phase();
+        let written = if stored { 0.0 } else { self.moved(elements, d, phase) };
+        let read: f64 = outside
+            .iter()
+            .map(|&(r, t)| self.moved(t.min(elements), d, self.g.node(r).region.phase()))
+            .sum();
+        down(written + read)
+    }
+
+    /// The operands of a product, or of another kernel with one format for its operands.
+    fn kernel(&mut self, id: NodeId, n: &Node, stores: &[Option<Store>]) -> Option<NodeIndex> {
+        let (g, i) = (self.g, id.0 as usize);
+        let phase = n.region.phase();
+        if let Op::ScatterAdd(_) = n.op {
+            let v = n.inputs[1];
+            let read = self.both(g.shape(v).elements(), phase);
+            self.add(&stores[self.storage[v.0 as usize].0 as usize], read);
+        }
+        let operands = uniform_operands(&n.op, n.inputs.len());
+        let of = |&at: &usize| stores[self.storage[n.inputs[at].0 as usize].0 as usize].as_ref();
+        if !operands.iter().any(|at| of(at).is_some()) {
+            return None;
+        }
+        let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
+        let y: Vec<_> = n.outputs.iter().map(|&v| g.ty(v)).collect();
+        let price = |d: DType| -> f64 {
+            let multiply = self.prices.product(&n.op, &x, &y, d).unwrap_or(0.0);
+            let moved = match self.prices.own_traffic(&n.op, &x, &y, d) {
+                Some(ns) => ns,
+                None => {
+                    operands.iter().map(|&at| self.prices.traffic(self.touched[i][at], d)).sum()
+                }
+            };
+            (multiply + moved) * self.times(phase)
+        };
+        let product = n.op.class() == NumericClass::Product;
+        let mut own = Either { full: down(price(DType::F32)), half: NEVER };
+        if self.legal.product[i].is_none() && self.admitted != Admitted::Full {
+            own.half = down(price(self.legal.half));
+            if self.legal.wanted[i] || (product && self.admitted == Admitted::Half) {
+                own.full = NEVER;
+            }
+        }
+        if self.eight && matches!(n.op, Op::MatMul(_)) {
+            // It may read copies in 8 bits, which are not counted.
+            self.fixed += own.full.min(own.half).min(down(price(DType::F8e4m3)));
+            return None;
+        }
+        let k = self.net.variable(own);
+        for s in operands.iter().filter_map(of) {
+            self.net.edge(s.half, k, NEVER);
+            self.net.edge(k, s.full, NEVER);
+        }
+        if keeps_format(&n.op)
+            && let Some(s) = &stores[n.outputs[0].0 as usize]
+        {
+            self.net.edge(k, s.label, NEVER);
+            self.net.edge(s.label, k, NEVER);
+        }
+        Some(k)
+    }
+
+    /// A price that goes by the label of a storage.
+    fn add(&mut self, s: &Option<Store>, e: Either) {
+        let Some(s) = s else { return };
+        let least = e.full.min(e.half);
+        self.fixed += least;
+        self.net.edge(s.label, self.net.sink, e.full - least);
+        self.net.edge(self.net.source, s.label, e.half - least);
+    }
+}
+
+/// Whether what a kernel writes is priced apart from what it multiplies and reads.
+fn writes_apart(op: &Op) -> bool {
+    !matches!(op, Op::Attention(_) | Op::AttentionGrad(_) | Op::Gather(_))
+}
+
+/// Elements of memory that every operand of every node reads, as [`crate::schedule`] lays views
+/// over storages.
+fn touched(g: &Graph) -> Vec<Vec<usize>> {
+    let mut views: Vec<View> = Vec::with_capacity(g.value_count());
+    let mut out = Vec::with_capacity(g.node_count());
+    for (_, n) in g.nodes() {
+        let reads = |v: &View| -> usize {
+            v.shape.iter().zip(&v.strides).map(|(&n, &s)| if s == 0 { 1 } else { n }).product()
+        };
+        out.push(n.inputs.iter().map(|v| reads(&views[v.0 as usize])).collect());
+        for &v in &n.outputs {
+            let seen = match n.op.lowering() {
+                Lowering::View => {
+                    let def = n.op.def();
+                    let x = &views[n.inputs[0].0 as usize];
+                    def.view(x, g.ty(v)).or_else(|| {
+                        // A copy of the operand, which is then dense.
+                        def.view(&View::dense(&x.shape), g.ty(v))
+                    })
+                }
+                _ => None,
+            };
+            views.push(seen.unwrap_or_else(|| View::dense(g.shape(v))));
+        }
+    }
+    out
+}

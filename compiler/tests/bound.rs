@@ -1,0 +1,214 @@
+//! No schedule of any legal choice of formats is predicted to take less than the bound.
+
+use precast_compiler::bound::{Admitted, Floor, floor};
+use precast_compiler::cost::{Prices, step_ns};
+use precast_compiler::emit;
+use precast_compiler::frontend::recipe::{Policy, Recipe};
+use precast_compiler::ir::Graph;
+use precast_compiler::pipeline;
+use precast_compiler::precision::{Model, PrecisionOptions, legal, place};
+use precast_compiler::schedule::Capabilities;
+use precast_compiler::turn::turn_products;
+use precast_plan::{DType, Plan, Step, Target};
+use std::fmt::Write;
+use std::path::Path;
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// The forward graph of a random network of rows: products with and without a bias, activations,
+/// normalisations, residuals, mixing of rows, parts put together.
+fn network(dice: &mut Dice) -> Result<String, std::fmt::Error> {
+    let (rows, w) = ([16, 64][dice.roll(2)], [32, 128, 512][dice.roll(3)]);
+    let mut vars = String::new();
+    let mut code = format!("  %v0 = input {{name=\"x\"}} : f32[{rows},{w}] @x\n");
+    let mut at = 0;
+    let mut older = 0;
+    let mut param = |code: &mut String, name: &str, dims: &str| {
+        writeln!(vars, "var {name}: f32[{dims}] param weights(\"{name}\")")?;
+        writeln!(code, "  %{name} = var {{name=\"{name}\"}} : f32[{dims}] @{name}")
+    };
+    let row = |code: &mut String, i: usize, name: &str| {
+        writeln!(code, "  %r{i} = reshape %{name} {{shape=[1,{w}]}} @r{i}")?;
+        writeln!(code, "  %a{i} = broadcast %r{i} {{shape=[{rows},{w}]}} @a{i}")
+    };
+    for i in 1..=4 + dice.roll(4) {
+        match dice.roll(8) {
+            0 | 1 => {
+                param(&mut code, &format!("w{i}"), &format!("{w},{w}"))?;
+                writeln!(code, "  %v{i} = matmul %v{at}, %w{i} {{fused=none}} @v{i}")?;
+            }
+            2 => {
+                param(&mut code, &format!("w{i}"), &format!("{w},{w}"))?;
+                param(&mut code, &format!("b{i}"), &w.to_string())?;
+                writeln!(code, "  %p{i} = matmul %v{at}, %w{i} {{fused=none}} @p{i}")?;
+                row(&mut code, i, &format!("b{i}"))?;
+                writeln!(code, "  %v{i} = binary %p{i}, %a{i} {{f=add}} @v{i}")?;
+            }
+            3 => {
+                let act = ["gelu", "gelu_tanh", "relu", "silu"][dice.roll(4)];
+                writeln!(code, "  %v{i} = activate %v{at} {{act={act}}} @v{i}")?;
+            }
+            4 => {
+                param(&mut code, &format!("g{i}"), &w.to_string())?;
+                param(&mut code, &format!("o{i}"), &w.to_string())?;
+                writeln!(
+                    code,
+                    "  %v{i}, %m{i}, %s{i} = layer_norm %v{at}, %g{i}, %o{i} \
+                     {{eps=1e-5, axes=1, center=true}} @v{i}"
+                )?;
+            }
+            5 => writeln!(code, "  %v{i} = binary %v{at}, %v{older} {{f=add}} @v{i}")?,
+            6 => {
+                writeln!(code, "  %t{i} = transpose %v{older} {{perm=[1,0]}} @t{i}")?;
+                writeln!(code, "  %q{i} = matmul %v{at}, %t{i} {{fused=none}} @q{i}")?;
+                writeln!(code, "  %f{i} = softmax %q{i} {{log=false}} @f{i}")?;
+                writeln!(code, "  %v{i} = matmul %f{i}, %v{at} {{fused=none}} @v{i}")?;
+            }
+            _ => {
+                let half = w / 2;
+                for (part, start) in [("l", half), ("h", 0)] {
+                    writeln!(
+                        code,
+                        "  %{part}{i} = slice %v{at} {{starts=[0,{start}], sizes=[{rows},{half}], \
+                         steps=[1,1]}} @{part}{i}"
+                    )?;
+                }
+                writeln!(code, "  %e{i} = activate %l{i} {{act=silu}} @e{i}")?;
+                writeln!(code, "  %v{i} = concat %e{i}, %h{i} {{axis=1}} @v{i}")?;
+            }
+        }
+        if dice.roll(3) == 0 {
+            older = at;
+        }
+        at = i;
+    }
+    param(&mut code, "head", &format!("{w},10"))?;
+    writeln!(code, "  %logits = matmul %v{at}, %head {{fused=none}} @logits")?;
+    Ok(format!("graph random\n\n{vars}\nforward:\n{code}\nresult out.logits = %logits\n"))
+}
+
+/// The joint graph of a random network under a random recipe, and its batches for one update.
+fn joint(dice: &mut Dice, folder: &Path) -> (Graph, u32) {
+    let text = network(dice).unwrap();
+    let file = folder.join("random.pir");
+    std::fs::write(&file, &text).unwrap();
+    let input = text.lines().find(|l| l.contains("%v0 = input")).expect("an input");
+    let dims = input.split_once("f32[").expect("its type").1;
+    let rows = dims.split_once(',').expect("two extents").0.parse().unwrap();
+    let optimizer = ["kind = \"sgd\"\nlr = 0.1", "kind = \"adamw\"\nlr = 1e-3"][dice.roll(2)];
+    let micro = [1, 1, 3][dice.roll(3)];
+    let clip = ["", "clip_norm = 1.0\n"][dice.roll(2)];
+    let recipe = format!(
+        "model = {file:?}\n[data]\ntargets = {{ targets = \"targets\" }}\n\
+         [weights]\nfile = \"weights.safetensors\"\n[loss]\nkind = \"cross_entropy\"\n\
+         prediction = \"logits\"\ntarget = \"targets\"\n[optimizer]\n{optimizer}\n\
+         [train]\nsteps = 1\naccumulate = {micro}\n{clip}"
+    );
+    let recipe = Recipe::parse(Path::new("recipe.toml"), &recipe).unwrap_or_else(|e| panic!("{e}"));
+    let options = pipeline::Options {
+        shapes: [("targets".to_string(), vec![rows])].into(),
+        policy: Some(Policy::Bf16),
+        ..Default::default()
+    };
+    let (joint, _) =
+        pipeline::stage(&recipe, &options, "autodiff").unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let g = precast_compiler::text::parse(Path::new("joint"), &joint).unwrap();
+    (g, micro)
+}
+
+fn scheduled(g: &Graph, target: &Target, micro: u32) -> f64 {
+    let price = |step: &Step, plan: &Plan| step_ns(target, step, plan);
+    let options = emit::Options {
+        target: target.summary(),
+        capabilities: Capabilities {
+            any_epilogue: target.any_epilogue(),
+            casts_alone: false,
+            channels_last: target.channels_last(),
+            operand_sums: !target.any_epilogue(),
+        },
+        accumulate: micro,
+        seed: 0,
+        price: Some(&price),
+    };
+    let plan = emit::lower(&turn_products(g), None, &options).unwrap_or_else(|e| panic!("{e}"));
+    plan.summary.predicted_ns
+}
+
+/// The bound, and the least prediction among f32, the cut, and `count` random legal choices.
+fn against(g: &Graph, target: &Target, micro: u32, count: usize, dice: &mut Dice) -> (Floor, f64) {
+    let mut options = PrecisionOptions::new(Policy::Auto);
+    options.micro = micro;
+    let legal = legal::legality(g, DType::Bf16, &options, target).unwrap();
+    let prices = Prices { target };
+    let bound = floor(g, &legal, &prices, Admitted::Any, false, micro, false).0;
+    let model = Model::new(g, &legal, &prices, false);
+    let mut choices = vec![model.full(), model.cut()];
+    for _ in 0..count * 4 {
+        let often = 1 + dice.roll(4);
+        let stores: Vec<bool> =
+            legal.store.iter().map(|l| l.is_none() && dice.roll(5) < often).collect();
+        let kernels: Vec<bool> =
+            legal.product.iter().map(|l| l.is_none() && dice.roll(5) < often).collect();
+        let store = |v: precast_compiler::ir::ValueId| stores[v.0 as usize];
+        let kernel = |k: precast_compiler::ir::NodeId| kernels[k.0 as usize];
+        choices.extend(model.labels(store, kernel));
+        if choices.len() == count + 2 {
+            break;
+        }
+    }
+    assert!(choices.len() > 2 + count / 2, "few random choices are legal: {}", choices.len());
+    let mut least = f64::INFINITY;
+    for labels in choices {
+        let placed = place::place(g, &model, &labels);
+        let ns = scheduled(&placed, target, micro);
+        assert!(
+            bound.ns <= ns * (1.0 + 1e-9),
+            "{}: predicted {ns} ns, below the bound {bound:?}\n{}",
+            target.name,
+            precast_compiler::text::print(&placed)
+        );
+        least = least.min(ns);
+    }
+    (bound, least)
+}
+
+#[test]
+fn no_choice_of_formats_is_below_the_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dice = Dice(11);
+    let (mut gaps, mut targets) = (vec![], Target::SHIPPED.iter().cycle());
+    for _ in 0..120 {
+        let (g, micro) = joint(&mut dice, folder.path());
+        let target = Target::shipped(targets.next().unwrap()).unwrap();
+        let (bound, least) = against(&g, &target, micro, 12, &mut dice);
+        gaps.push(least / bound.ns - 1.0);
+    }
+    // A bound that is far below everything would pass as well.
+    gaps.sort_by(f64::total_cmp);
+    println!("gaps {gaps:?}");
+    assert!(gaps[gaps.len() / 2] < 0.3, "the bound is loose: {gaps:?}");
+}
+
+#[test]
+fn f32_alone_has_its_own_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dice = Dice(5);
+    for name in Target::SHIPPED {
+        let target = Target::shipped(name).unwrap();
+        let (g, micro) = joint(&mut dice, folder.path());
+        let options = PrecisionOptions::new(Policy::F32);
+        let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
+        let prices = Prices { target: &target };
+        let full = floor(&g, &legal, &prices, Admitted::Full, false, micro, false).0;
+        let any = floor(&g, &legal, &prices, Admitted::Any, false, micro, false).0;
+        assert!(any.ns <= full.ns, "{name}: more formats cannot cost more");
+        assert!(full.ns <= scheduled(&g, &target, micro) * (1.0 + 1e-9), "{name}");
+    }
+}
