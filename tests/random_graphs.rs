@@ -76,9 +76,19 @@ fn distance(have: &[(String, Vec<f32>)], want: &Evaluated) -> (f64, String) {
     worst
 }
 
+/// A value of a graph that was scheduled, in one that rounds where the plan does.
+#[derive(Clone)]
+struct Seen {
+    /// By step that computes it: what that kernel has in registers.
+    raw: BTreeMap<usize, ValueId>,
+    /// What others read.
+    stored: ValueId,
+}
+
 /// The graph that was scheduled, rounding where the plan does: a value is rounded where it is stored,
-/// and the kernel that computes it goes on with what it has in registers. So every 16-bit value is an
-/// f32 one and, for readers in other steps, its cast.
+/// and the kernel that computes it goes on with what it has in registers. So a 16-bit value is an f32
+/// one in every step that computes it, for the schedule may have it computed again where it is read,
+/// and for readers in other steps it is the cast of what its first step has.
 fn rounds_where_stored(g: &Graph, plan: &Plan) -> Graph {
     let narrow = |d: DType| d.is_real() && d.size() < 4;
     let stored: BTreeSet<&str> =
@@ -89,8 +99,8 @@ fn rounds_where_stored(g: &Graph, plan: &Plan) -> Graph {
             steps.entry(op).or_default().insert(k);
         }
     }
-    let nowhere = BTreeSet::new();
-    let of = |name: &str| steps.get(name).unwrap_or(&nowhere);
+    // What no step computes, such as a parameter.
+    let nowhere = BTreeSet::from([usize::MAX]);
     // A cast of a parameter, or of a view of one, is the copy that the update writes.
     let of_parameter = |mut v: ValueId| loop {
         let def = g.def(v);
@@ -102,14 +112,8 @@ fn rounds_where_stored(g: &Graph, plan: &Plan) -> Graph {
     };
     let mut out = Graph::new(g.name.clone());
     out.vars = g.vars.clone();
-    // Of every value: as its own kernel has it, as others read it, and the steps of its own.
-    let mut seen: Vec<(ValueId, ValueId, &BTreeSet<usize>)> = vec![];
+    let mut seen: Vec<Seen> = vec![];
     for (_, node) in g.nodes() {
-        let view = node.op.lowering() == Lowering::View;
-        let own = match view {
-            true => seen[node.inputs[0].0 as usize].2,
-            false => of(&node.name),
-        };
         let mut push = |inputs: &[ValueId], round: bool, name: String| {
             let types = node.outputs.iter().map(|&v| {
                 let mut ty = g.ty(v).clone();
@@ -120,40 +124,48 @@ fn rounds_where_stored(g: &Graph, plan: &Plan) -> Graph {
             });
             out.push(node.op.clone(), inputs, types.collect(), name, node.region)
         };
-        if view {
-            let (raw, rounded, _) = seen[node.inputs[0].0 as usize];
-            let raw = push(&[raw], false, node.name.clone())[0];
-            let rounded = push(&[rounded], true, format!("{}.read", node.name))[0];
-            seen.push((raw, rounded, own));
+        if node.op.lowering() == Lowering::View {
+            let of = seen[node.inputs[0].0 as usize].clone();
+            let raw = of.raw.iter().map(|(&k, &v)| {
+                let name = format!("{}.in{k}", node.name);
+                (k, push(&[v], false, name)[0])
+            });
+            let raw = raw.collect();
+            let stored = push(&[of.stored], true, format!("{}.read", node.name))[0];
+            seen.push(Seen { raw, stored });
             continue;
         }
-        let inputs: Vec<ValueId> = node
-            .inputs
-            .iter()
-            .map(|v| {
-                let (raw, rounded, makers) = seen[v.0 as usize];
-                if own.is_disjoint(makers) { rounded } else { raw }
-            })
-            .collect();
         let copy = matches!(node.op, Op::Cast(_)) && of_parameter(node.inputs[0]);
-        let raw = push(&inputs, copy, node.name.clone());
+        let own = steps.get(node.name.as_str()).unwrap_or(&nowhere);
+        let mut raw = vec![BTreeMap::new(); node.outputs.len()];
+        for &k in own {
+            let read = |v: &ValueId| {
+                let of = &seen[v.0 as usize];
+                *of.raw.get(&k).filter(|_| k != usize::MAX).unwrap_or(&of.stored)
+            };
+            let inputs: Vec<ValueId> = node.inputs.iter().map(read).collect();
+            let made = push(&inputs, copy, format!("{}.in{k}", node.name));
+            raw.iter_mut().zip(made).for_each(|(raw, v)| _ = raw.insert(k, v));
+        }
         for (i, (&v, raw)) in node.outputs.iter().zip(raw).enumerate() {
             let name = match node.outputs.len() {
                 1 => node.name.clone(),
                 _ => format!("{}.{i}", node.name),
             };
-            let rounded = if narrow(g.ty(v).dtype) && !copy && stored.contains(name.as_str()) {
+            // What is computed again is read where it was computed first.
+            let first = *raw.values().next().expect("a step at least");
+            let stored = if narrow(g.ty(v).dtype) && !copy && stored.contains(name.as_str()) {
                 let (ty, name) = (g.ty(v).clone(), format!("{name}.stored"));
-                out.push(Op::Cast(Cast {}), &[raw], vec![ty], name, node.region)[0]
+                out.push(Op::Cast(Cast {}), &[first], vec![ty], name, node.region)[0]
             } else {
-                raw
+                first
             };
-            seen.push((raw, rounded, own));
+            seen.push(Seen { raw, stored });
         }
     }
     let read = |rs: &[Result_]| -> Vec<Result_> {
         rs.iter()
-            .map(|r| Result_ { name: r.name.clone(), value: seen[r.value.0 as usize].1 })
+            .map(|r| Result_ { name: r.name.clone(), value: seen[r.value.0 as usize].stored })
             .collect()
     };
     (out.results, out.updates) = (read(&g.results), read(&g.updates));
@@ -192,6 +204,6 @@ fn plans_in_16_bits_round_where_they_store() {
             off.push((seed, name, e));
         }
     }
-    assert!(off.len() <= 16, "{off:?}");
+    assert!(off.len() <= 4, "{off:?}");
     assert!(narrow > 60, "{narrow} plans with bf16 in them");
 }
