@@ -211,6 +211,22 @@ fn a_captured_step_computes_the_same_bits() {
     }
 }
 
+/// What fails while it is captured leaves nothing behind, and the next step is captured anew.
+#[test]
+fn a_capture_that_fails_is_given_back() {
+    let alone = Alone::new();
+    let f = Fixture::open("mlp_mnist");
+    let plan = f.compile_gpu("model.onnx", "f32", SGD, "", false).plan;
+    let (mut session, batch) = session_with(&f, &plan, true);
+    let before = alone.live();
+    alone.device.refuse("cublas");
+    let failed = session.step(std::slice::from_ref(&batch)).err().expect("refused");
+    alone.device.refuse("");
+    assert_eq!(failed.code, "R0707", "{failed}");
+    assert_eq!(alone.live(), before, "a graph of half a step");
+    run(&mut session, &batch, 2);
+}
+
 #[test]
 fn late_reports_are_those_of_waiting() {
     let _alone = Alone::new();

@@ -406,6 +406,11 @@ impl Stream {
         let mut graph = std::ptr::null_mut();
         // SAFETY: ends the capture whatever became of the work.
         let status = unsafe { api.cuStreamEndCapture(self.raw, &raw mut graph) };
+        if worked.is_err() && status == 0 {
+            // What was recorded until then is of no use.
+            // SAFETY: the graph was just made.
+            unsafe { api.cuGraphDestroy(graph) };
+        }
         worked?;
         self.context.check(status, "capturing the step")?;
         let mut exec = std::ptr::null_mut();

@@ -182,15 +182,22 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     }
 }
 
+/// What [`refuses`] goes by; the environment's until a test says otherwise.
+static REFUSED: Mutex<Option<String>> = Mutex::new(None);
+
+/// Has libraries refuse what `words` say, and nothing else.
+pub fn refuse(words: String) {
+    *REFUSED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(words);
+}
+
 /// Whether a library is to refuse to run one of its candidates, by the words of
 /// `PRECAST_SOFTWARE_DEVICE_REFUSES`: `cudnn:1,cublas` is cuDNN's engine 1 and all of cuBLASLt's.
 pub fn refuses(library: &str, candidate: u64) -> bool {
-    static WORDS: OnceLock<Vec<String>> = OnceLock::new();
-    let words = WORDS.get_or_init(|| {
-        let text = std::env::var("PRECAST_SOFTWARE_DEVICE_REFUSES").unwrap_or_default();
-        text.split(',').map(str::to_string).collect()
+    let mut words = REFUSED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let words = words.get_or_insert_with(|| {
+        std::env::var("PRECAST_SOFTWARE_DEVICE_REFUSES").unwrap_or_default()
     });
-    words.iter().any(|w| w == library || *w == format!("{library}:{candidate}"))
+    words.split(',').any(|w| w == library || w == format!("{library}:{candidate}"))
 }
 
 impl Device {

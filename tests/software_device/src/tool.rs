@@ -36,6 +36,11 @@ exports! {
         to.write_unaligned([c.launches, c.products, c.replays, c.copies]);
         0
     }
+    /// As `PRECAST_SOFTWARE_DEVICE_REFUSES`, from now on; the words end with a zero.
+    fn softdevice_refuse(words: *const c_char) -> u32 {
+        crate::device::refuse(std::ffi::CStr::from_ptr(words).to_string_lossy().into_owned());
+        0
+    }
     /// Copies the last message, with a zero at its end.
     fn softdevice_message(to: *mut c_char, size: usize) -> u32 {
         if size == 0 {
@@ -208,6 +213,22 @@ impl SoftwareDevice {
             )
         };
         counts
+    }
+
+    /// Has libraries refuse to run what `PRECAST_SOFTWARE_DEVICE_REFUSES` would say.
+    ///
+    /// # Panics
+    ///
+    /// If the words hold a zero.
+    pub fn refuse(&self, words: &str) {
+        let words = CString::new(words).expect("no zero");
+        let at = self.symbol(c"softdevice_refuse");
+        // SAFETY: the function reads up to the zero.
+        unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> u32>(at)(
+                words.as_ptr(),
+            )
+        };
     }
 
     /// What the device last complained of.

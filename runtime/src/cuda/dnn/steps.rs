@@ -428,7 +428,13 @@ impl Library for Steps {
     ) -> Result<bool> {
         // SAFETY: the backend makes both for one context and drops the handle with its graphs,
         // after its stream has finished.
-        unsafe { self.handle().on(stream.raw)? };
+        if let Err(e) = unsafe { self.handle().on(stream.raw) } {
+            for u in &self.uses {
+                let why = format!("cuDNN refuses the stream: {}", e.message);
+                self.known.insert(u.key.clone(), Err(why));
+            }
+            return Ok(self.uses.is_empty());
+        }
         self.workspace_at = workspace;
         let plans: Vec<usize> = self.known.values().flatten().map(|g| g.candidates()).collect();
         let all: usize = plans.iter().sum();

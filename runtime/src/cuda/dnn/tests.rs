@@ -201,7 +201,9 @@ fn convolutions_end_in_bias_and_relu() {
             };
             let offer = conv(&dnn, &case);
             eprintln!("{input} {epilogue:?}: {}", said(&offer));
-            if matches!(offer, Offer::No(_)) {
+            // A release whose engines do not promise to keep NaN leaves ReLU to us.
+            let relu = epilogue == EpilogueKind::BiasRelu;
+            if matches!(&offer, Offer::No(why) if !(relu && why.contains("keep NaN"))) {
                 missing.push(format!("{input} {epilogue:?}"));
             }
         }
