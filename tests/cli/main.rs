@@ -7,6 +7,7 @@ mod plans;
 mod ranges;
 mod resume;
 mod runs;
+mod scalars;
 mod small;
 mod usage;
 

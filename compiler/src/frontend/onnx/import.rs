@@ -285,7 +285,25 @@ impl<'a> Importer<'a> {
                  and they will be trained as one",
                 self.roles[n].1
             );
-            self.warnings.push(Diagnostic::warning("P0225", message).at(file).help(help));
+            self.warnings.push(Diagnostic::warning("P0225", message).at(file.clone()).help(help));
+        }
+        let unclear: Vec<&str> = self
+            .roles
+            .iter()
+            .filter(|(n, (role, _))| *role == Role::Unclear && self.values.contains_key(*n))
+            .map(|(n, _)| n.as_str())
+            .collect();
+        if !unclear.is_empty() {
+            let list: Vec<String> = unclear.iter().map(|n| format!("`{n}`")).collect();
+            let are = if list.len() == 1 { "the scalar" } else { "the scalars" };
+            let message = format!(
+                "{are} {} will not be trained: by the name, the exporter computed it beforehand",
+                shown(&list)
+            );
+            self.warnings.push(Diagnostic::warning("P0226", message).at(file).help(
+                "if it comes from a parameter, export with optimize=False; if it is one, give it \
+                 another name. See docs/EXPORTING.md",
+            ));
         }
     }
 
@@ -298,7 +316,7 @@ impl<'a> Importer<'a> {
             return Err(fail("P0204", format!("`{name}` is not defined")));
         };
         let role = self.roles.get(name).map_or(Role::Constant, |r| r.0);
-        let val = if role == Role::Constant {
+        let val = if role.is_constant() {
             fold::check_size(&init.shape).map_err(|d| d.at(self.src.tensor_place(name)))?;
             Val::constant(self.src.literal(name)?)
         } else {
@@ -566,6 +584,16 @@ fn without_repeats(t: &Tensor) -> Tensor {
         }
     }
     t
+}
+
+/// A few names and how many more there are.
+pub fn shown(names: &[String]) -> String {
+    const MOST: usize = 5;
+    let first = names[..names.len().min(MOST)].join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// The message for a model's element type that the graph has no place for.

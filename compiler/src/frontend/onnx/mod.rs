@@ -19,6 +19,7 @@ mod moves;
 mod node;
 mod params;
 mod proto;
+mod scalar;
 mod source;
 mod tensor;
 

@@ -3,6 +3,7 @@
 
 use super::node::Attrs;
 use super::proto::NodeProto;
+use super::scalar::{self, Named};
 use super::source::{Initializer, Source, Storage};
 use super::tensor::{Data, Tensor};
 use crate::diagnostic::Diagnostic;
@@ -27,12 +28,23 @@ pub enum Role {
     Bias,
     /// Differentiable in a way that no rule above covers.
     Other,
-    /// Read by nothing that has a gradient: shape, index and mask arithmetic.
+    /// Read by nothing that has a gradient: shape, index and mask arithmetic. Also scalars whose
+    /// names are an exporter's for literals.
     Constant,
+    /// A scalar with a gradient whose name does not say whether it is a parameter: a constant, with
+    /// a warning.
+    Unclear,
 }
 
-/// Roles of the float initializers of rank 1 and above, and how many normalisations each scales.
-/// Everything else is a constant.
+impl Role {
+    /// Whether the initializer's values are part of the graph.
+    pub fn is_constant(self) -> bool {
+        matches!(self, Role::Constant | Role::Unclear)
+    }
+}
+
+/// Roles of the float initializers, and how many normalisations each scales. Everything else is a
+/// constant.
 pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
     let mut readers: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (i, node) in src.graph.node.iter().enumerate() {
@@ -43,7 +55,8 @@ pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
     let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
     let mut out = BTreeMap::new();
     for (name, init) in &src.initializers {
-        if !init.elem.is_real() || init.shape.is_empty() {
+        let scalar = init.shape.is_empty();
+        if !init.elem.is_real() || (scalar && scalar::named(name) == Named::Literal) {
             continue;
         }
         let mut role = Role::Constant;
@@ -79,14 +92,18 @@ pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
                 role = Role::Constant;
             }
         }
+        if scalar && role != Role::Constant && scalar::named(name) == Named::Unclear {
+            role = Role::Unclear;
+        }
         out.insert(name.clone(), (role, scaled));
     }
     out
 }
 
-/// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number.
+/// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number. A
+/// scalar may be what a mask is filled with.
 fn is_mask(src: &Source, name: &str, init: &Initializer) -> bool {
-    if init.shape.len() < 2
+    if init.shape.len() == 1
         || matches!(init.storage, Storage::External { .. })
         || init.elements() > super::fold::MAX_FOLDED
     {
@@ -197,7 +214,7 @@ impl InitScheme {
             }
             Role::Embedding | Role::Other => VarInit::Normal { mean: 0.0, std: 0.02, stream },
             Role::Scale | Role::RunningVar => VarInit::Value(1.0),
-            Role::Bias | Role::RunningMean | Role::Constant => VarInit::Zeros,
+            Role::Bias | Role::RunningMean | Role::Constant | Role::Unclear => VarInit::Zeros,
         }
     }
 }
