@@ -1,5 +1,6 @@
 //! The command line, run as a person would.
 
+mod classes;
 mod faults;
 mod idle;
 mod lab;

@@ -3,6 +3,7 @@
 use super::lab::Lab;
 use super::small::MODEL;
 use precast_runtime::TensorFile;
+use precast_runtime::tensors::WeightSource as _;
 
 /// The small model with a learnable temperature on its logits, and what the recipe is changed to.
 fn tempered(changes: &[(&str, &str)]) -> Lab {

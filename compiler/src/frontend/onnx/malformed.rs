@@ -314,3 +314,26 @@ fn a_scalar_is_a_parameter_where_its_name_is_of_a_module() {
     let got = reference::eval(&m.graph, &inputs, &vars).unwrap();
     assert_eq!(got.results["out.y"].reals(), [-20.0, -4.0, 0.0, 2.0, 4.0, 12.0]);
 }
+
+/// The lists of docs/EXPORTING.md are what import does.
+#[test]
+fn the_documented_operators_are_the_supported_ones() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/EXPORTING.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text.split("## Operators").nth(1).unwrap();
+    let lists: Vec<Vec<&str>> = section
+        .split("\n\n")
+        .filter(|p| p.starts_with('`') && p.ends_with('.') && !p.contains("Shapes"))
+        .map(|p| p.split('`').skip(1).step_by(2).collect())
+        .collect();
+    let [whole, known] = &lists[..2] else { panic!("two lists") };
+    let mut all: Vec<&str> = whole.iter().chain(known).copied().collect();
+    all.sort_unstable();
+    assert_eq!(all, SUPPORTED);
+    for op in SUPPORTED {
+        let m = model(vec![node(op, &["x", "x", "x"], &["y"], vec![])], vec![]);
+        let text = load_in(Path::new("."), &m).err().map_or(String::new(), |e| e.to_string());
+        let only_known = text.contains("is evaluated when compiling");
+        assert_eq!(only_known, known.contains(op), "{op}: {text}");
+    }
+}

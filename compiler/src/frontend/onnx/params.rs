@@ -6,7 +6,6 @@ use super::proto::NodeProto;
 use super::scalar::{self, Named};
 use super::source::{Initializer, Source, Storage};
 use super::tensor::{Data, Tensor};
-use crate::diagnostic::Diagnostic;
 use crate::ir::VarInit;
 use std::collections::BTreeMap;
 
@@ -216,77 +215,5 @@ impl InitScheme {
             Role::Scale | Role::RunningVar => VarInit::Value(1.0),
             Role::Bias | Role::RunningMean | Role::Constant | Role::Unclear => VarInit::Zeros,
         }
-    }
-}
-
-/// Tensors of a safetensors file: element format and extents by name.
-#[derive(Debug)]
-pub struct WeightFile {
-    path: std::path::PathBuf,
-    tensors: BTreeMap<String, (safetensors::Dtype, Vec<usize>)>,
-}
-
-impl WeightFile {
-    /// Reads the header.
-    ///
-    /// # Errors
-    /// P0211 where the file cannot be read, P0217 where it is not safetensors.
-    pub fn open(path: &std::path::Path) -> Result<WeightFile, Diagnostic> {
-        let place = || crate::Place::File { path: path.into() };
-        let unreadable = |e: std::io::Error| {
-            Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place())
-        };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        // SAFETY: read-only, and dropped before this function returns.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
-        let parsed = safetensors::SafeTensors::deserialize(&map).map_err(|e| {
-            Diagnostic::error("P0217", format!("this is not a safetensors file: {e}")).at(place())
-        })?;
-        let tensors = parsed
-            .iter()
-            .map(|(name, t)| (name.to_string(), (t.dtype(), t.shape().to_vec())))
-            .collect();
-        Ok(WeightFile { path: path.into(), tensors })
-    }
-
-    /// Whether the file has a tensor of this name.
-    pub fn holds(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// Checks that the file has a tensor for a parameter.
-    ///
-    /// # Errors
-    /// P0217: absent (with the nearest name), other extents, or a format that is not a real one.
-    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), Diagnostic> {
-        use safetensors::Dtype::{BF16, F16, F32};
-        let place = crate::Place::Tensor { path: self.path.clone(), tensor: name.into() };
-        let Some((dtype, have)) = self.tensors.get(name) else {
-            let near = self
-                .tensors
-                .iter()
-                .filter(|(_, (_, s))| s == shape)
-                .map(|(n, _)| (strsim::jaro_winkler(n, name), n))
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            let d = Diagnostic::error("P0217", "the weight file has no such tensor").at(place);
-            return Err(match near {
-                Some((_, n)) => d.help(format!(
-                    "a tensor of the same shape is named `{n}`; names must be those of the model's \
-                     initializers"
-                )),
-                None => d.help("names must be those of the model's initializers"),
-            });
-        };
-        if have != shape {
-            let message = format!("the weight file has shape {have:?}, the model {shape:?}");
-            return Err(Diagnostic::error("P0217", message).at(place));
-        }
-        if !matches!(dtype, F32 | F16 | BF16) {
-            let message = format!("the weight file stores {dtype:?}");
-            return Err(Diagnostic::error("P0217", message)
-                .at(place)
-                .help("weights are read from F32, F16 or BF16"));
-        }
-        Ok(())
     }
 }
