@@ -10,6 +10,7 @@ mod journal;
 pub mod lang;
 mod names;
 pub mod rules;
+mod sets;
 
 use crate::bound::{self, Admitted, Floor};
 use crate::cost::Prices;
