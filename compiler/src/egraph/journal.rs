@@ -34,6 +34,9 @@ pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> S
         let lead = plans[1..].iter().map(|p| 1.0 - p.ns / plans[0].ns).fold(f64::MIN, f64::max);
         if lead > 0.0 {
             format!("{compared}: FP32, since mixed precision would gain only {:.1} %", lead * 100.0)
+        } else if lead == 0.0 {
+            // By cost, the other candidates came out without a cast.
+            format!("{compared}: FP32, since no operation would gain what its casts cost here")
         } else {
             format!("{compared}: FP32, since mixed precision would be slower here")
         }
