@@ -174,7 +174,11 @@ pub fn casts(plan: &Plan, prices: &Prices) -> Vec<Decision> {
                 let cost = prices.target.launch_ns + bytes;
                 return record.decision(cost, None, "FP8 products read it, with its scale");
             }
+            let forced = plan.note == "every legal product";
             let why = match extra {
+                Some(extra) if extra < 0.0 && forced => {
+                    "with its readers in the format that is stored, which the policy rules out"
+                }
                 Some(_) => "with its readers in the format that is stored",
                 None => "its readers may not take the format that is stored",
             };
