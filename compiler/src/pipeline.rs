@@ -2,6 +2,7 @@
 
 mod baseline;
 mod ranges;
+mod reasons;
 mod watched;
 
 pub use watched::{Watched, profile, replay};
@@ -327,6 +328,7 @@ fn finish(
     // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
     plan.journal.extend(outcome.cast_journal);
+    reasons::share_steps(&mut plan);
     let inputs = plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Input { .. }));
     let inputs: u64 = inputs.map(|t| t.shape.iter().product::<u64>() * t.dtype.size() as u64).sum();
     if plan.arena_bytes.max(plan.persistent_bytes).max(inputs) > MAX_BYTES / 2 {

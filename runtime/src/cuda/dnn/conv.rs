@@ -13,7 +13,7 @@ use precast_plan::{
 pub enum Stores {
     /// What the epilogue makes, which must be one that cuDNN knows: `Store`, `Bias` or `BiasRelu`.
     Epilogue,
-    /// The f32 sums, with [`sums_strides`], for a kernel that runs the epilogue's program afterwards.
+    /// The f32 sums, with `sums_strides`, for a kernel that runs the epilogue's program afterwards.
     Sums,
 }
 
