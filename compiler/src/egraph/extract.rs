@@ -5,6 +5,7 @@
 //! cost: switch one class, or all results of an operation that has several at once.
 
 use super::lang::{ENode, Eg, Sym};
+use super::sets::Sets;
 use crate::cost::Prices;
 use crate::ir::TensorType;
 use egg::{Id, Language};
@@ -19,6 +20,14 @@ pub struct Candidate {
     pub node: ENode,
     pub children: SmallVec<[u32; 4]>,
     pub price: Price,
+}
+
+impl Candidate {
+    /// Each child once, in order.
+    pub fn distinct(&self) -> impl Iterator<Item = &u32> {
+        let before = |i: usize| &self.children[..i];
+        self.children.iter().enumerate().filter(move |(i, c)| !before(*i).contains(c)).map(|x| x.1)
+    }
 }
 
 /// The classes that the roots can reach, with what could compute them.
@@ -98,7 +107,6 @@ impl Problem {
 
     fn sets(&self) -> Choice {
         let n = self.classes.len();
-        let words = n.div_ceil(64);
         let mut parents: Vec<Vec<u32>> = vec![Vec::new(); n];
         for (c, list) in self.candidates.iter().enumerate() {
             for child in list.iter().flat_map(|k| &k.children) {
@@ -109,28 +117,18 @@ impl Problem {
             list.sort_unstable();
             list.dedup();
         }
+        let mut sets = Sets::new(self);
         let mut choice: Choice = vec![None; n];
-        let mut price: Vec<Price> = vec![0; n];
-        let mut total: Vec<Price> = vec![Price::MAX; n];
-        let mut set: Vec<Vec<u64>> = vec![Vec::new(); n];
         let mut queued = vec![true; n];
         // Leaves were discovered last.
         let mut queue: std::collections::VecDeque<u32> = (0..n as u32).rev().collect();
-        let mut scratch = vec![0u64; words];
         while let Some(c) = queue.pop_front() {
             let c = c as usize;
             queued[c] = false;
             let mut better = false;
             for (k, cand) in self.candidates[c].iter().enumerate() {
-                let Some(t) = union_price(c, cand, &total, &set, &price, &mut scratch, total[c])
-                else {
-                    continue;
-                };
-                if t < total[c] {
-                    total[c] = t;
-                    price[c] = cand.price;
+                if sets.improve(c, cand) {
                     choice[c] = Some(k as u32);
-                    set[c].clone_from(&scratch);
                     better = true;
                 }
             }
@@ -230,41 +228,73 @@ impl Problem {
         let at = |c: u32, k: u32| &self.candidates[c as usize][k as usize];
         let before: Vec<(u32, u32)> =
             moves.iter().map(|&(c, _)| (c, choice[c as usize].expect("a class in use"))).collect();
-        // A class of the moves may lose its references meanwhile; hold all of them.
+        // A class of the moves may lose its references meanwhile; hold all of them, and what the new
+        // candidates find in use, so that it is not taken apart and put together again.
+        moves.iter().for_each(|&(c, _)| refs[c as usize] += 1);
+        let (mut found, mut missing) = (vec![], vec![]);
         let (mut added, mut freed) = (0, 0);
-        for &(c, _) in moves {
-            refs[c as usize] += 1;
-        }
         for (&(c, k), &(_, old)) in moves.iter().zip(&before) {
             added += at(c, k).price;
             freed += at(c, old).price;
             for &child in &at(c, k).children {
-                match self.acquire(choice, refs, child) {
-                    Some(p) => added += p,
-                    None => added = Price::MAX / 4,
-                }
+                let used = refs[child as usize] > 0;
+                if used { &mut found } else { &mut missing }.push(child);
             }
+        }
+        found.iter().for_each(|&c| refs[c as usize] += 1);
+        for &(c, old) in &before {
             for &child in &at(c, old).children {
                 freed += self.release(choice, refs, child);
             }
-            choice[c as usize] = Some(k);
         }
-        let good = added < freed && !self.cyclic(choice, moves);
+        moves.iter().for_each(|&(c, k)| choice[c as usize] = Some(k));
+        // References that were added, of which the price is known to be too much before the last.
+        let mut log = vec![];
+        let mut fits = added < freed;
+        for &child in &missing {
+            fits = fits && self.acquire_below(choice, refs, child, freed, &mut added, &mut log);
+        }
+        let good = fits && !self.cyclic(choice, moves);
         if !good {
-            for (&(c, k), &(_, old)) in moves.iter().zip(&before).rev() {
+            log.iter().for_each(|&c| refs[c as usize] -= 1);
+            before.iter().for_each(|&(c, old)| choice[c as usize] = Some(old));
+            for &(c, old) in &before {
                 for &child in &at(c, old).children {
                     self.acquire(choice, refs, child);
                 }
-                for &child in &at(c, k).children {
-                    self.release(choice, refs, child);
+            }
+            found.iter().for_each(|&c| refs[c as usize] -= 1);
+        }
+        moves.iter().for_each(|&(c, _)| refs[c as usize] -= 1);
+        good
+    }
+
+    /// Adds a reference, and to `sum` the price of what must now be computed as well; stops where
+    /// that is no less than `limit`, or cannot be computed. `log`: every reference that was added.
+    fn acquire_below(
+        &self,
+        choice: &Choice,
+        refs: &mut [u32],
+        class: u32,
+        limit: Price,
+        sum: &mut Price,
+        log: &mut Vec<u32>,
+    ) -> bool {
+        let mut stack = vec![class];
+        while let Some(c) = stack.pop() {
+            refs[c as usize] += 1;
+            log.push(c);
+            if refs[c as usize] == 1 {
+                let Some(k) = choice[c as usize] else { return false };
+                let k = &self.candidates[c as usize][k as usize];
+                *sum += k.price;
+                if *sum >= limit {
+                    return false;
                 }
-                choice[c as usize] = Some(old);
+                stack.extend(&k.children);
             }
         }
-        for &(c, _) in moves {
-            refs[c as usize] -= 1;
-        }
-        good
+        true
     }
 
     fn climb(&self, eg: &Eg, choice: &mut Choice) {
@@ -311,53 +341,6 @@ impl Problem {
         let chosen = |c: usize| choice[c].map_or(0, |k| self.candidates[c][k as usize].price);
         (0..refs.len()).filter(|&c| refs[c] > 0).map(chosen).sum()
     }
-}
-
-/// The price of everything a candidate needs, written to `out` as a set; `None` where a child has
-/// no price yet or needs the class itself, or where it is certainly not below `limit`.
-fn union_price(
-    class: usize,
-    cand: &Candidate,
-    total: &[Price],
-    set: &[Vec<u64>],
-    price: &[Price],
-    out: &mut [u64],
-    limit: Price,
-) -> Option<Price> {
-    let has =
-        |c: u32, i: usize| set[c as usize].get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
-    let mut largest: Option<u32> = None;
-    for &c in &cand.children {
-        if total[c as usize] == Price::MAX || has(c, class) || c as usize == class {
-            return None;
-        }
-        if largest.is_none_or(|l| total[l as usize] < total[c as usize]) {
-            largest = Some(c);
-        }
-    }
-    let mut sum = cand.price;
-    match largest {
-        None => out.fill(0),
-        Some(l) => {
-            sum += total[l as usize];
-            if sum >= limit {
-                return None;
-            }
-            out.copy_from_slice(&set[l as usize]);
-            for &c in &cand.children {
-                for (w, (o, s)) in out.iter_mut().zip(&set[c as usize]).enumerate() {
-                    let mut new = s & !*o;
-                    *o |= s;
-                    while new != 0 {
-                        sum += price[w * 64 + new.trailing_zeros() as usize];
-                        new &= new - 1;
-                    }
-                }
-            }
-        }
-    }
-    out[class / 64] |= 1 << (class % 64);
-    Some(sum)
 }
 
 /// The price of an e-node on its own. At least one picosecond, so that totals fall along every

@@ -1,7 +1,10 @@
 //! Minimum cut over variables with two sides, in integers.
 
+use indexmap::IndexMap;
 use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::unionfind::UnionFind;
 use petgraph::visit::EdgeRef;
+use rustc_hash::FxBuildHasher;
 
 /// A price in picoseconds: integers, so that the cut is exact.
 pub type Price = u64;
@@ -16,6 +19,12 @@ pub struct Either {
     pub full: Price,
     /// On the sink side: the 16-bit format.
     pub half: Price,
+}
+
+impl Either {
+    pub fn of(&self, half: bool) -> Price {
+        if half { self.half } else { self.full }
+    }
 }
 
 /// A network whose minimum cut is asked for.
@@ -66,30 +75,79 @@ impl Net {
         }
     }
 
+    /// The minimum cut. What no edge joins but through the ends is cut apart from the rest, so that
+    /// the time goes with the number of parts and not with its square.
     pub fn cut(self) -> Cut {
-        let (flow_value, flow) = petgraph::algo::dinics(&self.graph, self.source, self.sink);
-        // Nodes from which the sink can still be reached in the residual network.
-        let mut reaches = vec![false; self.graph.node_count()];
-        reaches[self.sink.index()] = true;
-        let mut stack = vec![self.sink];
-        while let Some(v) = stack.pop() {
-            let mut visit = |u: NodeIndex| {
-                if !reaches[u.index()] {
-                    reaches[u.index()] = true;
-                    stack.push(u);
-                }
-            };
-            for e in self.graph.edges_directed(v, petgraph::Incoming) {
-                if *e.weight() > flow[e.id().index()] {
-                    visit(e.source());
-                }
-            }
-            for e in self.graph.edges_directed(v, petgraph::Outgoing) {
-                if flow[e.id().index()] > 0 {
-                    visit(e.target());
-                }
+        let (source, sink) = (self.source, self.sink);
+        let end = |v: NodeIndex| v == source || v == sink;
+        let mut parts = UnionFind::<usize>::new(self.graph.node_count());
+        for e in self.graph.edge_references() {
+            if !end(e.source()) && !end(e.target()) {
+                parts.union(e.source().index(), e.target().index());
             }
         }
-        Cut { price: self.least + flow_value, sink: reaches }
+        let mut cut = Cut { price: self.least, sink: vec![false; self.graph.node_count()] };
+        cut.sink[sink.index()] = true;
+        // By part, in order of its first node: its nodes.
+        let mut nodes: IndexMap<usize, Vec<NodeIndex>, FxBuildHasher> = IndexMap::default();
+        for v in self.graph.node_indices().filter(|&v| !end(v)) {
+            nodes.entry(parts.find(v.index())).or_default().push(v);
+        }
+        let mut at = vec![NodeIndex::end(); self.graph.node_count()];
+        for part in nodes.values() {
+            let mut net = DiGraph::with_capacity(part.len() + 2, 0);
+            (at[source.index()], at[sink.index()]) = (net.add_node(()), net.add_node(()));
+            part.iter().for_each(|v| at[v.index()] = net.add_node(()));
+            let here = |v: NodeIndex| at[v.index()];
+            for &v in part {
+                for e in self.graph.edges(v) {
+                    net.add_edge(here(v), here(e.target()), *e.weight());
+                }
+                for e in self.graph.edges_directed(v, petgraph::Incoming) {
+                    if e.source() == source {
+                        net.add_edge(here(source), here(v), *e.weight());
+                    }
+                }
+            }
+            let (price, reaches) = cut_connected(&net, here(source), here(sink));
+            cut.price += price;
+            part.iter().for_each(|&v| cut.sink[v.index()] = reaches[here(v).index()]);
+        }
+        for e in self.graph.edges_connecting(source, sink) {
+            cut.price += e.weight();
+        }
+        cut
     }
+}
+
+/// The price of a minimum cut, and which nodes the sink is still reached from.
+fn cut_connected(
+    graph: &DiGraph<(), Price>,
+    source: NodeIndex,
+    sink: NodeIndex,
+) -> (Price, Vec<bool>) {
+    let (price, flow) = petgraph::algo::dinics(graph, source, sink);
+    // Nodes from which the sink can still be reached in the residual network.
+    let mut reaches = vec![false; graph.node_count()];
+    reaches[sink.index()] = true;
+    let mut stack = vec![sink];
+    while let Some(v) = stack.pop() {
+        let mut visit = |u: NodeIndex| {
+            if !reaches[u.index()] {
+                reaches[u.index()] = true;
+                stack.push(u);
+            }
+        };
+        for e in graph.edges_directed(v, petgraph::Incoming) {
+            if *e.weight() > flow[e.id().index()] {
+                visit(e.source());
+            }
+        }
+        for e in graph.edges_directed(v, petgraph::Outgoing) {
+            if flow[e.id().index()] > 0 {
+                visit(e.target());
+            }
+        }
+    }
+    (price, reaches)
 }

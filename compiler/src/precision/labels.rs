@@ -7,6 +7,8 @@ use crate::ir::{Graph, NodeId, TensorType, ValueId};
 use crate::ops::{Lowering, NumericClass, Op, matmul::Fused};
 use petgraph::graph::NodeIndex;
 use precast_plan::{DType, Target};
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 /// A storage that has a label.
 struct Store {
@@ -40,6 +42,8 @@ pub struct Model {
     store_of: Vec<Option<usize>>,
     /// What no label changes.
     fixed: Price,
+    /// By store: kernels that read or write it, ascending; found when first asked for.
+    users: OnceLock<Vec<Vec<usize>>>,
 }
 
 /// True where 16-bit.
@@ -66,6 +70,7 @@ impl Model {
             of_operands: 0,
             store_of: vec![None; g.value_count()],
             fixed: 0,
+            users: OnceLock::new(),
         };
         let internal = internal_values(g, &storage, prices.target.any_epilogue());
         let both = |elements: usize| Either {
@@ -211,11 +216,10 @@ impl Model {
 
     /// The price of the step under given labels, picoseconds; at least `NEVER` where illegal.
     pub fn price(&self, l: &Labels) -> Price {
-        let pick = |e: &Either, half: bool| if half { e.half } else { e.full };
         let mut total = self.fixed;
         let mut wanted = vec![(false, false); self.stores.len()];
         for (k, &half) in self.kernels.iter().zip(&l.kernels) {
-            total += pick(&k.own, half);
+            total += k.own.of(half);
             for &s in &k.reads {
                 if half {
                     wanted[s].1 = true;
@@ -230,7 +234,7 @@ impl Model {
             }
         }
         for ((s, &half), (full_copy, half_copy)) in self.stores.iter().zip(&l.stores).zip(wanted) {
-            total += pick(&s.own, half);
+            total += s.own.of(half);
             if half && full_copy {
                 total += s.cast.full;
             }
@@ -333,11 +337,50 @@ impl Model {
         let k = self.operands_of(node)?;
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
-        let mut price = self.price(&other);
+        let (before, mut price) = (self.around(l, &[k], None), self.around(&other, &[k], None));
         if let (false, Some(full)) = (other.kernels[k], self.kernels[k].unasked) {
             price = price - NEVER + full;
         }
-        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
+        (price < NEVER).then_some((price as f64 - before as f64) * 1e-3)
+    }
+
+    fn users(&self) -> &[Vec<usize>] {
+        self.users.get_or_init(|| {
+            let mut users = vec![vec![]; self.stores.len()];
+            for (k, kernel) in self.kernels.iter().enumerate() {
+                for &s in kernel.reads.iter().chain(&kernel.writes) {
+                    if users[s].last() != Some(&k) {
+                        users[s].push(k);
+                    }
+                }
+            }
+            users
+        })
+    }
+
+    /// The part of the price that the labels of some kernels, of what they write, and of `store`,
+    /// can change. The difference of two such parts is that of the prices.
+    fn around(&self, l: &Labels, kernels: &[usize], store: Option<usize>) -> Price {
+        let touched = |&k: &usize| self.kernels[k].reads.iter().chain(&self.kernels[k].writes);
+        let stores: BTreeSet<usize> =
+            kernels.iter().flat_map(touched).copied().chain(store).collect();
+        let users: BTreeSet<usize> =
+            stores.iter().flat_map(|&s| &self.users()[s]).chain(kernels).copied().collect();
+        let mut total = 0;
+        for &k in &users {
+            total += self.kernels[k].own.of(l.kernels[k]);
+            let wrong = self.kernels[k].writes.iter().filter(|&&s| l.stores[s] != l.kernels[k]);
+            total += wrong.count() as Price * NEVER;
+        }
+        for &s in &stores {
+            total += self.stores[s].own.of(l.stores[s]);
+            // A copy, where a kernel reads the other format.
+            let reads = |&&k: &&usize| self.kernels[k].reads.contains(&s);
+            if self.users()[s].iter().filter(reads).any(|&k| l.kernels[k] != l.stores[s]) {
+                total += self.stores[s].cast.of(!l.stores[s]);
+            }
+        }
+        total
     }
 }
 
@@ -355,18 +398,22 @@ impl Model {
         let s = self.store_of[v.0 as usize]?;
         let mut other = l.clone();
         let mut unasked = 0;
-        for (k, kernel) in self.kernels.iter().enumerate() {
+        let mut changed = vec![];
+        for &k in &self.users()[s] {
+            let kernel = &self.kernels[k];
             if !kernel.reads.contains(&s) || l.kernels[k] == l.stores[s] {
                 continue;
             }
+            changed.push(k);
             other.kernels[k] = l.stores[s];
             kernel.writes.iter().for_each(|&w| other.stores[w] = l.stores[s]);
             if let (false, Some(full)) = (l.stores[s], kernel.unasked) {
                 unasked += NEVER - full;
             }
         }
-        let price = self.price(&other).saturating_sub(unasked);
-        (price < NEVER).then(|| (price as f64 - self.price(l) as f64) * 1e-3)
+        let price = self.around(&other, &changed, Some(s)).saturating_sub(unasked);
+        let before = self.around(l, &changed, Some(s));
+        (price < NEVER).then_some((price as f64 - before as f64) * 1e-3)
     }
 }
 

@@ -85,10 +85,30 @@ fn the_cut_is_the_cheapest_of_all_labels() {
         assert!(best < NEVER);
         assert_eq!(model.price(&cut), best, "round {round}");
         biased += library_biases(&g, &model, &cut, &target);
+        differences_are_local(&model, &cut);
         mixed += usize::from(cut.kernels.contains(&true) && cut.stores.contains(&false));
     }
     assert!(mixed > 20, "the graphs do not exercise the cut: {mixed}");
     assert!(biased > 20, "few biases were cast for a library: {biased}");
+}
+
+/// What one kernel's other format, and doing without the copies of one store, change in the whole
+/// price is what they change around them.
+fn differences_are_local(model: &Model, l: &Labels) {
+    for k in 0..model.kernels.len() {
+        let mut other = l.clone();
+        other.kernels[k] = !other.kernels[k];
+        let part = |l: &Labels| model.around(l, &[k], None) as i128;
+        let whole = |l: &Labels| model.price(l) as i128;
+        assert_eq!(part(&other) - part(l), whole(&other) - whole(l));
+    }
+    for s in 0..model.stores.len() {
+        let mut other = l.clone();
+        other.stores[s] = !other.stores[s];
+        let part = |l: &Labels| model.around(l, &[], Some(s)) as i128;
+        let whole = |l: &Labels| model.price(l) as i128;
+        assert_eq!(part(&other) - part(l), whole(&other) - whole(l));
+    }
 }
 
 /// Checks that a library's bias is read in the format of the result, and counts those cast.

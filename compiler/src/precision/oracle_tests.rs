@@ -62,7 +62,15 @@ fn random(dice: &mut Dice) -> Model {
     };
     let kernels: Vec<Kernel> = (0..kernels).map(|i| kernel(dice, i)).collect();
     let (of_operands, fixed) = (kernels.len(), dice.price());
-    Model { half: DType::Bf16, stores, kernels, of_operands, store_of: vec![], fixed }
+    Model {
+        half: DType::Bf16,
+        stores,
+        kernels,
+        of_operands,
+        store_of: vec![],
+        fixed,
+        users: OnceLock::new(),
+    }
 }
 
 fn written(m: &Model) -> Value {

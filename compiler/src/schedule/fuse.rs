@@ -229,18 +229,14 @@ impl Fuser<'_> {
     fn scalars(&mut self) {
         let single =
             |g: &Group| g.is_single() && g.reduced == 0 && !g.opaque && g.product.is_none();
-        let mut at = 0;
-        while at < self.groups.len() {
-            let mut other = at + 1;
-            while other < self.groups.len() {
-                let both = self.groups[at].as_ref().is_some_and(single)
-                    && self.groups[other].as_ref().is_some_and(single);
-                if both && self.try_merge(at, other).is_some() {
+        let alone = |this: &Self, g: usize| this.groups[g].as_ref().is_some_and(single);
+        let all: Vec<usize> = (0..self.groups.len()).filter(|&g| alone(self, g)).collect();
+        for (i, &at) in all.iter().enumerate() {
+            for &other in &all[i + 1..] {
+                if alone(self, at) && alone(self, other) && self.try_merge(at, other).is_some() {
                     self.merge(at, other);
                 }
-                other += 1;
             }
-            at += 1;
         }
     }
 

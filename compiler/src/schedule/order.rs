@@ -6,7 +6,7 @@ use super::items::{Items, Source};
 use super::program::Built;
 use super::{deps, memory};
 use crate::ir::Phase;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups that run as one step.
 #[derive(Clone, Debug)]
@@ -82,22 +82,24 @@ fn depths(groups: &[Fused], next: &[BTreeSet<usize>]) -> Vec<usize> {
 /// one step.
 fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
     let mut out: Vec<Bundle> = vec![];
+    // By depth: bundles that others may join.
+    let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (g, (group, built)) in groups.iter().enumerate() {
-        let joins = |b: &&mut Bundle| {
-            let f = b.groups[0];
-            let (first, other) = (&groups[f].0, &groups[f].1);
+        let joins = |b: &Bundle| {
+            let other = &groups[b.groups[0]].1;
             let (Some(x), Some(y)) = (built, other) else { return false };
             let (x, y) = (&x.program, &y.program);
-            group.phase == Phase::Update
-                && first.phase == Phase::Update
-                && depth[f] == depth[g]
-                && group.product.is_none()
-                && first.product.is_none()
-                && (x.inputs == y.inputs && x.outputs == y.outputs && same_code(&x.code, &y.code))
+            x.inputs == y.inputs && x.outputs == y.outputs && same_code(&x.code, &y.code)
         };
-        let at = match out.iter_mut().find(joins) {
-            Some(b) => b,
+        let joinable = group.phase == Phase::Update && group.product.is_none();
+        let alike = match joinable {
+            true => &mut *open.entry(depth[g]).or_default(),
+            false => &mut vec![],
+        };
+        let at = match alike.iter().find(|&&b| joins(&out[b])) {
+            Some(&b) => &mut out[b],
             None => {
+                alike.push(out.len());
                 out.push(Bundle {
                     groups: vec![],
                     phase: group.phase,

@@ -8,14 +8,16 @@ use super::{deps, items::Item};
 use crate::ir::Shape;
 use crate::ir::view::View;
 use crate::ops::Op;
+use rustc_hash::FxHashSet;
 
 /// Places what can be placed.
 pub fn place_parts(items: &mut Items) {
     let mut removed = vec![false; items.items.len()];
     let (mut writers, readers) = (deps::writers(items), deps::readers(items));
+    let results: FxHashSet<usize> = items.results.iter().map(|r| r.1).collect();
     // From the last copy to the first: what is moved twice goes straight to the last place.
     for (c, removed) in removed.iter_mut().enumerate().rev() {
-        if let Some((value, outer, placement)) = placeable(items, &writers, &readers, c) {
+        if let Some((value, outer, placement)) = placeable(items, &results, &writers, &readers, c) {
             items.values[value].placed = Some((outer, placement));
             *removed = fits(items, &writers[value], &readers[value], c, value);
             if *removed {
@@ -23,11 +25,11 @@ pub fn place_parts(items: &mut Items) {
                 let mut at = value;
                 while let Some((outer, _)) = &items.values[at].placed {
                     at = *outer;
-                    let mut all = writers[at].clone();
-                    all.extend(&writers[value]);
-                    all.sort_unstable();
-                    all.dedup();
-                    writers[at] = all;
+                    for w in writers[value].clone() {
+                        if let Err(i) = writers[at].binary_search(&w) {
+                            writers[at].insert(i, w);
+                        }
+                    }
                 }
             } else {
                 items.values[value].placed = None;
@@ -44,6 +46,7 @@ pub fn place_parts(items: &mut Items) {
 /// The value that copy `c` moves, where it goes, and how, if its producer can put it there.
 fn placeable(
     items: &Items,
+    results: &FxHashSet<usize>,
     writers: &[Vec<usize>],
     readers: &[Vec<usize>],
     c: usize,
@@ -57,7 +60,7 @@ fn placeable(
         && value.updates.is_none()
         && value.placed.is_none()
         && value.dtype == outer.dtype
-        && !items.results.iter().any(|r| r.1 == from.value);
+        && !results.contains(&from.value);
     let attention = |i: usize| {
         let op = match &items.items[i].body {
             Body::Kernel { op, .. } => op,

@@ -15,6 +15,7 @@ use crate::ir::Shape;
 use crate::ir::view::View;
 use crate::ops::{MatMul, Op, matmul};
 use precast_plan::{DType, Instr, ReduceOp};
+use rustc_hash::FxHashMap;
 
 /// Which operand of a product is summed, and where the sums go.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,16 +32,26 @@ pub struct Sums {
 pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
     let next = deps::successors(items);
     let mut taken = vec![false; groups.len()];
+    // By value: groups with a product of it, in order.
+    let mut products: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+    for (p, (group, _)) in groups.iter().enumerate() {
+        let Some(product) = group.product else { continue };
+        if let Body::Product { operands, .. } = &items.items[product].body {
+            operands.iter().for_each(|o| products.entry(o.0).or_default().push(p));
+        }
+    }
     for s in 0..groups.len() {
         let Some(found) = sums(&groups[s]) else { continue };
         let item = groups[s].0.items[0];
-        let later = deps::reachable(&next, item);
-        let product = (0..groups.len()).find_map(|p| {
+        let mut later = None;
+        let of = products.get(&found.from).into_iter().flatten();
+        let product = of.copied().find_map(|p| {
             let (group, built) = &groups[p];
             let product = group.product.filter(|_| group.sums.is_none())?;
-            let free = group.phase == groups[s].0.phase && !group.items.iter().any(|&i| later[i]);
-            let built = built.as_ref().filter(|_| free)?;
-            Some((p, of_product(items, group, product, built, &found)?))
+            let built = built.as_ref().filter(|_| group.phase == groups[s].0.phase)?;
+            let sums = of_product(items, group, product, built, &found)?;
+            let later = later.get_or_insert_with(|| deps::reachable(&next, item));
+            (!group.items.iter().any(|&i| later[i])).then_some((p, sums))
         });
         if let Some((p, (operand, out))) = product {
             groups[p].0.sums = Some(Sums { item, operand, out });
