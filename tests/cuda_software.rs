@@ -220,7 +220,7 @@ fn a_capture_that_fails_is_given_back() {
     let (mut session, batch) = session_with(&f, &plan, true);
     let before = alone.live();
     alone.device.refuse("cublas");
-    let failed = session.step(std::slice::from_ref(&batch)).err().expect("refused");
+    let failed = session.step(std::slice::from_ref(&batch)).expect_err("refused");
     alone.device.refuse("");
     assert_eq!(failed.code, "R0707", "{failed}");
     assert_eq!(alone.live(), before, "a graph of half a step");
