@@ -1,15 +1,14 @@
 //! Model and recipe in, plan out: the passes in order, each with the reason for its place.
 
 mod baseline;
+mod loss;
 mod ranges;
 mod reasons;
 mod watched;
 
 pub use watched::{Watched, profile, replay};
 
-use crate::autodiff::{
-    self, ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec,
-};
+use crate::autodiff::{self, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
@@ -144,7 +143,7 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let frozen = recipe.frozen(&imported.params)?;
     let mut train = imported.graph;
     seed(&mut train, recipe.train.seed);
-    let spec = loss_spec(recipe, options, &imported.outputs)?;
+    let spec = loss::spec(recipe, options, &imported.outputs)?;
     let place = |e: Diagnostics| {
         let keys: &[&str] = match e.0.first().map(|d| d.code) {
             Some("P0404") => &["loss.target", "data.targets"],
@@ -506,37 +505,6 @@ fn seed(g: &mut Graph, seed: u64) {
     if let Some(var) = g.vars.get_mut(SEED_VAR) {
         var.init = VarInit::Value(f64::from(seed as u32 as i32));
     }
-}
-
-fn loss_spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<LossSpec> {
-    let prediction = match (&recipe.loss.prediction, outputs) {
-        (Some(p), _) => p.clone(),
-        (None, [only]) => only.clone(),
-        (None, _) => {
-            return Err(Diagnostic::error(
-                "P0403",
-                format!(
-                    "the model has {} outputs and the recipe does not say which to train",
-                    outputs.len()
-                ),
-            )
-            .at(recipe.place(&["loss.prediction", "loss.kind"], "which output?"))
-            .help(format!("set `[loss] prediction` to one of: {}", outputs.join(", ")))
-            .into());
-        }
-    };
-    let target = recipe.loss.target.clone();
-    Ok(match recipe.loss.kind {
-        LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis } => {
-            let class_axis = match (class_axis, &options.target_row) {
-                (Some(axis), _) => ClassAxis::At(axis),
-                (None, Some(row)) => ClassAxis::Fits(row.clone()),
-                (None, None) => ClassAxis::Last,
-            };
-            LossSpec::CrossEntropy { prediction, target, ignore_index, label_smoothing, class_axis }
-        }
-        LossKind::Mse => LossSpec::Mse { prediction, target },
-    })
 }
 
 fn scale_spec(recipe: &Recipe) -> ScaleSpec {

@@ -17,8 +17,8 @@ fn tempered(changes: &[(&str, &str)]) -> Lab {
     let model =
         MODEL.replace("forward:", "var temperature: f32[] param value(1.5)\nforward:").replace(
             "result out.y = %y",
-            "  %t = var {name=\"temperature\"} : f32[] @temperature\n  \
-             %one = reshape %t {shape=[1,1]}\n  %all = broadcast %one {shape=[4,2]}\n  \
+            "  %warmth = var {name=\"temperature\"} : f32[] @temperature\n  \
+             %cell = reshape %warmth {shape=[1,1]}\n  %all = broadcast %cell {shape=[4,2]}\n  \
              %z = binary %y, %all {f=mul} @scaled\nresult out.y = %z",
         );
     lab.write("model.pir", &model);

@@ -128,7 +128,11 @@ fn given_axis(shape: &[usize], axis: i64) -> Result<usize> {
 /// Targets of another rank need only have as many elements, since rows of tables are flat.
 fn fitting_axis(shape: &[usize], row: &[usize], target: &str) -> Result<usize> {
     let last = shape.len() - 1;
-    let axes = if last > 1 { vec![last, 1] } else { vec![last] };
+    if last == 1 {
+        // The only one; whether the data fits is said where its file is bound.
+        return Ok(last);
+    }
+    let axes = [last, 1];
     let rest = |axis: usize| without(shape, axis)[1..].to_vec();
     let exact: Vec<usize> = axes.iter().copied().filter(|&a| rest(a) == row).collect();
     let count = |a: &[usize]| a.iter().product::<usize>();

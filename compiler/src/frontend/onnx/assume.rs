@@ -4,15 +4,27 @@ use super::inputs::Dim;
 use super::inspect::{ModelInfo, inspect};
 use super::{ImportOptions, Imported, InitScheme, load};
 use crate::diagnostic::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Extents to try for dimensions other than the batch: long enough for convolutions and pools,
 /// short enough for tables of positions.
 const EXTENTS: &[usize] = &[32, 64, 8, 4, 1];
 
-/// The batch: the smallest that has a variance.
-const BATCH: usize = 2;
+/// Batches to try: the smallest that has a variance, and the one that exporters specialise for.
+const BATCHES: &[usize] = &[2, 1];
+
+/// Most extents of the model's own to try.
+const OWN: usize = 12;
+
+/// Extents for dimensions other than the batch: usual ones, then those of the model's parameters,
+/// since a table of positions says how long a sequence may be.
+fn extents(info: &ModelInfo) -> Vec<usize> {
+    let shapes = info.params.iter().filter(|p| p.shape.len() > 1);
+    let own: BTreeSet<usize> = shapes.flat_map(|p| p.shape.iter().copied()).collect();
+    let own = own.into_iter().filter(|n| *n > 1 && !EXTENTS.contains(n)).take(OWN);
+    EXTENTS.iter().copied().chain(own).collect()
+}
 
 /// A model imported under assumptions.
 #[derive(Clone, Debug)]
@@ -39,10 +51,12 @@ pub fn load_assuming(path: &Path) -> Result<Assumed> {
     let batches: Vec<&Dim> = firsts.filter(|d| matches!(d, Dim::Named(_))).collect();
     let names: Vec<String> = info.dim_names().iter().map(|n| n.to_string()).collect();
     let is_batch = |name: &String| batches.contains(&&Dim::Named(name.clone()));
+    let others = if names.iter().all(is_batch) { vec![EXTENTS[0]] } else { extents(&info) };
+    let choices = BATCHES.iter().flat_map(|&b| others.iter().map(move |&x| (b, x)));
     let mut first = None;
-    for &extent in EXTENTS {
+    for (batch, extent) in choices {
         let dims: Vec<(String, usize)> =
-            names.iter().map(|n| (n.clone(), if is_batch(n) { BATCH } else { extent })).collect();
+            names.iter().map(|n| (n.clone(), if is_batch(n) { batch } else { extent })).collect();
         let opts = ImportOptions {
             dims: dims.iter().cloned().collect::<BTreeMap<_, _>>(),
             init: Some(InitScheme::Default),
@@ -52,11 +66,13 @@ pub fn load_assuming(path: &Path) -> Result<Assumed> {
         match load(path, &opts) {
             Ok(imported) => return Ok(Assumed { info, dims, imported: Some(imported) }),
             Err(e) => {
+                // Only operands that do not fit each other may fit with other extents.
+                let other = !names.is_empty() && e.0.iter().all(|d| d.code == "P0214");
                 first.get_or_insert((e, dims));
+                if !other {
+                    break;
+                }
             }
-        }
-        if names.iter().all(is_batch) {
-            break;
         }
     }
     let (mut errors, dims) = first.expect("there are extents to try");

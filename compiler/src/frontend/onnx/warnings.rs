@@ -37,13 +37,13 @@ impl Importer<'_> {
             .collect();
         if !unclear.is_empty() {
             let list: Vec<String> = unclear.iter().map(|n| format!("`{n}`")).collect();
-            let are = if list.len() == 1 { "the scalar" } else { "the scalars" };
             let message = format!(
-                "{are} {} will not be trained: by the name, the exporter computed it beforehand",
+                "scalars that will not be trained: {}. Their names are not those of a module; the \
+                 exporter may have computed them",
                 shown(&list)
             );
             self.warnings.push(Diagnostic::warning("P0226", message).at(file).help(
-                "if it comes from a parameter, export with optimize=False; if it is one, give it \
+                "where one comes from a parameter, export with optimize=False; if it is one, give it \
                  another name. See docs/EXPORTING.md",
             ));
         }

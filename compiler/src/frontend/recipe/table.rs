@@ -2,19 +2,19 @@
 
 use super::Columns;
 use super::extents::fault;
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::Result;
 use csv::{Reader, ReaderBuilder, Trim};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-fn open(path: &Path, header: bool) -> Result<Reader<File>, Diagnostic> {
+fn open(path: &Path, header: bool) -> Result<Reader<File>> {
     ReaderBuilder::new()
         .has_headers(header)
         .trim(Trim::All)
         .from_path(path)
-        .map_err(|e| fault(path, format!("cannot read the table: {e}")))
+        .map_err(|e| fault(path, format!("cannot read the table: {e}")).into())
 }
 
 /// How many columns each field takes, which is the only extent of its rows.
@@ -69,7 +69,7 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
-    fn find(&self, field: &str, name: &str) -> Result<usize, Diagnostic> {
+    fn find(&self, field: &str, name: &str) -> Result<usize> {
         let at = if self.header {
             self.cells.iter().position(|c| *c == name)
         } else {
@@ -83,11 +83,11 @@ impl Table<'_> {
                 let count = self.cells.len();
                 format!("without a header, columns are numbers from 0; there are {count}")
             };
-            fault(self.path, message).help(help)
+            fault(self.path, message).help(help).into()
         })
     }
 
-    fn width(&self, field: &str, columns: &Columns) -> Result<usize, Diagnostic> {
+    fn width(&self, field: &str, columns: &Columns) -> Result<usize> {
         match columns {
             Columns::List(names) => {
                 for name in names {
@@ -101,6 +101,7 @@ impl Table<'_> {
                     let (a, b) = (self.find(field, first)?, self.find(field, last)?);
                     (b + 1).checked_sub(a).filter(|n| *n > 0).ok_or_else(|| {
                         fault(self.path, format!("the range `{name}` for `{field}` runs backwards"))
+                            .into()
                     })
                 }
             },
