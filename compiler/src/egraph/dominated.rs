@@ -11,7 +11,9 @@
 //!   one chosen does that with nothing beside; where the other computes a bias or an activation in
 //!   row programs, the bound already grants it all that this could save: of two results that are
 //!   read only one is counted as stored and read, kernels may grow through the activation, and
-//!   its arithmetic counts where no kernel could share it ([`crate::bound::floor`]).
+//!   its arithmetic counts where no kernel could share it ([`crate::bound::floor`]). A result that
+//!   nothing but row programs over its own elements reads need not be the product's: they compute it
+//!   from what the product stores, and read that instead.
 //!
 //! The second argument needs formats to be free at both sides of the activation, and a bias that no
 //! kernel computes. Where a person pinned formats or gave ranges, or a second product would be
@@ -25,6 +27,7 @@ use crate::ir::TensorType;
 use crate::ops::matmul::Fused;
 use crate::ops::{Lowering, Op};
 use precast_plan::Precision;
+use std::collections::BTreeSet;
 
 /// Alternatives of classes in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +79,7 @@ fn settled(r: &Reader, f: &Family, choice: &Choice, used: &[u32], prices: &Price
     if bias.is_some_and(|&b| !leaf(r, b, 0)) {
         return false;
     }
-    let results = r.closure(vec![product], |k| r.view(k) || r.projects(k));
+    let results = derived(r, f, r.closure(vec![product], |k| r.view(k) || r.projects(k)));
     let within = |c: &u32| f.members.contains(c);
     f.members.iter().all(|&c| {
         let read = r.p.roots.contains(&c) || !r.parents[c as usize].iter().all(within);
@@ -93,6 +96,43 @@ fn settled(r: &Reader, f: &Family, choice: &Choice, used: &[u32], prices: &Price
     })
 }
 
+/// Points of the iteration space of a candidate that is a row program.
+fn points(r: &Reader, class: u32, k: &Candidate) -> Option<usize> {
+    let op = r.op(k).filter(|op| op.lowering() == Lowering::Rows)?;
+    let types = |c: u32| r.eg[r.p.classes[c as usize]].data.types.iter();
+    let x: Vec<&TensorType> = k.children.iter().map(|&c| r.ty(c)).collect();
+    let y: Vec<&TensorType> = types(class).collect();
+    Some(op.def().row_spec(&x, &y).dims.iter().product())
+}
+
+/// Results of the chosen product, and what is as well computed by the row programs that read it: all
+/// of them have its elements as their points, so that each can compute it from the results, once for
+/// every time that it would have read it.
+fn derived(r: &Reader, f: &Family, mut results: BTreeSet<u32>) -> BTreeSet<u32> {
+    let elements = |c: u32| r.ty(c).shape.elements();
+    let in_rows = |c: u32| {
+        let outside = r.parents[c as usize].iter().filter(|p| !f.members.contains(p));
+        !r.p.roots.contains(&c)
+            && outside.copied().all(|p| {
+                let reads = r.list(p).iter().filter(|k| k.children.contains(&c));
+                reads.into_iter().all(|k| points(r, p, k) == Some(elements(c)))
+            })
+    };
+    loop {
+        let next = f.members.iter().copied().find(|&c| {
+            let from = |k: &Candidate| {
+                let mut inside = k.children.iter().filter(|x| f.members.contains(x)).peekable();
+                (r.behind(k) || r.view(k))
+                    && inside.peek().is_some()
+                    && inside.all(|x| results.contains(x))
+            };
+            !results.contains(&c) && r.list(c).iter().any(from) && in_rows(c)
+        });
+        let Some(c) = next else { return results };
+        results.insert(c);
+    }
+}
+
 /// Whether a class is, up to views, in memory when the step begins.
 fn leaf(r: &Reader, class: u32, depth: usize) -> bool {
     r.list(class).iter().any(|k| match r.eg.analysis.op(&k.node).map(|op| op.lowering()) {
@@ -105,9 +145,8 @@ fn leaf(r: &Reader, class: u32, depth: usize) -> bool {
 /// Whether another product with the same result, such as the batched one over a matrix that is
 /// repeated, multiplies no faster in any precision.
 fn no_faster(r: &Reader, class: u32, k: &Candidate, f: &Family, prices: &Prices) -> bool {
-    let ty = |c: u32| r.eg[r.p.classes[c as usize]].data.ty();
-    let y: [&TensorType; 1] = [ty(class)];
-    let x = |list: &[u32]| -> Vec<&'_ TensorType> { list.iter().map(|&c| ty(c)).collect() };
+    let y: [&TensorType; 1] = [r.ty(class)];
+    let x = |list: &[u32]| -> Vec<&'_ TensorType> { list.iter().map(|&c| r.ty(c)).collect() };
     let (theirs, own) = (x(&k.children[..2]), x(&f.operands));
     let plain = Op::MatMul(crate::ops::MatMul::plain());
     let all = [Precision::F32, Precision::Tf32, Precision::Bf16, Precision::F16, Precision::Fp8];

@@ -2,6 +2,7 @@
 
 use super::extract::{Candidate, Choice, Problem};
 use super::lang::{Eg, Sym};
+use crate::ir::TensorType;
 use crate::ops::matmul::Fused;
 use crate::ops::{Lowering, MatMul, Op};
 use rustc_hash::FxHashMap;
@@ -35,6 +36,11 @@ impl<'a> Reader<'a> {
             }
         }
         Reader { eg, p, parents }
+    }
+
+    /// The type of a class with one result.
+    pub fn ty(&self, class: u32) -> &'a TensorType {
+        self.eg[self.p.classes[class as usize]].data.ty()
     }
 
     pub fn list(&self, class: u32) -> &'a [Candidate] {

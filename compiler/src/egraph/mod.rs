@@ -243,11 +243,19 @@ struct Plan {
 }
 
 impl Plan {
-    /// The cheaper of two structures of a candidate, bounded by what holds for both.
+    /// The cheaper of two structures of a candidate. The bound of one that settles all others holds
+    /// for both; where neither does, the lower one is that of the two.
     fn or(self, other: Plan) -> Plan {
-        let floor = if other.floor.ns < self.floor.ns { other.floor } else { self.floor };
-        let alternatives = [&self, &other].map(|p| p.structured.alternatives);
-        let most = *alternatives.iter().max_by_key(|a| a.open).expect("two of them");
+        let of = |p: &Plan| (p.structured.alternatives, p.floor);
+        let (mut low, mut high) = (of(&self), of(&other));
+        if low.1.ns > high.1.ns {
+            std::mem::swap(&mut low, &mut high);
+        }
+        let (most, floor) = match (low.0.open, high.0.open) {
+            (_, 0) => high,
+            (0, _) => low,
+            (a, b) => (if a <= b { low.0 } else { high.0 }, low.1),
+        };
         let mut best = if other.ns < self.ns { other } else { self };
         best.floor = floor;
         best.structured.alternatives = most;
@@ -401,6 +409,15 @@ pub fn run_scheduled(
             fp8,
         })
     };
+    let below = |plan: &Plan| {
+        let Plan { name, ns, floor, .. } = plan;
+        assert!(
+            !given || *ns >= floor.ns * (1.0 - ROUNDING),
+            "{name} is predicted to take {ns} ns, and no plan can take less than {} ns: this is a \
+             bug of Precast, please report it with the model and the recipe",
+            floor.ns
+        );
+    };
     let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
         let mode = if s { scaled.as_ref() } else { plain.as_ref() };
         let format = if kind == Kind::Full { DType::F32 } else { half };
@@ -408,19 +425,15 @@ pub fn run_scheduled(
         let mut best: Option<Plan> = None;
         for structured in list {
             let plan = label(structured, name, s, half, kind)?;
-            assert!(
-                !given || plan.ns >= plan.floor.ns * (1.0 - ROUNDING),
-                "{name} is predicted to take {} ns, and no plan can take less than {} ns: this is a \
-                 bug of Precast, please report it with the model and the recipe",
-                plan.ns,
-                plan.floor.ns
-            );
+            below(&plan);
             best = Some(match best {
                 None => plan,
                 Some(other) => other.or(plan),
             });
         }
-        Ok(best.expect("there is a structure"))
+        let best = best.expect("there is a structure");
+        below(&best);
+        Ok(best)
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];
