@@ -1,9 +1,10 @@
 //! Which alternatives of the e-graph cannot make a step cheaper than the bound of the chosen one.
 //!
-//! Two kinds of alternatives are settled by argument, in the terms of [`crate::bound`]:
+//! Three kinds of alternatives are settled by argument, in the terms of [`crate::bound`]:
 //!
 //! - *the place of a factor*: multiplications by the loss scale are left out of the bound, so it is
 //!   the same wherever they are;
+//! - *a literal factor* against a tensor of it, which is the same program with an operand more;
 //! - *what is behind a product*: all that the e-graph can compute by some product of two operands is
 //!   a [`Family`]. It is settled where one product, which is the one chosen, has every result that
 //!   anything outside the family may read, and the family has no other way to be computed. Any other
@@ -15,7 +16,7 @@
 //!   nothing but row programs over its own elements reads need not be the product's: they compute it
 //!   from what the product stores, and read that instead.
 //!
-//! The second argument needs formats to be free at both sides of the activation, and a bias that no
+//! The last argument needs formats to be free at both sides of the activation, and a bias that no
 //! kernel computes. Where a person pinned formats or gave ranges, or a second product would be
 //! needed, alternatives stay open. What is open is counted, and a plan says so.
 
@@ -62,7 +63,8 @@ pub fn alternatives(
     for (c, list) in p.candidates.iter().enumerate().filter(|(c, _)| used[*c] > 0) {
         let Some(chosen) = choice[c].map(|k| k as usize) else { continue };
         for k in (0..list.len()).filter(|&k| k != chosen) {
-            if covered[c] || scale(&list[chosen]) || scale(&list[k]) {
+            let literal = by_literal(&r, &list[chosen], &list[k]);
+            if covered[c] || literal || scale(&list[chosen]) || scale(&list[k]) {
                 out.settled += 1;
             } else {
                 out.open += 1;
@@ -70,6 +72,13 @@ pub fn alternatives(
         }
     }
     out
+}
+
+/// Whether the one multiplies by a literal what the other multiplies by, or divides by, a tensor that
+/// holds it: the same row program with an operand less.
+fn by_literal(r: &Reader, chosen: &Candidate, other: &Candidate) -> bool {
+    matches!((r.op(chosen), r.op(other)), (Some(Op::Scale(_)), Some(Op::Binary(_))))
+        && other.children.contains(&chosen.children[0])
 }
 
 fn settled(r: &Reader, f: &Family, choice: &Choice, used: &[u32], prices: &Prices) -> bool {
