@@ -6,7 +6,7 @@ mod common;
 mod steps;
 
 use common::Fixture;
-use precast_plan::{Plan, Role, Storage};
+use precast_plan::{Plan, Precision, Role, Storage};
 use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, Options, Session, StepReport, TensorFile, WeightSource};
@@ -418,70 +418,45 @@ fn a_step_that_the_device_skips_is_blamed() {
     }
 }
 
-/// Convolutions and attention as cuDNN's graphs, which the software device runs by their
-/// definitions; in processes of their own, whose environment asks for cuDNN.
-fn by_cudnn(name: &str, policy: &str, allowed: impl Fn(&str) -> f64, tuned: bool) {
+/// A step in a format of the tensor cores, by cuBLASLt: beside the CPU backend, which rounds the same
+/// operands, and no farther from f64 than the format is on a CPU.
+fn rounded(name: &str, policy: &str, precision: Precision, apart: f64) {
+    let alone = Alone::new();
     let f = Fixture::open(name);
-    let lab = tempfile::tempdir().expect("a temporary folder");
-    let (mut text, _) = f.recipe("model_static.onnx", policy, SGD, "");
-    for file in ["model_static.onnx", "batch.safetensors"] {
-        let whole = f.folder.join(file).display().to_string();
-        text = text.replace(&format!("\"{file}\""), &format!("\"{whole}\""));
+    let plan = f.compile_gpu("model.onnx", policy, SGD, "", true).plan;
+    let flops = &plan.summary.product_flops;
+    let share: f64 = flops.iter().filter(|f| f.0 == precision).map(|f| f.1).sum();
+    assert!(share > 0.3, "{name} {policy}: {flops:?}");
+    let (mut gpu, batch) = f.session(plan);
+    let says = gpu.describe();
+    assert!(!says.contains("without cuBLASLt"), "{name} {policy}: {says}");
+    let before = alone.device.counts()[1];
+    let have = run(&mut gpu, &batch, 1);
+    assert!(alone.device.counts()[1] > before, "{name} {policy}: products");
+    let (mut cpu, batch) = f.session(f.compile("model.onnx", policy, SGD, true).plan);
+    let want = run(&mut cpu, &batch, 1);
+    let (h, w) = (have[0].loss, want[0].loss);
+    assert!((h - w).abs() <= 2e-3 * w, "{name} {policy}: {h}, the CPU {w}");
+    let (errors, cpus) = (f.gradient_errors(&gpu), f.gradient_errors(&cpu));
+    assert_eq!(errors.len(), cpus.len());
+    for ((gradient, e), (_, c)) in errors.iter().zip(&cpus) {
+        // Sums of an operand beside a product are sums of what was rounded.
+        assert!(*e <= 3.0 * c + 1e-4, "{policy} {gradient}: {e:.1e} from f64, the CPU {c:.1e}");
+        let [g, c] = [&gpu, &cpu].map(|s| s.result(gradient).expect("listed").to_f32());
+        let d: f64 = g.iter().zip(&c).map(|(g, c)| f64::from(g - c).powi(2)).sum();
+        let away = (d / c.iter().map(|c| f64::from(*c).powi(2)).sum::<f64>()).sqrt();
+        assert!(away <= apart, "{policy} {gradient}: {away:.1e} from the CPU, allowed {apart:.1e}");
     }
-    std::fs::write(lab.path().join("recipe.toml"), text).expect("written");
-    let grad = || -> String {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_precast"));
-        command.args(["-v", "grad", "recipe.toml", "--device", "cuda", "-o", "g.safetensors"]);
-        command.current_dir(lab.path()).env("PRECAST_CUDNN", "1");
-        if tuned {
-            command.env("PRECAST_CUDA_TUNE", "1").env("PRECAST_CACHE", lab.path().join("cache"));
-        }
-        let o = command.output().expect("the binary runs");
-        let say = String::from_utf8_lossy(&o.stderr).into_owned();
-        assert!(o.status.success(), "{name} {policy}: {say}");
-        assert!(say.contains("graphs of cuDNN with"), "{name} {policy}: {say}");
-        assert!(!say.contains("without cuDNN"), "{name} {policy}: {say}");
-        say
-    };
-    // Numbers before the two words that follow them.
-    let counts = |say: &str| -> [usize; 2] {
-        let line = say.lines().find(|l| l.contains("graphs of cuDNN with")).expect("asserted");
-        let words: Vec<&str> = line.split_whitespace().collect();
-        ["graphs", "plans"].map(|word| {
-            let at = words.iter().position(|w| *w == word).expect("as it is written");
-            words[at - 1].parse().expect("a number")
-        })
-    };
-    let [graphs, plans] = counts(&grad());
-    assert!(graphs > 0 && plans >= graphs, "{graphs} graphs, {plans} plans");
-    if tuned {
-        assert!(plans > graphs, "several plans of a graph are measured: {plans} of {graphs}");
-        let [again, plans] = counts(&grad());
-        assert_eq!((again, plans), (graphs, graphs), "what was fastest is built alone");
-    }
-    let have =
-        TensorFile::open(&lab.path().join("g.safetensors")).unwrap_or_else(|e| panic!("{e}"));
-    let mut compared = 0;
-    for name in have.names().into_iter().filter(|n| n.starts_with("grad.")) {
-        let x = have.tensor(&name).unwrap_or_else(|e| panic!("{e}")).to_f32();
-        let want = f.f64s(&name.replace("lm_head.weight", "wte.weight"));
-        let d: f64 = x.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-        let away = (d / want.iter().map(|b| b * b).sum::<f64>()).sqrt();
-        assert!(
-            away <= allowed(&name),
-            "{policy} {name}: {away:.1e}, allowed {:.1e}",
-            allowed(&name)
-        );
-        compared += 1;
-    }
-    assert!(compared > 3, "{compared} gradients");
 }
 
 #[test]
-fn gradients_by_cudnn() {
-    by_cudnn("cifar_cnn", "f32", |_| 5e-5, false);
-    let far = Fixture::open("cifar_cnn").yardstick();
-    by_cudnn("cifar_cnn", "bf16", |p| 2.0 * far(p), false);
-    let far = Fixture::open("tiny_gpt").yardstick();
-    by_cudnn("tiny_gpt", "bf16", |p| 2.0 * far(p), true);
+fn tf32_follows_the_cpu() {
+    rounded("mlp_mnist", "tf32", Precision::Tf32, 1e-2);
+    rounded("tiny_gpt", "tf32", Precision::Tf32, 1e-2);
+}
+
+#[test]
+fn fp8_follows_the_cpu() {
+    rounded("mlp_mnist", "fp8", Precision::Fp8, 0.1);
+    rounded("tiny_gpt", "fp8", Precision::Fp8, 0.1);
 }

@@ -136,3 +136,24 @@ fn fp8_is_for_targets_that_have_it() {
     let auto = gpu("h100", "policy = \"auto\"\nallow = [\"fp8\"]").unwrap();
     assert_eq!(share(&auto, Precision::Fp8), 0.0);
 }
+
+/// A product goes by the model's own name, whatever was fused behind it.
+#[test]
+fn pins_name_products_as_the_model_does() {
+    let chosen = |precision: &str| {
+        let plan = gpu("h100", precision).unwrap();
+        let of = |op: &str| plan.journal.iter().find(|d| d.op.starts_with(op)).unwrap().clone();
+        (of("/h.0/c_fc/MatMul+gelu").chosen, of("/h.1/c_fc/MatMul+gelu").chosen)
+    };
+    let (first, second) = chosen("policy = \"bf16\"");
+    assert!(first.starts_with("bf16,bf16") && second.starts_with("bf16,bf16"), "{first} {second}");
+    let pin = "policy = \"bf16\"\npins = [{ op = \"/h.0/c_fc/MatMul\", dtype = \"f32\" }]";
+    let (first, second) = chosen(pin);
+    assert!(first.starts_with("f32,f32") && second.starts_with("bf16,bf16"), "{first} {second}");
+    let slip = "policy = \"bf16\"\npins = [{ op = \"/h.0/c_fc/MatMull\", dtype = \"f32\" }]";
+    let refused = gpu("h100", slip).unwrap_err();
+    assert!(
+        refused.contains("P0501") && refused.contains("did you mean `/h.0/c_fc/MatMul"),
+        "{refused}"
+    );
+}

@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Kind};
-use crate::recipe_args::{compile, open, open_data, options};
+use crate::recipe_args::{compile, has_model, open, open_data, options, warn};
 use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
@@ -36,13 +36,7 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
     let summary = match kind {
         Kind::Recipe => {
             let recipe = input::read_recipe(path)?;
-            let model = recipe.model_path();
-            if !model.exists() {
-                let message = format!("the model {} does not exist", model.display());
-                return Err(Diagnostic::error("P0004", message)
-                    .at(recipe.place(&["model"], "no such file"))
-                    .into());
-            }
+            has_model(&recipe)?;
             // What a recipe names is right where it compiles and its data and weights fit the plan.
             let data = match recipe.data.source {
                 Some(_) => Some(open_data(&recipe)?),
@@ -63,10 +57,34 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
                     .at(Place::File { path: path.into() })
                     .into());
             }
+            let assumed = onnx::load_assuming(path)?;
             let operators: usize = info.ops.values().sum();
             let parameters = info.params.iter().filter(|p| !p.buffer);
             let elements: usize = parameters.map(|p| p.shape.iter().product::<usize>()).sum();
-            format!("opset {}, {operators} operators, {elements} parameters", info.opset)
+            let mut text =
+                format!("opset {}, {operators} operators, {elements} parameters", info.opset);
+            if !assumed.dims.is_empty() {
+                let list: Vec<String> =
+                    assumed.dims.iter().map(|(name, x)| format!("{name} = {x}")).collect();
+                text += &format!("; imported with assumed extents: {}", list.join(", "));
+            }
+            match &assumed.imported {
+                Some(imported) => {
+                    warn(&imported.warnings);
+                    if !imported.drawn.is_empty() {
+                        text += &format!(
+                            "; {} of its tensors have no values, which `[weights] file` or `init` \
+                             gives",
+                            imported.drawn.len()
+                        );
+                    }
+                }
+                None => {
+                    text +=
+                        "; not imported, since an input states no shape: only data can tell more";
+                }
+            }
+            text
         }
         Kind::Ir => {
             let g = input::read_ir(path)?;

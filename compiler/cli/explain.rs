@@ -3,6 +3,7 @@
 use crate::failure::Outcome;
 use crate::input;
 use crate::listing::{self, duration};
+use precast_compiler::ops::matmul::source_name;
 use precast_compiler::precision::casts::is_cast;
 use precast_compiler::{Diagnostic, Place};
 use precast_plan::{Decision, Plan};
@@ -45,7 +46,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
 
 fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec<&'p Decision>> {
     // A name may hold characters that mean something in a glob, so the exact name goes first.
-    let exact: Vec<_> = plan.journal.iter().filter(|d| d.op == node).collect();
+    let own = |d: &Decision| source_name(&d.op) == node;
+    let exact: Vec<_> = plan.journal.iter().filter(|d| d.op == node || own(d)).collect();
     if !exact.is_empty() {
         return Ok(exact);
     }
@@ -55,7 +57,10 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
                 .at(Place::File { path: path.into() })
         })?
         .compile_matcher();
-    let found: Vec<_> = plan.journal.iter().filter(|d| glob.is_match(&d.op)).collect();
+    let found: Vec<_> = {
+        let matches = |d: &&Decision| glob.is_match(&d.op) || glob.is_match(source_name(&d.op));
+        plan.journal.iter().filter(matches).collect()
+    };
     if !found.is_empty() {
         return Ok(found);
     }

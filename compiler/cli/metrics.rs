@@ -44,9 +44,12 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
         let x = &prediction.to_f64()[..used * prediction_row];
         let t = &target.to_f64()[..used * target_row];
         match recipe.loss.kind {
-            LossKind::CrossEntropy { ignore_index, .. } => {
-                let classes = prediction.shape.last().copied().unwrap_or(1) as usize;
-                cross_entropy(&mut sums, x, t, classes, ignore_index);
+            LossKind::CrossEntropy { ignore_index, class_axis, .. } => {
+                let axis = axis_of_classes(&prediction.shape, &target.shape, class_axis);
+                let extents = &prediction.shape[axis..];
+                let classes = extents[0] as usize;
+                let inner = extents[1..].iter().product::<u64>() as usize;
+                cross_entropy(&mut sums, x, t, (classes, inner), ignore_index);
             }
             LossKind::Mse => {
                 sums.loss += x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
@@ -97,9 +100,32 @@ fn target(recipe: &Recipe, session: &Session, batch: &Batch) -> Outcome<HostTens
     }
 }
 
-/// Negative log-likelihoods of rows of logits: `ln Σ exp(x − max) + max − x_t`.
-fn cross_entropy(sums: &mut Sums, x: &[f64], targets: &[f64], classes: usize, ignore: i64) {
-    for (row, &target) in x.chunks_exact(classes).zip(targets) {
+/// The axis that compiling chose: the recipe's, or the one that leaves the extents of the targets,
+/// of which compiling found one only.
+fn axis_of_classes(logits: &[u64], targets: &[u64], given: Option<i64>) -> usize {
+    let last = logits.len() - 1;
+    match given {
+        Some(axis) if axis < 0 => logits.len() - axis.unsigned_abs() as usize,
+        Some(axis) => axis as usize,
+        None if logits[..last] == *targets => last,
+        None => 1,
+    }
+}
+
+/// Negative log-likelihoods of logits [rows, classes, inner] at targets [rows, inner]:
+/// `ln Σ exp(x − max) + max − x_t`, sums over the classes.
+fn cross_entropy(
+    sums: &mut Sums,
+    x: &[f64],
+    targets: &[f64],
+    (classes, inner): (usize, usize),
+    ignore: i64,
+) {
+    let rows = x.chunks_exact(classes * inner);
+    let rows = rows.flat_map(|part| {
+        (0..inner).map(move |i| part[i..].iter().step_by(inner).copied().collect::<Vec<f64>>())
+    });
+    for (row, &target) in rows.zip(targets) {
         let target = target as i64;
         if target == ignore {
             continue;
@@ -122,9 +148,24 @@ mod tests {
     fn cross_entropy_is_counted_over_targets_that_count() {
         let mut sums = Sums::default();
         let x = [0.0, 0.0, 5.0, 0.0, 1.0, 2.0];
-        cross_entropy(&mut sums, &x, &[1.0, 0.0, -100.0], 2, -100);
+        cross_entropy(&mut sums, &x, &[1.0, 0.0, -100.0], (2, 1), -100);
         assert_eq!((sums.count, sums.right), (2, 1));
         let want = 2f64.ln() + (1.0 + (-5f64).exp()).ln();
         assert!((sums.loss - want).abs() < 1e-12);
+    }
+
+    #[test]
+    fn classes_may_lie_before_the_axes_of_an_image() {
+        // Logits [1,2,3]: three pixels, each with two classes.
+        let x = [0.0, 5.0, 1.0, 0.0, 0.0, 3.0];
+        let mut sums = Sums::default();
+        cross_entropy(&mut sums, &x, &[1.0, 0.0, 0.0], (2, 3), -100);
+        let want = 2f64.ln() + (1.0 + (-5f64).exp()).ln() + (1.0 + 2f64.exp()).ln();
+        assert!((sums.loss - want).abs() < 1e-12);
+        assert_eq!((sums.count, sums.right), (3, 1));
+        assert_eq!(axis_of_classes(&[4, 2, 3], &[4, 3], None), 1);
+        assert_eq!(axis_of_classes(&[4, 3, 2], &[4, 3], None), 2);
+        assert_eq!(axis_of_classes(&[4, 3, 3], &[4, 3], Some(1)), 1);
+        assert_eq!(axis_of_classes(&[4, 3, 3], &[4, 3], Some(-1)), 2);
     }
 }

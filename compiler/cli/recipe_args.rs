@@ -65,9 +65,21 @@ pub fn options() -> pipeline::Options {
     pipeline::Options { bf16_products, ..Default::default() }
 }
 
+/// Checks that the recipe's model exists.
+pub fn has_model(recipe: &Recipe) -> Outcome {
+    let model = recipe.model_path();
+    if model.exists() {
+        return Ok(());
+    }
+    let message = format!("the model {} does not exist", model.display());
+    let place = recipe.place(&["model"], "no such file");
+    Err(Diagnostic::error("P0004", message).at(place).into())
+}
+
 /// The recipe with what the data says about its extents, and the options with what it says about
 /// shapes and the length of the run.
 fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, pipeline::Options)> {
+    has_model(recipe)?;
     let total_steps = match recipe.train.length {
         TrainLength::Epochs(_) if recipe.data.source.is_none() => None,
         _ => Some(recipe.total_steps()?),
@@ -78,6 +90,7 @@ fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, p
     let capability = gpu(&recipe)?.map(|gpu| gpu.facts.capability);
     let options = pipeline::Options {
         shapes: import.input_shapes,
+        target_row: recipe.target_row()?,
         total_steps,
         capability,
         ..options.clone()
@@ -85,7 +98,8 @@ fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, p
     Ok((recipe, options))
 }
 
-fn warn(warnings: &[Diagnostic]) {
+/// Warnings go to standard error.
+pub fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
         tell!("{warning}\n");
     }

@@ -16,6 +16,8 @@ pub struct Skips {
     /// Steps that have not reported, with the place of the data before them.
     begun: VecDeque<(u64, DataState)>,
     count: u64,
+    /// Steps that have ended.
+    ended: u64,
     /// The first that was replayed, in words.
     first: Option<String>,
 }
@@ -30,7 +32,7 @@ impl Skips {
     ) -> Skips {
         let replay = Replay::new(recipe.clone(), options, threads);
         let left = limit.unwrap_or(u64::MAX);
-        Skips { replay, left, begun: VecDeque::new(), count: 0, first: None }
+        Skips { replay, left, begun: VecDeque::new(), count: 0, ended: 0, first: None }
     }
 
     /// A step is about to take its batches.
@@ -54,6 +56,7 @@ impl Skips {
         while self.begun.front().is_some_and(|(step, _)| *step < report.step) {
             self.begun.pop_front();
         }
+        self.ended += 1;
         if !report.skipped {
             return None;
         }
@@ -81,10 +84,17 @@ impl Skips {
         Some(value)
     }
 
+    /// How many steps were skipped.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// `2 steps; step 1: …`; `None` where none was skipped.
     pub fn summary(&self) -> Option<String> {
         let steps = if self.count == 1 { "step" } else { "steps" };
+        let all =
+            if self.count == self.ended { ", all of this run: no weight changed" } else { "" };
         let first = self.first.as_ref().map_or(String::new(), |f| format!("; {f}"));
-        (self.count > 0).then(|| format!("{} {steps}{first}", self.count))
+        (self.count > 0).then(|| format!("{} {steps}{all}{first}", self.count))
     }
 }

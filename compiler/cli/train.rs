@@ -48,6 +48,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         recipe.train.length = TrainLength::Steps(steps);
     }
     // What can be found wrong is found before the time of compiling and training is spent.
+    recipe_args::has_model(&recipe)?;
     let data = open_data(&recipe)?;
     let begin = Instant::now();
     let plan = compile(&recipe, &args.recipe.options(false))?.plan;
@@ -234,6 +235,7 @@ fn report(
             "ok": last.is_none_or(|r| r.loss.is_finite()),
             "steps": session.steps(),
             "loss": last.map(|r| r.loss),
+            "skipped": skips.count(),
             "test_loss": test.as_ref().map(|t| t.loss),
             "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
             "summary": session.plan().summary,

@@ -2,11 +2,14 @@
 
 mod baseline;
 mod ranges;
+mod reasons;
 mod watched;
 
 pub use watched::{Watched, profile, replay};
 
-use crate::autodiff::{self, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
+use crate::autodiff::{
+    self, ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec,
+};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
@@ -31,6 +34,8 @@ use std::sync::Arc;
 pub struct Options {
     /// Extents of model inputs and targets, from the data, the batch first.
     pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Extents that one row of the data gives to the loss's target, where they are known.
+    pub target_row: Option<Vec<usize>>,
     /// Length of the run in optimizer steps, where a learning-rate curve ends with it.
     pub total_steps: Option<u64>,
     /// Overrides the recipe's policy.
@@ -139,11 +144,11 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let frozen = recipe.frozen(&imported.params)?;
     let mut train = imported.graph;
     seed(&mut train, recipe.train.seed);
-    let spec = loss_spec(recipe, &imported.outputs)?;
+    let spec = loss_spec(recipe, options, &imported.outputs)?;
     let place = |e: Diagnostics| {
         let keys: &[&str] = match e.0.first().map(|d| d.code) {
             Some("P0404") => &["loss.target", "data.targets"],
-            _ => &["loss.prediction", "loss.kind"],
+            _ => &["loss.class_axis", "loss.prediction", "loss.kind"],
         };
         e.at(|| recipe.place(keys, "the loss"))
     };
@@ -323,6 +328,7 @@ fn finish(
     // Casts after the operations: what a person asks of them is asked apart.
     plan.journal = outcome.journal;
     plan.journal.extend(outcome.cast_journal);
+    reasons::share_steps(&mut plan);
     let inputs = plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Input { .. }));
     let inputs: u64 = inputs.map(|t| t.shape.iter().product::<u64>() * t.dtype.size() as u64).sum();
     if plan.arena_bytes.max(plan.persistent_bytes).max(inputs) > MAX_BYTES / 2 {
@@ -502,7 +508,7 @@ fn seed(g: &mut Graph, seed: u64) {
     }
 }
 
-fn loss_spec(recipe: &Recipe, outputs: &[String]) -> Result<LossSpec> {
+fn loss_spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<LossSpec> {
     let prediction = match (&recipe.loss.prediction, outputs) {
         (Some(p), _) => p.clone(),
         (None, [only]) => only.clone(),
@@ -521,8 +527,13 @@ fn loss_spec(recipe: &Recipe, outputs: &[String]) -> Result<LossSpec> {
     };
     let target = recipe.loss.target.clone();
     Ok(match recipe.loss.kind {
-        LossKind::CrossEntropy { ignore_index, label_smoothing } => {
-            LossSpec::CrossEntropy { prediction, target, ignore_index, label_smoothing }
+        LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis } => {
+            let class_axis = match (class_axis, &options.target_row) {
+                (Some(axis), _) => ClassAxis::At(axis),
+                (None, Some(row)) => ClassAxis::Fits(row.clone()),
+                (None, None) => ClassAxis::Last,
+            };
+            LossSpec::CrossEntropy { prediction, target, ignore_index, label_smoothing, class_axis }
         }
         LossKind::Mse => LossSpec::Mse { prediction, target },
     })

@@ -30,7 +30,9 @@ pub fn precision(recipe: impl AsRef<Path>) -> Result<String> {
         _ => Some(recipe.total_steps()?),
     };
     recipe.data.dims = import.dims.into_iter().collect();
-    let options = Options { shapes: import.input_shapes, total_steps, ..Options::default() };
+    let target_row = recipe.target_row()?;
+    let options =
+        Options { shapes: import.input_shapes, target_row, total_steps, ..Options::default() };
     Ok(of(&pipeline::compile(&recipe, &options)?))
 }
 

@@ -2,7 +2,7 @@
 //! the snapshots.
 
 use precast_compiler::autodiff::{
-    LossSpec, LrCurve, LrSpec, OptimizerSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, TrainSpec, attach_loss, joint,
 };
 use precast_compiler::emit::{Options, lower};
 use precast_compiler::frontend::onnx::{ImportOptions, load};
@@ -54,6 +54,7 @@ fn training(path: &str, dims: &[(&str, usize)], spec: &TrainSpec) -> Graph {
         target: "targets".into(),
         ignore_index: -100,
         label_smoothing: 0.0,
+        class_axis: ClassAxis::Last,
     };
     let loss = attach_loss(&mut g, &loss).unwrap_or_else(|e| panic!("{e}"));
     let g = joint(g, loss, spec, false).unwrap_or_else(|e| panic!("{e}"));

@@ -176,6 +176,11 @@ fn check_compiles_a_recipe() {
     let (found, text) = lab.fails(&["check", "recipe.toml"]);
     assert_eq!(found, "P0004", "{text}");
     assert!(text.contains("recipe.toml:1:"), "{text}");
+    for command in ["compile", "train"] {
+        let (found, text) = lab.fails(&[command, "recipe.toml"]);
+        assert_eq!(found, "P0004", "{text}");
+        assert!(text.contains("recipe.toml:1:"), "{text}");
+    }
     let o = lab.run(&["check", "model.pir", "recipe.toml"]);
     assert_eq!(code(&o), 1);
 }

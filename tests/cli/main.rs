@@ -1,5 +1,6 @@
 //! The command line, run as a person would.
 
+mod classes;
 mod faults;
 mod idle;
 mod lab;
@@ -7,6 +8,7 @@ mod plans;
 mod ranges;
 mod resume;
 mod runs;
+mod scalars;
 mod small;
 mod usage;
 

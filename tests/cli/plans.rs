@@ -13,8 +13,12 @@ fn json(args: &[&str]) -> Value {
 }
 
 fn plan(dir: &Path, policy: &str) -> String {
+    plan_of(RECIPE, dir, policy)
+}
+
+fn plan_of(recipe: &str, dir: &Path, policy: &str) -> String {
     let out = dir.join(format!("{policy}.plan")).display().to_string();
-    let o = precast(&["compile", RECIPE, "--device", "sm_80", "--policy", policy, "-o", &out]);
+    let o = precast(&["compile", recipe, "--device", "sm_80", "--policy", policy, "-o", &out]);
     assert_eq!(code(&o), 0, "{}", stderr(&o));
     out
 }
@@ -86,8 +90,17 @@ fn diff_says_what_changed() {
 #[test]
 fn explain_says_who_asked_for_every_cast() {
     let dir = tempfile::tempdir().unwrap();
-    for (policy, name) in [("bf16", "casts_bf16"), ("torch-autocast", "casts_torch")] {
-        let o = precast(&["explain", &plan(dir.path(), policy), "--casts"]);
+    let gpt = "examples/bytes_gpt/recipe.toml";
+    for (recipe, policy, name) in [
+        (RECIPE, "auto", "casts_auto"),
+        (RECIPE, "bf16", "casts_bf16"),
+        (RECIPE, "f16", "casts_f16"),
+        (RECIPE, "torch-autocast", "casts_torch"),
+        (gpt, "auto", "casts_gpt_auto"),
+        (gpt, "f16", "casts_gpt_f16"),
+        (gpt, "torch-autocast-bf16", "casts_gpt_torch"),
+    ] {
+        let o = precast(&["explain", &plan_of(recipe, dir.path(), policy), "--casts"]);
         assert_eq!(code(&o), 0, "{}", stderr(&o));
         insta::assert_snapshot!(name, stdout(&o));
     }

@@ -115,6 +115,18 @@ fn a_loss_that_is_no_number_ends_in_3() {
 }
 
 #[test]
+fn a_run_of_skipped_steps_says_that_nothing_changed() {
+    let scale = "[loss_scale]\nmode = \"dynamic\"\ninit = 3e38\nbackoff = 0.99\n[train]";
+    let lab = Lab::with("[train]", scale);
+    let args = ["train", "recipe.toml", "--policy", "f16"];
+    let text = lab.ok(&args);
+    assert!(text.contains("skipped     4 steps, all of this run: no weight changed"), "{text}");
+    let v: serde_json::Value =
+        serde_json::from_str(&lab.ok(&[&args[..], &["--json"]].concat())).expect("one object");
+    assert_eq!((&v["steps"], &v["skipped"]), (&4.into(), &4.into()));
+}
+
+#[test]
 fn every_stage_is_text_that_reads_back() {
     let lab = Lab::fixture("mlp_mnist");
     lab.ok(&["compile", "recipe.toml", "--dump", "stages", "--verify", "--policy", "bf16"]);

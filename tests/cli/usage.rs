@@ -1,5 +1,6 @@
 //! What the command prints, where, and how it exits.
 
+use super::lab::Lab;
 use super::{code, precast, stderr, stdout};
 use std::path::Path;
 
@@ -76,6 +77,24 @@ fn check_accepts_the_examples() {
             assert!(stdout(&o).contains("is in order"), "{}", stdout(&o));
         }
     }
+}
+
+/// What compiling would refuse, checking refuses.
+#[test]
+fn check_imports_the_model() {
+    let o = precast(&["check", "tests/fixtures/tiny_gpt/model.onnx"]);
+    assert_eq!(code(&o), 0, "{}", stderr(&o));
+    assert!(stdout(&o).contains("assumed extents: batch = 2, seq = 32"), "{}", stdout(&o));
+    let o = precast(&["check", "tests/models/gpt_4x256.ts.op17.train.onnx"]);
+    assert!(stdout(&o).contains("have no values, which `[weights] file` or"), "{}", stdout(&o));
+    // The same model with its weights cut, and with none where the file is of another model.
+    let lab = Lab::fixture("mlp_mnist");
+    let whole = lab.read("weights.safetensors");
+    std::fs::write(lab.path("weights.safetensors"), &whole[..whole.len() / 2]).unwrap();
+    let (found, text) = lab.fails(&["check", "model.onnx"]);
+    assert_eq!(found, "P0210", "{text}");
+    assert!(text.contains("found with assumed extents: batch = 2"), "{text}");
+    assert_eq!(lab.fails(&["compile", "recipe.toml"]).0, found);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Losses: appended to the forward graph as ordinary operations.
 
 use super::build::Build;
-use super::spec::LossSpec;
+use super::spec::{ClassAxis, LossSpec};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId};
 use crate::ops::{Broadcast, Const, CrossEntropy, Input, Op, Reduce, Reshape, Transpose};
@@ -30,8 +30,8 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
         )
         .into());
     }
-    let loss = match *spec {
-        LossSpec::CrossEntropy { ignore_index, label_smoothing, .. } => {
+    let loss = match spec {
+        &LossSpec::CrossEntropy { ignore_index, label_smoothing, ref class_axis, .. } => {
             let shape = g.shape(p).clone();
             if shape.rank() < 2 {
                 return Err(Diagnostic::error(
@@ -43,14 +43,23 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
                 )
                 .into());
             }
-            let t = match existing_input(g, target) {
+            let existing = existing_input(g, target);
+            let own = existing.map(|t| g.shape(t).to_vec());
+            let axis = match (class_axis, &own) {
+                (ClassAxis::At(axis), _) => given_axis(&shape, *axis)?,
+                // A target that the model itself takes has extents of its own.
+                (_, Some(t)) => fitting_axis(&shape, &t[t.len().min(1)..], target)?,
+                (ClassAxis::Fits(row), None) => fitting_axis(&shape, row, target)?,
+                (ClassAxis::Last, None) => shape.rank() - 1,
+            };
+            let t = match existing {
                 Some(t) => t,
                 None => {
-                    let ty = TensorType::new(DType::I64, shape[..shape.rank() - 1].to_vec());
+                    let ty = TensorType::new(DType::I64, without(&shape, axis));
                     declare_input(g, target, &ty)?
                 }
             };
-            cross_entropy(g, p, t, target, ignore_index, label_smoothing)?
+            cross_entropy(g, p, t, target, axis, ignore_index, label_smoothing)?
         }
         LossSpec::Mse { .. } => {
             let ty = TensorType::f32(g.shape(p).clone());
@@ -99,11 +108,66 @@ fn declare_input(g: &mut Graph, name: &str, ty: &TensorType) -> Result<ValueId> 
     Ok(Build { g, region: Region::Forward }.op(name, Input::new(name, ty), &[]))
 }
 
+/// Extents without one axis.
+fn without(shape: &[usize], axis: usize) -> Vec<usize> {
+    shape.iter().enumerate().filter(|&(d, _)| d != axis).map(|(_, &n)| n).collect()
+}
+
+fn given_axis(shape: &[usize], axis: i64) -> Result<usize> {
+    let rank = shape.len() as i64;
+    let at = if axis < 0 { axis + rank } else { axis };
+    if (1..rank).contains(&at) {
+        return Ok(at as usize);
+    }
+    Err(Diagnostic::error("P0403", format!("logits of shape {shape:?} have no class axis {axis}"))
+        .help("axis 0 is the batch; 1 is PyTorch's convention, -1 the last")
+        .into())
+}
+
+/// The last axis, or axis 1, whichever leaves extents of the targets: `row`, without the batch.
+/// Targets of another rank need only have as many elements, since rows of tables are flat.
+fn fitting_axis(shape: &[usize], row: &[usize], target: &str) -> Result<usize> {
+    let last = shape.len() - 1;
+    let axes = if last > 1 { vec![last, 1] } else { vec![last] };
+    let rest = |axis: usize| without(shape, axis)[1..].to_vec();
+    let exact: Vec<usize> = axes.iter().copied().filter(|&a| rest(a) == row).collect();
+    let count = |a: &[usize]| a.iter().product::<usize>();
+    let flat = || -> Vec<usize> {
+        let fits = |&a: &usize| rest(a).len() != row.len() && count(&rest(a)) == count(row);
+        axes.iter().copied().filter(fits).collect()
+    };
+    let found = if exact.is_empty() { flat() } else { exact };
+    match found[..] {
+        [axis] => Ok(axis),
+        [] => {
+            let takes: Vec<String> = axes.iter().map(|&a| format!("{:?}", rest(a))).collect();
+            let message = format!(
+                "a row of the targets `{target}` has shape {row:?}; logits of shape {shape:?} take {}",
+                takes.join(" or ")
+            );
+            Err(Diagnostic::error("P0403", message).into())
+        }
+        _ => {
+            let message = format!(
+                "targets `{target}` fit logits of shape {shape:?} with the classes on axis 1 and on \
+                 the last"
+            );
+            Err(Diagnostic::error("P0403", message)
+                .help(
+                    "say which: `[loss] class_axis = 1` as in PyTorch's [n, classes, h, w], or -1 \
+                     for [batch, tokens, classes]",
+                )
+                .into())
+        }
+    }
+}
+
 fn cross_entropy(
     g: &mut Graph,
     logits: ValueId,
     targets: ValueId,
     target_name: &str,
+    class_axis: usize,
     ignore_index: i64,
     label_smoothing: f64,
 ) -> Result<ValueId> {
@@ -111,17 +175,16 @@ fn cross_entropy(
     let rank = shape.rank();
     let mut b = Build { g, region: Region::Forward };
     let mut logits = logits;
-    // Classes on the last axis, or on axis 1 as in PyTorch's [n, classes, d1, …].
-    if t.shape[..] != shape[..rank - 1] {
-        let mut moved: Vec<usize> = (0..rank).filter(|&d| d != 1).collect();
-        if t.shape[..] != moved.iter().map(|&d| shape[d]).collect::<Vec<_>>()[..] {
-            return Err(Diagnostic::error(
-                "P0403",
-                format!("targets `{target_name}` are {t}, which does not fit logits {shape}"),
-            )
-            .into());
-        }
-        moved.push(1);
+    if t.shape[..] != without(&shape, class_axis)[..] {
+        return Err(Diagnostic::error(
+            "P0403",
+            format!("targets `{target_name}` are {t}, which does not fit logits {shape}"),
+        )
+        .into());
+    }
+    if class_axis != rank - 1 {
+        let mut moved: Vec<usize> = (0..rank).filter(|&d| d != class_axis).collect();
+        moved.push(class_axis);
         logits = b.op("loss.logits", Transpose { perm: moved }, &[logits]);
     }
     let classes = b.g.shape(logits)[rank - 1];

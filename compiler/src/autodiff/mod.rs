@@ -10,5 +10,5 @@ mod update;
 
 pub use backward::backward;
 pub use loss::attach_loss;
-pub use spec::{LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
+pub use spec::{ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
 pub use update::joint;

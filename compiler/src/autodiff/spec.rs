@@ -5,9 +5,28 @@
 #[derive(Clone, Debug, PartialEq)]
 pub enum LossSpec {
     /// Mean over targets that are not `ignore_index`, as `torch.nn.functional.cross_entropy`.
-    CrossEntropy { prediction: String, target: String, ignore_index: i64, label_smoothing: f64 },
+    CrossEntropy {
+        prediction: String,
+        target: String,
+        ignore_index: i64,
+        label_smoothing: f64,
+        class_axis: ClassAxis,
+    },
     /// Mean over all elements.
     Mse { prediction: String, target: String },
+}
+
+/// Which axis of the logits counts the classes; the others are those of the targets.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum ClassAxis {
+    /// The last: [rows, classes], [batch, tokens, classes].
+    #[default]
+    Last,
+    /// As said; negative counts from the end.
+    At(i64),
+    /// The last, or axis 1 as in PyTorch's [n, classes, d1, …]: the one that leaves the extents of
+    /// the data's targets, given here without the batch.
+    Fits(Vec<usize>),
 }
 
 /// The optimizer and its constants, in PyTorch's terms.

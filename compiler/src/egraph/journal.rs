@@ -14,8 +14,12 @@ pub fn ms(ns: f64) -> String {
     if ns >= 1e6 { format!("{:.3} ms", ns * 1e-6) } else { format!("{:.1} µs", ns * 1e-3) }
 }
 
+/// Of a candidate whose formats go by what is legal and not by cost.
+pub const FORCED: &str = "every legal product";
+
 /// One sentence on the candidates.
 pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> String {
+    let throughout = |i: usize| format!("{} throughout, {}", plans[i].name, ms(plans[i].ns));
     let price = |p: &Plan| format!("{} at {}", p.name, ms(p.ns));
     if policy != Policy::Auto {
         let mut s =
@@ -28,12 +32,17 @@ pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> S
     if plans.len() == 1 {
         return format!("f32 at {}: {} has no 16-bit products", ms(plans[0].ns), target.name);
     }
+    let forced = plans.iter().position(|p| p.note == FORCED);
+    let plans = &plans[..forced.unwrap_or(plans.len())];
     let all: Vec<String> = plans.iter().map(price).collect();
     let compared = format!("compared {} on {}", all.join(", "), target.name);
     if best == 0 {
         let lead = plans[1..].iter().map(|p| 1.0 - p.ns / plans[0].ns).fold(f64::MIN, f64::max);
         if lead > 0.0 {
             format!("{compared}: FP32, since mixed precision would gain only {:.1} %", lead * 100.0)
+        } else if let Some(forced) = forced {
+            let why = "FP32, since no operation gains what its casts cost here";
+            format!("{compared}: {why}; with {}", throughout(forced))
         } else {
             format!("{compared}: FP32, since mixed precision would be slower here")
         }
@@ -171,7 +180,11 @@ pub fn casts(plan: &Plan, prices: &Prices) -> Vec<Decision> {
                 let cost = prices.target.launch_ns + bytes;
                 return record.decision(cost, None, "FP8 products read it, with its scale");
             }
+            let forced = plan.note == FORCED;
             let why = match extra {
+                Some(extra) if extra < 0.0 && forced => {
+                    "with its readers in the format that is stored, which the policy rules out"
+                }
                 Some(_) => "with its readers in the format that is stored",
                 None => "its readers may not take the format that is stored",
             };

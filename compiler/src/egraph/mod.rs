@@ -346,7 +346,7 @@ pub fn run_scheduled(
         let note = match kind {
             Kind::Full if options.policy == Policy::Tf32 => "everything stored in f32",
             Kind::Full => "everything in f32",
-            Kind::Forced => "every legal product",
+            Kind::Forced => journal::FORCED,
             Kind::Priced => "by cost",
         };
         // The cut sees fusion before it happens, in one of two ways. What the schedule makes of
@@ -479,6 +479,15 @@ pub fn run_scheduled(
             .min_by(|&a, &b| plans[a].ns.total_cmp(&plans[b].ns))
             .expect("f32 is always a candidate"),
     };
+    if policy == Policy::Auto
+        && best == 0
+        && plans.len() > 1
+        && count_casts(&plans[1].placed).0 == 0
+    {
+        // By cost the 16-bit candidate is the f32 plan again; say what mixed precision would be.
+        let (name, scaled, half) = (plans[1].name, plans[1].scaled, plans[1].legal.half);
+        plans.push(build(name, scaled, half, Kind::Forced)?);
+    }
     let admitted: Vec<&Plan> = match policy {
         Policy::Auto => plans.iter().collect(),
         _ => vec![&plans[best]],

@@ -2,7 +2,6 @@
 
 use super::lang::{ENode, Eg, Sym};
 use crate::ir::{Graph, NodeId};
-use crate::ops::activation::Act;
 use crate::ops::matmul::Fused;
 use crate::ops::{MatMul, Op};
 use egg::{Id, Language};
@@ -20,15 +19,9 @@ impl Names<'_> {
     pub fn of(&self, enode: &ENode, id: Id) -> String {
         let op = self.eg.analysis.op(enode).expect("projections are not operations");
         if let Op::MatMul(m) = op
-            && m.fused.has_bias()
+            && let Some(what) = m.fused.suffix()
             && let Some(base) = self.product(enode)
         {
-            let what = match m.fused.act() {
-                None => "bias",
-                Some(Act::Relu) => "relu",
-                Some(Act::Gelu | Act::GeluTanh) => "gelu",
-                Some(Act::Silu) => "silu",
-            };
             return format!("{base}+{what}");
         }
         let standing = match op {

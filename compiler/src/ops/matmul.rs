@@ -35,6 +35,16 @@ impl Fused {
         }
     }
 
+    /// What the name of a product ends in that has this behind it, after a `+`.
+    pub const fn suffix(self) -> Option<&'static str> {
+        match self {
+            Fused::None => None,
+            Fused::Bias => Some("bias"),
+            Fused::BiasRelu => Some("relu"),
+            Fused::BiasGelu | Fused::BiasGeluTanh => Some("gelu"),
+        }
+    }
+
     pub const fn has_bias(self) -> bool {
         !matches!(self, Fused::None)
     }
@@ -51,6 +61,14 @@ impl Fused {
         let y = act.emit(b, pre);
         if self.has_aux() { vec![y, pre] } else { vec![y] }
     }
+}
+
+/// The model's own name of an operation: that of the product, where more was fused behind it.
+pub fn source_name(name: &str) -> &str {
+    let mut suffixes = Fused::ALL.iter().filter_map(|f| f.suffix());
+    suffixes
+        .find_map(|s| name.strip_suffix(s).and_then(|name| name.strip_suffix('+')))
+        .unwrap_or(name)
 }
 
 op! {

@@ -4,6 +4,7 @@ use super::degree::Degree;
 use super::{PrecisionOptions, keeps_format, storages, uniform_operands};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
+use crate::ops::matmul::source_name;
 use crate::ops::{Lowering, NumericClass, Op};
 use globset::{Glob, GlobMatcher};
 use precast_plan::{DType, Target};
@@ -283,7 +284,7 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
             .compile_matcher();
         let mut any = false;
         for (id, node) in g.nodes() {
-            if !glob.is_match(&node.name) {
+            if !glob.is_match(&node.name) && !glob.is_match(source_name(&node.name)) {
                 continue;
             }
             any = true;
@@ -295,11 +296,16 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
             })?;
         }
         if !any {
-            return Err(fault(
-                format!("the pin `{}` names no operation", pin.op),
-                "`precast show --stage egraph` lists the operations",
-            )
-            .into());
+            let names = g.nodes().map(|(_, n)| n.name.as_str());
+            let help = match crate::diagnostic::nearest(&pin.op, names) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => {
+                    "`precast show --stage egraph` lists the operations; one that was fused into a \
+                         product goes by the product's name"
+                        .into()
+                }
+            };
+            return Err(fault(format!("the pin `{}` names no operation", pin.op), &help).into());
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ mod rules;
 
 use indexmap::IndexMap;
 use precast_compiler::autodiff::{
-    LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
 };
 use precast_compiler::egraph::{Modes, Outcome, run};
 use precast_compiler::frontend::onnx::{ImportOptions, load};
@@ -74,6 +74,7 @@ fn case(name: &str, accumulate: u32) -> Case {
         target: "targets".into(),
         ignore_index: -100,
         label_smoothing: 0.0,
+        class_axis: ClassAxis::Last,
     };
     let loss = attach_loss(&mut g, &loss).unwrap_or_else(|e| panic!("{e}"));
     let build = |scale| {

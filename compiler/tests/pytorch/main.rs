@@ -3,7 +3,7 @@
 
 use indexmap::IndexMap;
 use precast_compiler::autodiff::{
-    LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
 };
 use precast_compiler::frontend::onnx::{ImportOptions, load};
 use precast_compiler::ir::{ConstData, Graph, Shape, VarInit};
@@ -81,6 +81,7 @@ fn case(folder: &Path, model: &str, scale: Option<ScaleSpec>) -> Case {
         target: "targets".into(),
         ignore_index: -100,
         label_smoothing: 0.0,
+        class_axis: ClassAxis::Last,
     };
     let loss = attach_loss(&mut g, &loss).unwrap_or_else(|e| panic!("{e}"));
     let g = joint(g, loss, &spec(scale), true).unwrap_or_else(|e| panic!("{e}"));

@@ -17,6 +17,8 @@ use lt::cublasLtMatmulDescAttributes_t as Desc;
 use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
 use lt::cublasLtMatrixLayoutAttribute_t as Layout;
 use precast_plan::DType;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -45,6 +47,9 @@ pub struct Blas {
     cache: Cache,
     tune: bool,
     version: usize,
+    /// Algorithms that ran, and products of which none did, with the library's words.
+    chosen: RefCell<BTreeMap<String, lt::cublasLtMatmulAlgo_t>>,
+    refused: RefCell<BTreeMap<String, String>>,
 }
 
 // SAFETY: the handle may be used from any thread, one at a time.
@@ -84,6 +89,8 @@ impl Blas {
             tune: env::var_os(TUNE_VARIABLE).is_none_or(|v| v != "0"),
             // SAFETY: takes no arguments.
             version: unsafe { api.cublasLtGetVersion() },
+            chosen: RefCell::default(),
+            refused: RefCell::default(),
         })
     }
 
@@ -92,32 +99,47 @@ impl Blas {
         WORKSPACE + 8
     }
 
-    /// Whether the library proposes anything for a product whose operands lie at such addresses;
-    /// of the addresses only the alignment counts.
-    ///
-    /// # Errors
-    /// If the library fails otherwise.
-    pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<Answer> {
-        let call = Call::new(self, p, address)?;
-        Ok(match call.propose(1)? {
-            Ok(list) if !list.is_empty() => Answer::Yes,
-            Ok(_) => Answer::No("cuBLASLt proposes no algorithm".into()),
-            Err(status) => Answer::No(format!("cuBLASLt says: {}", word(status))),
+    /// Whether the library proposes anything for a product whose operands lie at such addresses, and
+    /// has not refused to run it; of the addresses only the alignment counts.
+    pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Answer {
+        let proposed = || -> std::result::Result<(), String> {
+            let call = Call::new(self, p, address)?;
+            if let Some(why) = self.refused.borrow().get(&call.describe(p)) {
+                return Err(why.clone());
+            }
+            match call.propose(1)?.is_empty() {
+                true => Err("cuBLASLt proposes no algorithm".into()),
+                false => Ok(()),
+            }
+        };
+        proposed().map_or_else(Answer::No, |()| Answer::Yes)
+    }
+
+    /// From now on [`Blas::can`] says no to a product, because [`Blas::prepare`] said why. The
+    /// addresses are as for the former. `false` where it said no before.
+    pub fn refuse(&self, p: &Product, address: &dyn Fn(Place) -> u64, why: &str) -> bool {
+        Call::new(self, p, address).is_ok_and(|call| {
+            let why = format!("cuBLASLt refuses to run it: {why}");
+            self.refused.borrow_mut().insert(call.describe(p), why).is_none()
         })
     }
 
     /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
-    /// result and loads its kernel, so that a capture finds it loaded.
+    /// result and loads its kernel, so that a capture finds it loaded. The inner error says why the
+    /// library runs none.
     ///
     /// # Errors
-    /// `R0707` if the library has no algorithm or fails.
+    /// If the device fails.
     pub fn prepare(
         &self,
         p: &Product,
         address: &dyn Fn(Place) -> u64,
         stream: &Stream,
-    ) -> Result<Call> {
-        let mut call = Call::new(self, p, address)?;
+    ) -> Result<std::result::Result<Call, String>> {
+        let mut call = match Call::new(self, p, address) {
+            Ok(call) => call,
+            Err(why) => return Ok(Err(why)),
+        };
         let key = format!(
             "{} {} cuBLASLt {} {}",
             self.context.info.name,
@@ -125,21 +147,36 @@ impl Blas {
             self.version,
             call.describe(p)
         );
-        if let Some(algorithm) = self.remembered(&call, key.as_bytes()) {
+        let known = self.chosen.borrow().get(&key).copied();
+        if let Some(algorithm) = known.or_else(|| self.remembered(&call, key.as_bytes())) {
             call.algorithm = algorithm;
-            call.run(stream)?;
-            return Ok(call);
+            match call.run(stream) {
+                Ok(()) => {
+                    self.chosen.borrow_mut().insert(key, algorithm);
+                    return Ok(Ok(call));
+                }
+                Err(e) => tracing::debug!("what cuBLASLt ran before is refused: {e}"),
+            }
         }
         // Untuned the first is taken, but one may still be refused when it is run.
-        let proposals = call.propose(PROPOSALS)?.unwrap_or_default();
-        call.algorithm = self.fastest(&mut call, &proposals, stream)?.ok_or_else(|| {
-            Error::new("R0707", format!("cuBLASLt has no algorithm for {}", call.describe(p)))
-        })?;
+        let proposals = match call.propose(PROPOSALS) {
+            Ok(list) => list,
+            Err(why) => return Ok(Err(why)),
+        };
+        let algorithm = match self.fastest(&mut call, &proposals, stream)? {
+            Ok(algorithm) => algorithm,
+            Err(why) => {
+                self.cache.forget("product", key.as_bytes());
+                return Ok(Err(why));
+            }
+        };
+        call.algorithm = algorithm;
         if self.tune && proposals.len() > 1 {
-            let bytes: Vec<u8> = call.algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let bytes: Vec<u8> = algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
             self.cache.put("product", key.as_bytes(), &bytes);
         }
-        Ok(call)
+        self.chosen.borrow_mut().insert(key, algorithm);
+        Ok(Ok(call))
     }
 
     /// The choice of an earlier run, if this library accepts it.
@@ -169,38 +206,43 @@ impl Blas {
             .then_some(algorithm)
     }
 
-    /// Measures proposals; of equals the first. Without tuning, the first that runs; `None` where
-    /// none does.
+    /// Measures proposals; of equals the first. Without tuning, the first that runs; where none
+    /// does, the library's words.
     fn fastest(
         &self,
         call: &mut Call,
         proposals: &[Candidate],
         stream: &Stream,
-    ) -> Result<Option<lt::cublasLtMatmulAlgo_t>> {
+    ) -> Result<std::result::Result<lt::cublasLtMatmulAlgo_t, String>> {
         let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
         let mut best: Option<(f64, lt::cublasLtMatmulAlgo_t)> = None;
-        for p in proposals {
+        let mut why = "cuBLASLt proposes no algorithm".to_string();
+        'proposals: for p in proposals {
             call.algorithm = p.algorithm;
-            if let Err(e) = call.run(stream) {
-                tracing::debug!("a proposal of cuBLASLt is refused: {e}");
-                continue;
-            }
-            if !self.tune || proposals.len() == 1 {
-                return Ok(Some(p.algorithm));
-            }
+            let timed = self.tune && proposals.len() > 1;
             let mut least = f64::INFINITY;
-            for _ in 0..RUNS {
+            // The first run is not measured.
+            for run in 0..if timed { 1 + RUNS } else { 1 } {
                 begin.record(stream)?;
-                call.run(stream)?;
+                if let Err(e) = call.run(stream) {
+                    tracing::debug!("a proposal of cuBLASLt is refused: {e}");
+                    why = e.message;
+                    continue 'proposals;
+                }
                 end.record(stream)?;
-                end.wait()?;
-                least = least.min(end.since(&begin)?);
+                if run > 0 {
+                    end.wait()?;
+                    least = least.min(end.since(&begin)?);
+                }
+            }
+            if !timed {
+                return Ok(Ok(p.algorithm));
             }
             if best.as_ref().is_none_or(|b| least < b.0) {
                 best = Some((least, p.algorithm));
             }
         }
-        Ok(best.map(|b| b.1))
+        Ok(best.map(|b| b.1).ok_or(why))
     }
 }
 
@@ -212,10 +254,12 @@ impl Drop for Blas {
 }
 
 fn check(status: Status, what: &str) -> Result<()> {
-    if status == 0 {
-        return Ok(());
-    }
-    Err(Error::new("R0707", format!("cuBLASLt, {what}: {}", word(status))))
+    said(status, what).map_err(|words| Error::new("R0707", words))
+}
+
+/// What the library declines, in words.
+fn said(status: Status, what: &str) -> std::result::Result<(), String> {
+    if status == 0 { Ok(()) } else { Err(format!("cuBLASLt, {what}: {}", word(status))) }
 }
 
 /// What a value of cublasStatus_t means.
@@ -269,6 +313,8 @@ pub struct Call {
     b: Owned<lt::cublasLtMatrixLayout_t>,
     d: Owned<lt::cublasLtMatrixLayout_t>,
     addresses: [u64; 4],
+    /// Of the bias and of what is stored beside the result, where there are such.
+    beside: Vec<u64>,
     /// Address of the factor on the device, and of 0 or 1 beside it.
     device_factors: Option<(u64, u64)>,
     beta: f32,
@@ -281,7 +327,12 @@ unsafe impl Send for Call {}
 
 impl Call {
     /// The handle and the workspace are those of `blas`, which the owner keeps alive.
-    fn new(blas: &Blas, p: &Product, address: &dyn Fn(Place) -> u64) -> Result<Call> {
+    /// What the library refuses to be told of is an error in its words.
+    fn new(
+        blas: &Blas,
+        p: &Product,
+        address: &dyn Fn(Place) -> u64,
+    ) -> std::result::Result<Call, String> {
         let api = blas.api;
         let compute = if p.tf32 {
             lt::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
@@ -293,25 +344,27 @@ impl Call {
         let status = unsafe {
             api.cublasLtMatmulDescCreate(&raw mut raw, compute as u32, data_type(DType::F32))
         };
-        check(status, "describing a product")?;
+        said(status, "describing a product")?;
         let desc = Owned { raw, api, destroy: CublasLt::cublasLtMatmulDescDestroy };
-        let set = |what: Desc, value: &[u8]| -> Result<()> {
+        let set = |what: Desc, value: &[u8]| -> std::result::Result<(), String> {
             // SAFETY: the descriptor is alive and the value has the given length.
             let status = unsafe {
                 let value_ptr = value.as_ptr().cast::<c_void>();
                 api.cublasLtMatmulDescSetAttribute(desc.raw, what as u32, value_ptr, value.len())
             };
-            check(status, "describing a product")
+            said(status, &format!("{what:?}"))
         };
         let operation = |m: &Matrix| i32::from(m.transposed).to_ne_bytes();
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, &operation(&p.a))?;
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &operation(&p.b))?;
         use lt::cublasLtEpilogue_t as Epilogue;
-        let bias = |v: &Vector, kind: Epilogue| -> Result<()> {
+        let mut beside = vec![];
+        let mut bias = |v: &Vector, kind: Epilogue| -> std::result::Result<(), String> {
             set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &(kind as u32).to_ne_bytes())?;
             // Without a type of its own it has D's, which is the only one the library adds.
             assert_eq!(v.dtype, p.d.dtype, "the lowering refuses other biases");
             let at = address(v.place);
+            beside.push(at);
             set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.to_ne_bytes())
         };
         match &p.fused {
@@ -326,8 +379,9 @@ impl Call {
             }
             Fused::BiasGeluTanhAux { bias: v, aux, aux_ld, aux_batch_stride } => {
                 bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
-                let at = address(*aux).to_ne_bytes();
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at)?;
+                let at = address(*aux);
+                beside.push(at);
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_ne_bytes())?;
                 let ld = (*aux_ld as i64).to_ne_bytes();
                 set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
                 let stride = (*aux_batch_stride as i64).to_ne_bytes();
@@ -358,6 +412,7 @@ impl Call {
             d: layout(api, &p.d, p.batch)?,
             desc,
             addresses: [address(p.a.place), address(p.b.place), p.c.map_or(d_at, address), d_at],
+            beside,
             device_factors,
             beta,
             algorithm: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
@@ -365,21 +420,21 @@ impl Call {
         })
     }
 
-    /// The library's proposals, best first, or the status by which it declines.
-    fn propose(&self, most: usize) -> Result<std::result::Result<Vec<Candidate>, Status>> {
+    /// The library's proposals, best first, or the words by which it declines.
+    fn propose(&self, most: usize) -> std::result::Result<Vec<Candidate>, String> {
         let api = self.api;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
-        check(unsafe { api.cublasLtMatmulPreferenceCreate(&raw mut raw) }, "stating wishes")?;
+        said(unsafe { api.cublasLtMatmulPreferenceCreate(&raw mut raw) }, "stating wishes")?;
         let preference = Owned { raw, api, destroy: CublasLt::cublasLtMatmulPreferenceDestroy };
-        let set = |what: Preference, value: &[u8]| -> Result<()> {
+        let set = |what: Preference, value: &[u8]| -> std::result::Result<(), String> {
             // SAFETY: the descriptor is alive and the value has the given length.
             let status = unsafe {
                 let value_ptr = value.as_ptr().cast::<c_void>();
                 let bytes = value.len();
                 api.cublasLtMatmulPreferenceSetAttribute(raw, what as u32, value_ptr, bytes)
             };
-            check(status, "stating wishes")
+            said(status, &format!("{what:?}"))
         };
         let workspace = WORKSPACE as usize;
         set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace.to_ne_bytes())?;
@@ -410,15 +465,10 @@ impl Call {
                 &raw mut found,
             )
         };
-        match status {
-            0 => {}
-            // What the library answers where it knows no algorithm.
-            7 | 8 | 15 => return Ok(Err(status)),
-            other => check(other, "choosing an algorithm")?,
-        }
+        said(status, "choosing an algorithm")?;
         list.truncate(found.max(0) as usize);
         list.retain(|c| c.status == 0);
-        Ok(Ok(list))
+        Ok(list)
     }
 
     /// Everything an algorithm's speed depends on; the key of what is remembered.
@@ -457,7 +507,7 @@ impl Call {
             if p.tf32 { ", tf32" } else { "" },
             if p.c.is_some() { ", added" } else { "" },
             if p.alpha.is_some() { ", scaled" } else { "" },
-            self.addresses.map(alignment)
+            self.addresses.iter().chain(&self.beside).map(|&a| alignment(a)).collect::<Vec<_>>()
         )
     }
 
@@ -507,22 +557,22 @@ fn layout(
     api: &'static CublasLt,
     m: &Matrix,
     batch: u64,
-) -> Result<Owned<lt::cublasLtMatrixLayout_t>> {
+) -> std::result::Result<Owned<lt::cublasLtMatrixLayout_t>, String> {
     let mut raw = std::ptr::null_mut();
     // SAFETY: the pointer is to a local.
     let status = unsafe {
         let dtype = data_type(m.dtype);
         api.cublasLtMatrixLayoutCreate(&raw mut raw, dtype, m.rows, m.columns, m.ld as i64)
     };
-    check(status, "describing a matrix")?;
+    said(status, "describing a matrix")?;
     let owned = Owned { raw, api, destroy: CublasLt::cublasLtMatrixLayoutDestroy };
-    let set = |what: Layout, value: &[u8]| -> Result<()> {
+    let set = |what: Layout, value: &[u8]| -> std::result::Result<(), String> {
         // SAFETY: the descriptor is alive and the value has the given length.
         let status = unsafe {
             let value_ptr = value.as_ptr().cast::<c_void>();
             api.cublasLtMatrixLayoutSetAttribute(raw, what as u32, value_ptr, value.len())
         };
-        check(status, "describing a matrix")
+        said(status, &format!("{what:?}"))
     };
     if batch > 1 {
         set(Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32).to_ne_bytes())?;

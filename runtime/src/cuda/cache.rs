@@ -63,6 +63,13 @@ impl Cache {
         (u128::from_le_bytes(*sum) == hash(&[value])).then(|| value.to_vec())
     }
 
+    /// Removes what was stored for a key, or for another of its hash.
+    pub fn forget(&self, kind: &str, key: &[u8]) {
+        if let Some(path) = self.path(kind, key) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// Stores a value. Others see all of it or nothing.
     pub fn put(&self, kind: &str, key: &[u8], value: &[u8]) {
         let Some(path) = self.path(kind, key) else { return };
@@ -104,6 +111,10 @@ mod tests {
         assert_eq!(cache.get("cubin", b"k").unwrap(), b"value");
         assert_eq!(cache.get("cubin", b"l"), None);
         assert_eq!(cache.get("other", b"k"), None);
+        cache.forget("cubin", b"l");
+        assert_eq!(cache.get("cubin", b"k").unwrap(), b"value");
+        cache.forget("cubin", b"k");
+        assert_eq!(cache.get("cubin", b"k"), None);
         cache.put("cubin", b"k", b"");
         assert_eq!(cache.get("cubin", b"k").unwrap(), b"");
     }

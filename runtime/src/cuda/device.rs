@@ -16,6 +16,7 @@ use super::{report, text};
 use crate::backend::{Backend, Late, Phase, Queue};
 use crate::error::{Error, Result};
 use precast_plan::{Kernel, Plan, TensorId};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
@@ -94,76 +95,37 @@ impl CudaBackend {
         let context = Context::new(ordinal)?;
         let releases = (nvrtc::version(&api.nvrtc)?, report::blas_release(&api.blas));
         report::fits(&context.info, Some(releases.0), Some(releases.1))?;
-        let facts = context.info.facts.clone();
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
         let places = Places::new(plan);
         let mut graphs = Graphs::new(&context, &cache);
-        let lowered = {
-            let mut offers = Asked { blas: &blas, places: &places, graphs: &mut graphs };
-            lower::lower(plan, &facts, &mut offers)?
+        let loading = Loading { plan, context: &context, api, stream: &stream, places: &places };
+        // What a library refuses to run once it is bound is lowered to something else.
+        let bound = loop {
+            if let Some(bound) = loading.attempt(&blas, &mut graphs, cache.clone())? {
+                break bound;
+            }
         };
-        let needs = Needs::of(plan, &places, &lowered, &graphs);
-        let (regions, inbound) = needs.allocate(&context, &lowered)?;
-        let modules = Modules::new(&context, api, &facts, &lowered, cache)?;
-
-        let base = regions.tables.address;
-        let tables = Tables::new(&lowered);
-        tables.upload(&stream, base, &|t| regions.tensor(&places, t))?;
-        let fault = base + tables.bytes;
-        let binder = Binder {
-            address: &|p| regions.place(&places, p),
-            tables: &tables,
-            base,
-            fault,
-            modules: &modules,
-            products: &lowered.products,
-            blas: &blas,
-            stream: &stream,
-        };
-        // Products are measured on this memory before anything stands in it. Bits that are a small
-        // number in every format, since arithmetic on zeros draws less power and runs faster.
-        for m in [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch] {
-            stream.fill(m.address, 0x3b, m.bytes)?;
-        }
-        let mut names = vec![];
-        let mut bind = |steps: &[lower::Step]| -> Result<Vec<Vec<Work>>> {
-            let bound = |step: &lower::Step| {
-                names.push(step.name.clone());
-                let tasks = step.lowered.tasks.iter().map(|t| binder.bind(t));
-                tasks.collect::<Result<_>>().map_err(|e| e.at(format!("step `{}`", step.name)))
-            };
-            steps.iter().map(bound).collect()
-        };
-        let [micro, update, eval] = &lowered.phases;
-        let phases = [bind(micro)?, bind(update)?, bind(eval)?];
-        let scratch = regions.scratch.address;
-        graphs.bind(scratch + lowered.scratch, &|p| regions.place(&places, p), &stream)?;
-        for m in [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch] {
-            stream.clear(m.address, m.bytes)?;
-        }
-        stream.clear(fault, 8)?;
-        stream.synchronise()?;
         let room = STEPS_AHEAD * plan.accumulate.max(1) as usize;
-        for notice in &lowered.notices {
+        for notice in &bound.notices {
             tracing::warn!("{notice}");
         }
         Ok(CudaBackend {
-            names,
-            phases,
+            names: bound.names,
+            phases: bound.phases,
             graphs: [const { None }; 4],
             capture,
             checked: false,
-            inbound,
+            inbound: bound.inbound,
             outbound: Outbound::new(&context, room)?,
             library_graphs: graphs,
-            regions,
+            regions: bound.regions,
             places,
-            fault,
-            bytes: needs.total(),
-            notices: lowered.notices,
-            _modules: modules.list,
+            fault: bound.fault,
+            bytes: bound.bytes,
+            notices: bound.notices,
+            _modules: bound.modules,
             _blas: blas,
             stream,
             context,
@@ -354,6 +316,106 @@ impl Drop for CudaBackend {
     }
 }
 
+/// What a plan is loaded with.
+struct Loading<'a> {
+    plan: &'a Plan,
+    context: &'a Arc<Context>,
+    api: &'static api::Libraries,
+    stream: &'a Stream,
+    places: &'a Places,
+}
+
+/// A plan on its addresses, all of whose library calls have run once.
+struct Bound {
+    names: Vec<String>,
+    phases: [Vec<Vec<Work>>; 3],
+    inbound: Inbound,
+    regions: Regions,
+    modules: Vec<Module>,
+    fault: u64,
+    bytes: u64,
+    notices: Vec<String>,
+}
+
+impl Loading<'_> {
+    /// Lowers the plan, compiles its kernels, allocates its memory and binds its steps. `None` where
+    /// a library refused to run what it had offered: it does not offer that again.
+    fn attempt(&self, blas: &Blas, graphs: &mut Graphs, cache: Cache) -> Result<Option<Bound>> {
+        let (plan, places, stream) = (self.plan, self.places, self.stream);
+        let facts = self.context.info.facts.clone();
+        graphs.begin(plan);
+        let lowered = {
+            let mut offers = Asked { blas, places, graphs };
+            lower::lower(plan, &facts, &mut offers)?
+        };
+        let needs = Needs::of(plan, places, &lowered, graphs);
+        let (regions, inbound) = needs.allocate(self.context, &lowered)?;
+        let modules = Modules::new(self.context, self.api, &facts, &lowered, cache)?;
+        let base = regions.tables.address;
+        let tables = Tables::new(&lowered);
+        tables.upload(stream, base, &|t| regions.tensor(places, t))?;
+        let fault = base + tables.bytes;
+        let all = [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch];
+        // Products are measured on this memory before anything stands in it. Bits that are a small
+        // number in every format, since arithmetic on zeros draws less power and runs faster.
+        for m in all {
+            stream.fill(m.address, 0x3b, m.bytes)?;
+        }
+        let binder = Binder {
+            address: &|p| regions.place(places, p),
+            tables: &tables,
+            base,
+            fault,
+            modules: &modules,
+            products: &lowered.products,
+            blas,
+            stream,
+            refused: RefCell::default(),
+        };
+        let mut names = vec![];
+        let mut bind = |steps: &[lower::Step]| -> Result<Vec<Vec<Work>>> {
+            let bound = |step: &lower::Step| {
+                names.push(step.name.clone());
+                let tasks = step.lowered.tasks.iter().filter_map(|t| binder.bind(t).transpose());
+                tasks.collect::<Result<_>>().map_err(|e| e.at(format!("step `{}`", step.name)))
+            };
+            steps.iter().map(bound).collect()
+        };
+        let [micro, update, eval] = &lowered.phases;
+        let phases = [bind(micro)?, bind(update)?, bind(eval)?];
+        let refused = binder.refused.into_inner();
+        let scratch = regions.scratch.address;
+        let runs = graphs.bind(scratch + lowered.scratch, &|p| regions.place(places, p), stream)?;
+        for m in all {
+            stream.clear(m.address, m.bytes)?;
+        }
+        stream.clear(fault, 8)?;
+        // A fault of the device shows here; it is no refusal.
+        stream.synchronise()?;
+        // Equal products are one refusal; without a new one the next attempt would be this one.
+        let news = |(product, why): (&usize, &String)| {
+            blas.refuse(&lowered.products[*product], &|place| places.offset(place), why)
+        };
+        let news = refused.iter().map(news).filter(|&new| new).count();
+        if let Some(why) = refused.values().next().filter(|_| news == 0) {
+            return Err(Error::new("R0707", format!("offered and refused again: {why}")));
+        }
+        if !refused.is_empty() || !runs {
+            return Ok(None);
+        }
+        Ok(Some(Bound {
+            names,
+            phases,
+            inbound,
+            regions,
+            modules: modules.list,
+            fault,
+            bytes: needs.total(),
+            notices: lowered.notices,
+        }))
+    }
+}
+
 /// cuBLASLt and cuDNN, asked what they can do on the tensors of this plan.
 struct Asked<'a> {
     blas: &'a Blas,
@@ -363,7 +425,7 @@ struct Asked<'a> {
 
 impl Offers for Asked<'_> {
     fn product(&mut self, p: &Product) -> Result<Answer> {
-        self.blas.can(p, &|place| self.places.offset(place))
+        Ok(self.blas.can(p, &|place| self.places.offset(place)))
     }
 
     fn graph(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Offered> {
@@ -421,11 +483,14 @@ struct Binder<'a> {
     products: &'a [Product],
     blas: &'a Blas,
     stream: &'a Stream,
+    /// Products that the library does not run, by their numbers, and why.
+    refused: RefCell<BTreeMap<usize, String>>,
 }
 
 impl Binder<'_> {
-    fn bind(&self, task: &Task) -> Result<Work> {
-        Ok(match task {
+    /// `None` for a refused product.
+    fn bind(&self, task: &Task) -> Result<Option<Work>> {
+        Ok(Some(match task {
             Task::Launch(l) => Work::Kernel {
                 function: self.modules.functions[&l.source.entry],
                 shape: (l.grid, l.block, l.shared),
@@ -435,11 +500,16 @@ impl Binder<'_> {
                 Work::Clear { at: (self.address)(*place), bytes: *bytes }
             }
             Task::Product(i) => {
-                let call = self.blas.prepare(&self.products[*i], self.address, self.stream)?;
-                Work::Product(Box::new(call))
+                match self.blas.prepare(&self.products[*i], self.address, self.stream)? {
+                    Ok(call) => Work::Product(Box::new(call)),
+                    Err(why) => {
+                        self.refused.borrow_mut().insert(*i, why);
+                        return Ok(None);
+                    }
+                }
             }
             Task::Graph(i) => Work::Graph(*i),
-        })
+        }))
     }
 
     /// The word that holds an argument; narrower ones in its low bytes.

@@ -12,6 +12,9 @@ use std::sync::Arc;
 
 /// A library for convolutions and attention.
 pub trait Library: Send {
+    /// Before all steps of a plan are lowered, for the first time or anew: builds their graphs.
+    fn begin(&mut self, plan: &Plan);
+
     /// Lowers a step, its epilogue included; the last task is [`super::launch::Task::Graph`] or
     /// follows one.
     ///
@@ -23,15 +26,16 @@ pub trait Library: Send {
     fn workspace(&self) -> u64;
 
     /// Puts the graphs on their addresses and runs each once, which overwrites their results.
+    /// `false` where some cannot be run: lowered anew, their steps become something else.
     ///
     /// # Errors
-    /// If the library refuses.
+    /// If the device fails.
     fn bind(
         &mut self,
         workspace: u64,
         address: &dyn Fn(Place) -> u64,
         stream: &Stream,
-    ) -> Result<()>;
+    ) -> Result<bool>;
 
     /// Puts a graph into the stream it was bound with.
     ///
@@ -53,6 +57,13 @@ impl Graphs {
         }
         let steps = Steps::new(context, cache.clone());
         Graphs { library: steps.map(|s| Box::new(s) as _).map_err(|e| e.message) }
+    }
+
+    /// As [`Library::begin`].
+    pub fn begin(&mut self, plan: &Plan) {
+        if let Ok(library) = &mut self.library {
+            library.begin(plan);
+        }
     }
 
     /// As [`Library::lower`].
@@ -80,8 +91,8 @@ impl Graphs {
         workspace: u64,
         address: &dyn Fn(Place) -> u64,
         stream: &Stream,
-    ) -> Result<()> {
-        self.library.as_mut().map_or(Ok(()), |l| l.bind(workspace, address, stream))
+    ) -> Result<bool> {
+        self.library.as_mut().map_or(Ok(true), |l| l.bind(workspace, address, stream))
     }
 
     /// As [`Library::run`].

@@ -11,9 +11,11 @@ use crate::error::{Error, Result};
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::process::{Command, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::time::Duration;
 
 /// Folders to search first, as a list like `PATH`.
 pub const FOLDERS_VARIABLE: &str = "PRECAST_CUDA_PATH";
@@ -71,6 +73,8 @@ pub struct Places {
     pub system: bool,
     /// The toolkit's folder and pip's `nvidia` packages.
     pub last: Vec<PathBuf>,
+    /// Whether `python3` was asked for its packages and did not answer in time.
+    pub unanswered: bool,
 }
 
 impl Places {
@@ -79,11 +83,12 @@ impl Places {
         let first = env::var_os(FOLDERS_VARIABLE)
             .map(|list| env::split_paths(&list).filter(|p| !p.as_os_str().is_empty()).collect());
         let mut last = vec![PathBuf::from(TOOLKIT)];
-        for site in python_folders() {
+        let (sites, unanswered) = python_folders();
+        for site in sites {
             last.extend(nvidia_packages(&site));
         }
         last.dedup();
-        Places { first: first.unwrap_or_default(), system: true, last }
+        Places { first: first.unwrap_or_default(), system: true, last, unanswered }
     }
 
     /// What to open, in order: absolute paths of files that exist, and bare names for the loader.
@@ -121,7 +126,12 @@ impl Places {
             let _ = write!(text, ", {}", list(&self.last));
         }
         if !self.last.iter().any(|f| f.components().any(|c| c.as_os_str() == "nvidia")) {
-            text.push_str(", pip's nvidia packages (python3 has none)");
+            let why = if self.unanswered {
+                format!("python3 did not say in {} s where they are", PYTHON_LIMIT.as_secs())
+            } else {
+                "python3 has none".into()
+            };
+            let _ = write!(text, ", pip's nvidia packages ({why})");
         }
         text
     }
@@ -142,8 +152,32 @@ pub fn nvidia_packages(site: &Path) -> Vec<PathBuf> {
     names.into_iter().map(folder).filter(|f| f.is_dir()).collect()
 }
 
-/// `site-packages` folders: of the active environment, then of `python3` on the path.
-fn python_folders() -> Vec<PathBuf> {
+/// Longest that `python3` may take to print where its packages are; it takes some 20 ms.
+const PYTHON_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a command prints; `None` where it cannot be started, `Some(None)` where it has not ended its
+/// output after `limit`. It is killed then.
+fn output_within(command: &mut Command, limit: Duration) -> Option<Option<String>> {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = quiet.spawn().ok()?;
+    let mut pipe = child.stdout.take().expect("standard output is piped");
+    let (sender, output) = mpsc::channel();
+    // The thread outlives the deadline where something else holds the pipe open.
+    std::thread::spawn(move || {
+        let mut bytes = vec![];
+        let _ = pipe.read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    });
+    let bytes = output.recv_timeout(limit).ok();
+    // Having closed its output it has nothing left to say.
+    let _ = child.kill();
+    let _ = child.wait();
+    Some(bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
+}
+
+/// `site-packages` folders: of the active environment, then of `python3` on the path; and whether
+/// `python3` did not answer.
+fn python_folders() -> (Vec<PathBuf>, bool) {
     let mut found = vec![];
     for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
         if let Some(prefix) = env::var_os(variable) {
@@ -152,10 +186,13 @@ fn python_folders() -> Vec<PathBuf> {
     }
     // Distributions differ in where packages are; the interpreter knows.
     let script = "import sys; print('\\n'.join(sys.path))";
-    if let Ok(out) = Command::new("python3").args(["-c", script]).output() {
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        found.extend(text.lines().map(PathBuf::from).filter(|p| p.is_absolute()));
+    let answer = output_within(Command::new("python3").args(["-c", script]), PYTHON_LIMIT);
+    let unanswered = answer == Some(None);
+    if unanswered {
+        tracing::warn!("python3 did not say in {PYTHON_LIMIT:?} where its packages are");
     }
+    let text = answer.flatten().unwrap_or_default();
+    found.extend(text.lines().map(PathBuf::from).filter(|p| p.is_absolute()));
     let mut seen: Vec<PathBuf> = vec![];
     found.retain(|f| {
         !seen.contains(f) && {
@@ -163,7 +200,7 @@ fn python_folders() -> Vec<PathBuf> {
             true
         }
     });
-    found
+    (found, unanswered)
 }
 
 /// `PREFIX/lib/python3.*/site-packages`, in order of the names.
@@ -324,7 +361,12 @@ mod tests {
         let (own, pip) = (dir.path().join("own"), dir.path().join("pip"));
         touch(&own.join("libnvrtc.so.12"));
         touch(&pip.join("libnvrtc.so.13"));
-        let places = Places { first: vec![own.clone()], system: true, last: vec![pip.clone()] };
+        let places = Places {
+            first: vec![own.clone()],
+            system: true,
+            last: vec![pip.clone()],
+            ..Places::default()
+        };
         let want: Vec<PathBuf> = vec![
             own.join("libnvrtc.so.12"),
             "libnvrtc.so.13".into(),
@@ -332,6 +374,20 @@ mod tests {
             "libnvrtc.so.12".into(),
         ];
         assert_eq!(places.candidates(Kind::Nvrtc), want);
+    }
+
+    #[test]
+    fn a_program_that_does_not_answer_is_not_waited_for() {
+        let limit = Duration::from_millis(200);
+        let shell =
+            |script: &str, limit| output_within(Command::new("sh").args(["-c", script]), limit);
+        assert_eq!(shell("echo yes", Duration::from_secs(60)), Some(Some("yes\n".into())));
+        assert_eq!(shell("exec sleep 1000", limit), Some(None));
+        // A child of its own holds the pipe.
+        assert_eq!(shell("sleep 2 & wait", limit), Some(None));
+        assert_eq!(output_within(&mut Command::new("/no/such/program"), limit), None);
+        let places = Places { unanswered: true, ..Places::default() };
+        assert!(places.describe().contains("python3 did not say in 5 s"), "{}", places.describe());
     }
 
     #[test]
@@ -360,8 +416,11 @@ mod tests {
     #[test]
     fn what_is_missing_and_where_it_was_looked_for_is_said() {
         let dir = tempfile::tempdir().unwrap();
-        let places =
-            Places { first: vec![dir.path().into()], system: false, last: vec!["/nowhere".into()] };
+        let places = Places {
+            first: vec![dir.path().into()],
+            last: vec!["/nowhere".into()],
+            ..Places::default()
+        };
         let e = Library::open(Kind::CublasLt, &places).err().unwrap();
         assert_eq!(e.code, "R0701");
         assert_eq!(e.message, "cuBLASLt was not found (libcublasLt.so.13)");

@@ -157,3 +157,22 @@ fn faults_name_both_sides() {
     let e = open(spec(none, Some(2), vec![field("x", "x")]), &[wanted("x", DType::F32, &[2, 4])]);
     assert_eq!(e.code, "R0203");
 }
+
+#[test]
+fn rows_of_the_same_rank_have_the_same_extents() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.safetensors");
+    let tensors = BTreeMap::from([("x".to_string(), (DType::U8, vec![4, 2, 3], vec![0; 24]))]);
+    write_tensors(&path, &BTreeMap::new(), &tensors).unwrap();
+    let source = || DataSource::Safetensors { files: vec![path.clone()] };
+    let open = |shape: &[u64]| {
+        let s = spec(source(), Some(2), vec![field("x", "x")]);
+        Dataset::open(&s, &[wanted("x", DType::F32, shape)]).map(|_| ())
+    };
+    for shape in [&[2, 2, 3][..], &[2, 6], &[2, 1, 2, 3]] {
+        open(shape).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
+    }
+    let e = open(&[2, 3, 2]).unwrap_err();
+    assert_eq!(e.code, "R0411");
+    assert!(e.to_string().contains("[2, 3]") && e.to_string().contains("[3, 2]"), "{e}");
+}

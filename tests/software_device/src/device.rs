@@ -182,6 +182,17 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     }
 }
 
+/// Whether a library is to refuse to run one of its candidates, by the words of
+/// `PRECAST_SOFTWARE_DEVICE_REFUSES`: `cudnn:1,cublas` is cuDNN's engine 1 and all of cuBLASLt's.
+pub fn refuses(library: &str, candidate: u64) -> bool {
+    static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+    let words = WORDS.get_or_init(|| {
+        let text = std::env::var("PRECAST_SOFTWARE_DEVICE_REFUSES").unwrap_or_default();
+        text.split(',').map(str::to_string).collect()
+    });
+    words.iter().any(|w| w == library || *w == format!("{library}:{candidate}"))
+}
+
 impl Device {
     fn new() -> Device {
         let memory = number("PRECAST_SOFTWARE_DEVICE_MEMORY", 4 << 30);

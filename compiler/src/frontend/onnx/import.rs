@@ -4,9 +4,10 @@ use super::convert;
 use super::fold;
 use super::moves::{self, Move};
 use super::node::{Attrs, fail};
-use super::params::{Role, WeightFile, roles};
+use super::params::{Role, roles};
 use super::source::{Source, Storage};
 use super::tensor::{Data, Elem, Tensor, checked_elements};
+use super::weights::WeightFile;
 use super::{ImportOptions, Imported};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, Var, VarInit, VarRole};
@@ -66,8 +67,8 @@ impl Call<'_> {
             None => Ok(None),
             Some(Val::Const(t)) => Ok(Some(t)),
             Some(_) => Err(fail("P0216", format!("operand {i} depends on data")).help(
-                "shapes, axes and indices like this one must be known when compiling; export \
-                     with static shapes",
+                "shapes, axes and indices like this one must be known when compiling; let them \
+                 follow from extents and constants, not from values of the model",
             )),
         }
     }
@@ -106,9 +107,9 @@ pub struct Importer<'a> {
     pub opts: &'a ImportOptions,
     pub graph: Graph,
     pub warnings: Vec<Diagnostic>,
-    values: BTreeMap<String, Val>,
-    roles: BTreeMap<String, (Role, usize)>,
-    weights: Option<WeightFile>,
+    pub(super) values: BTreeMap<String, Val>,
+    pub(super) roles: BTreeMap<String, (Role, usize)>,
+    pub(super) weights: Option<WeightFile>,
     /// First initializer with the same bytes: tied weights that lost one of their names.
     alias: BTreeMap<String, String>,
     vars: BTreeMap<String, ValueId>,
@@ -121,7 +122,7 @@ pub struct Importer<'a> {
     /// Whether the node being converted only moves elements, so that moves carry its name.
     pub moving: bool,
     /// Variables that begin as drawn.
-    drawn: Vec<String>,
+    pub(super) drawn: Vec<String>,
 }
 
 /// Imports a model.
@@ -130,13 +131,18 @@ pub struct Importer<'a> {
 /// All P02xx of `docs/ERRORS.md`.
 pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
     let weights = opts.weights.as_deref().map(WeightFile::open).transpose()?;
+    let roles = roles(src);
+    if let Some(file) = &weights {
+        let names = roles.iter().filter(|(_, (role, _))| !role.is_constant());
+        file.check_names(&names.map(|(n, _)| n.as_str()).collect::<Vec<_>>())?;
+    }
     let mut cx = Importer {
         src,
         opts,
         graph: Graph::new(src.graph.name.clone().unwrap_or_default()),
         warnings: Vec::new(),
         values: BTreeMap::new(),
-        roles: roles(src),
+        roles,
         weights,
         alias: aliases(src),
         vars: BTreeMap::new(),
@@ -261,32 +267,9 @@ impl<'a> Importer<'a> {
             .map(|(n, _)| n.clone())
             .collect();
         self.warn_about_names(&params);
+        self.warn_about_weights();
         let Importer { graph, warnings, drawn, .. } = self;
         Ok(Imported { graph, inputs, outputs, params, drawn, warnings })
-    }
-
-    fn warn_about_names(&mut self, params: &[String]) {
-        let help = "export with dynamo=False and do_constant_folding=False, or with dynamo=True and \
-                    optimize=False; see docs/EXPORTING.md";
-        let file = crate::Place::File { path: self.src.path.clone() };
-        let lost = |n: &&String| {
-            n.starts_with("onnx::")
-                || n.strip_prefix("val_").is_some_and(|r| r.bytes().all(|b| b.is_ascii_digit()))
-        };
-        if let Some(n) = params.iter().find(lost) {
-            let count = params.iter().filter(lost).count();
-            let message = format!("{count} parameters have lost their names (`{n}`)");
-            self.warnings.push(Diagnostic::warning("P0224", message).at(file.clone()).help(help));
-        }
-        let merged = params.iter().find(|n| self.roles.get(*n).is_some_and(|(_, k)| *k > 1));
-        if let Some(n) = merged {
-            let message = format!(
-                "`{n}` scales {} normalisations: the exporter merged initializers of equal values, \
-                 and they will be trained as one",
-                self.roles[n].1
-            );
-            self.warnings.push(Diagnostic::warning("P0225", message).at(file).help(help));
-        }
     }
 
     /// The value of an ONNX name.
@@ -298,7 +281,7 @@ impl<'a> Importer<'a> {
             return Err(fail("P0204", format!("`{name}` is not defined")));
         };
         let role = self.roles.get(name).map_or(Role::Constant, |r| r.0);
-        let val = if role == Role::Constant {
+        let val = if role.is_constant() {
             fold::check_size(&init.shape).map_err(|d| d.at(self.src.tensor_place(name)))?;
             Val::constant(self.src.literal(name)?)
         } else {

@@ -79,7 +79,7 @@ pub fn inspect(path: &Path) -> Result<ModelInfo> {
         .collect::<Result<_>>()?;
     let params = roles(&src)
         .iter()
-        .filter(|(_, (role, _))| *role != Role::Constant)
+        .filter(|(_, (role, _))| !role.is_constant())
         .map(|(name, (role, _))| {
             let init = &src.initializers[name];
             ParamInfo {

@@ -220,7 +220,8 @@ fn operators_mean_what_onnx_says() {
     let scalar = |name: &str, x: f32| tensor(name, &[], &[x]);
     let clip = vec![node("Clip", &["x", "lo", "hi"], &["y"], vec![])];
     near(run(clip, vec![scalar("lo", -1.0), scalar("hi", 1.0)]), &[-1.0, -1.0, 0.0, 0.5, 1.0, 1.0]);
-    let pow = |p: f32| run(vec![node("Pow", &["x", "p"], &["y"], vec![])], vec![scalar("p", p)]);
+    let pow =
+        |p: f32| run(vec![node("Pow", &["x", "val_0"], &["y"], vec![])], vec![scalar("val_0", p)]);
     near(pow(3.0), &[-8.0, -1.0, 0.0, 0.125, 1.0, 27.0]);
     let pad = vec![node("Pad", &["x", "p", "v"], &["y"], vec![])];
     near(
@@ -270,4 +271,69 @@ fn dropout_is_active_only_in_training() {
     assert_eq!(dropouts(&g), 1);
     assert!(g.vars.values().all(|v| v.role == VarRole::Machine));
     assert_eq!(dropouts(&import(false)), 0);
+}
+
+/// A learnable temperature is trained; the 0.5 of a formula is not; what cannot be told is said.
+#[test]
+fn a_scalar_is_a_parameter_where_its_name_is_of_a_module() {
+    let mul = |a: &str, b: &str, y: &str| node("Mul", &[a, b], &[y], vec![]);
+    let nodes = vec![
+        mul("x", "head.logit_scale", "a"),
+        mul("a", "val_0", "b"),
+        mul("b", "exp", "c"),
+        node("Where", &["m", "c", "masked_bias"], &["d"], vec![]),
+        node("Clip", &["d", "low"], &["y"], vec![]),
+    ];
+    let yes = TensorProto {
+        name: Some("m".into()),
+        data_type: Some(elem::BOOL),
+        int32_data: vec![1],
+        ..TensorProto::default()
+    };
+    let scalar = |name: &str, x: f32| tensor(name, &[], &[x]);
+    let init = vec![
+        scalar("head.logit_scale", 2.0),
+        scalar("val_0", 0.5),
+        scalar("exp", 4.0),
+        scalar("masked_bias", -1e4),
+        scalar("low", -20.0),
+        yes,
+    ];
+    let m = load_in(Path::new("."), &model(nodes, init)).unwrap_or_else(|e| panic!("{e}"));
+    verify(&m.graph).unwrap();
+    assert_eq!(m.params, ["head.logit_scale"]);
+    assert_eq!(m.graph.vars.len(), 1);
+    assert!(m.graph.vars["head.logit_scale"].ty.shape.is_empty());
+    let [warning] = &m.warnings[..] else { panic!("{:?}", m.warnings) };
+    assert_eq!(warning.code, "P0226");
+    assert!(warning.message.contains("`exp`"), "{warning}");
+    let x = Tensor::real(Shape::from([2, 3]), vec![-8.0, -1.0, 0.0, 0.5, 1.0, 3.0]);
+    let inputs = IndexMap::from([("x".to_string(), x)]);
+    let scale = Tensor::real(Shape::new(&[]), vec![2.0]);
+    let vars = IndexMap::from([("head.logit_scale".to_string(), scale)]);
+    let got = reference::eval(&m.graph, &inputs, &vars).unwrap();
+    assert_eq!(got.results["out.y"].reals(), [-20.0, -4.0, 0.0, 2.0, 4.0, 12.0]);
+}
+
+/// The lists of docs/EXPORTING.md are what import does.
+#[test]
+fn the_documented_operators_are_the_supported_ones() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/EXPORTING.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text.split("## Operators").nth(1).unwrap();
+    let lists: Vec<Vec<&str>> = section
+        .split("\n\n")
+        .filter(|p| p.starts_with('`') && p.ends_with('.') && !p.contains("Shapes"))
+        .map(|p| p.split('`').skip(1).step_by(2).collect())
+        .collect();
+    let [whole, known] = &lists[..2] else { panic!("two lists") };
+    let mut all: Vec<&str> = whole.iter().chain(known).copied().collect();
+    all.sort_unstable();
+    assert_eq!(all, SUPPORTED);
+    for op in SUPPORTED {
+        let m = model(vec![node(op, &["x", "x", "x"], &["y"], vec![])], vec![]);
+        let text = load_in(Path::new("."), &m).err().map_or(String::new(), |e| e.to_string());
+        let only_known = text.contains("is evaluated when compiling");
+        assert_eq!(only_known, known.contains(op), "{op}: {text}");
+    }
 }

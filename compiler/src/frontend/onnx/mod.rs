@@ -10,6 +10,7 @@
 // A diagnostic ends the import, so the size of its move does not matter.
 #![allow(clippy::result_large_err)]
 
+mod assume;
 mod convert;
 mod fold;
 mod import;
@@ -19,14 +20,18 @@ mod moves;
 mod node;
 mod params;
 mod proto;
+mod scalar;
 mod source;
 mod tensor;
+mod warnings;
+mod weights;
 
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]
 mod tests;
 
+pub use assume::{Assumed, load_assuming};
 pub use convert::SUPPORTED;
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;

@@ -3,9 +3,9 @@
 
 use super::node::Attrs;
 use super::proto::NodeProto;
+use super::scalar::{self, Named};
 use super::source::{Initializer, Source, Storage};
 use super::tensor::{Data, Tensor};
-use crate::diagnostic::Diagnostic;
 use crate::ir::VarInit;
 use std::collections::BTreeMap;
 
@@ -27,12 +27,23 @@ pub enum Role {
     Bias,
     /// Differentiable in a way that no rule above covers.
     Other,
-    /// Read by nothing that has a gradient: shape, index and mask arithmetic.
+    /// Read by nothing that has a gradient: shape, index and mask arithmetic. Also scalars whose
+    /// names are an exporter's for literals.
     Constant,
+    /// A scalar with a gradient whose name does not say whether it is a parameter: a constant, with
+    /// a warning.
+    Unclear,
 }
 
-/// Roles of the float initializers of rank 1 and above, and how many normalisations each scales.
-/// Everything else is a constant.
+impl Role {
+    /// Whether the initializer's values are part of the graph.
+    pub fn is_constant(self) -> bool {
+        matches!(self, Role::Constant | Role::Unclear)
+    }
+}
+
+/// Roles of the float initializers, and how many normalisations each scales. Everything else is a
+/// constant.
 pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
     let mut readers: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (i, node) in src.graph.node.iter().enumerate() {
@@ -43,7 +54,8 @@ pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
     let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
     let mut out = BTreeMap::new();
     for (name, init) in &src.initializers {
-        if !init.elem.is_real() || init.shape.is_empty() {
+        let scalar = init.shape.is_empty();
+        if !init.elem.is_real() || (scalar && scalar::named(name) == Named::Literal) {
             continue;
         }
         let mut role = Role::Constant;
@@ -79,14 +91,18 @@ pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
                 role = Role::Constant;
             }
         }
+        if scalar && role != Role::Constant && scalar::named(name) == Named::Unclear {
+            role = Role::Unclear;
+        }
         out.insert(name.clone(), (role, scaled));
     }
     out
 }
 
-/// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number.
+/// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number. A
+/// scalar may be what a mask is filled with.
 fn is_mask(src: &Source, name: &str, init: &Initializer) -> bool {
-    if init.shape.len() < 2
+    if init.shape.len() == 1
         || matches!(init.storage, Storage::External { .. })
         || init.elements() > super::fold::MAX_FOLDED
     {
@@ -197,79 +213,7 @@ impl InitScheme {
             }
             Role::Embedding | Role::Other => VarInit::Normal { mean: 0.0, std: 0.02, stream },
             Role::Scale | Role::RunningVar => VarInit::Value(1.0),
-            Role::Bias | Role::RunningMean | Role::Constant => VarInit::Zeros,
+            Role::Bias | Role::RunningMean | Role::Constant | Role::Unclear => VarInit::Zeros,
         }
-    }
-}
-
-/// Tensors of a safetensors file: element format and extents by name.
-#[derive(Debug)]
-pub struct WeightFile {
-    path: std::path::PathBuf,
-    tensors: BTreeMap<String, (safetensors::Dtype, Vec<usize>)>,
-}
-
-impl WeightFile {
-    /// Reads the header.
-    ///
-    /// # Errors
-    /// P0211 where the file cannot be read, P0217 where it is not safetensors.
-    pub fn open(path: &std::path::Path) -> Result<WeightFile, Diagnostic> {
-        let place = || crate::Place::File { path: path.into() };
-        let unreadable = |e: std::io::Error| {
-            Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place())
-        };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        // SAFETY: read-only, and dropped before this function returns.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
-        let parsed = safetensors::SafeTensors::deserialize(&map).map_err(|e| {
-            Diagnostic::error("P0217", format!("this is not a safetensors file: {e}")).at(place())
-        })?;
-        let tensors = parsed
-            .iter()
-            .map(|(name, t)| (name.to_string(), (t.dtype(), t.shape().to_vec())))
-            .collect();
-        Ok(WeightFile { path: path.into(), tensors })
-    }
-
-    /// Whether the file has a tensor of this name.
-    pub fn holds(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// Checks that the file has a tensor for a parameter.
-    ///
-    /// # Errors
-    /// P0217: absent (with the nearest name), other extents, or a format that is not a real one.
-    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), Diagnostic> {
-        use safetensors::Dtype::{BF16, F16, F32};
-        let place = crate::Place::Tensor { path: self.path.clone(), tensor: name.into() };
-        let Some((dtype, have)) = self.tensors.get(name) else {
-            let near = self
-                .tensors
-                .iter()
-                .filter(|(_, (_, s))| s == shape)
-                .map(|(n, _)| (strsim::jaro_winkler(n, name), n))
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            let d = Diagnostic::error("P0217", "the weight file has no such tensor").at(place);
-            return Err(match near {
-                Some((_, n)) => d.help(format!(
-                    "a tensor of the same shape is named `{n}`; names must be those of the model's \
-                     initializers"
-                )),
-                None => d.help("names must be those of the model's initializers"),
-            });
-        };
-        if have != shape {
-            let message = format!("the weight file has shape {have:?}, the model {shape:?}");
-            return Err(Diagnostic::error("P0217", message).at(place));
-        }
-        if !matches!(dtype, F32 | F16 | BF16) {
-            let message = format!("the weight file stores {dtype:?}");
-            return Err(Diagnostic::error("P0217", message)
-                .at(place)
-                .help("weights are read from F32, F16 or BF16"));
-        }
-        Ok(())
     }
 }

@@ -263,6 +263,54 @@ fn weights_come_from_a_named_file() {
     assert_eq!(codes(load(&fixture("mlp_mnist/model.onnx"), &opts)), ["P0211"]);
 }
 
+/// The weights of the perceptron under other names, and only those that `keep` names.
+fn renamed(keep: &str, name: impl Fn(&str) -> String) -> (tempfile::TempDir, ImportOptions) {
+    let bytes = std::fs::read(fixture("mlp_mnist/weights.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = file.iter().filter(|(n, _)| n.contains(keep)).map(|(n, t)| (name(n), t));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    safetensors::serialize_to_file(kept, None, &path).unwrap();
+    (folder, ImportOptions { weights: Some(path), ..options("mlp_mnist/") })
+}
+
+#[test]
+fn a_weight_file_that_fits_no_name_is_an_error() {
+    let model = fixture("mlp_mnist/model.onnx");
+    for (prefix, init) in [("module.", None), ("_orig_mod.model.", Some(InitScheme::Default))] {
+        let (_folder, mut opts) = renamed("", |n| format!("{prefix}{n}"));
+        opts.init = init;
+        let e = load(&model, &opts).unwrap_err();
+        let text = e.to_string();
+        assert_eq!(e.0[0].code, "P0217", "{text}");
+        assert!(text.contains(&format!("`{prefix}fc1.bias`")) && text.contains("`fc1.bias`"));
+        let help = format!("without the prefix `{prefix}`, 4 of the model's 4 would be found");
+        assert!(text.contains(&help), "{text}");
+    }
+    let (_folder, opts) = renamed("fc1", |n| n.trim_start_matches("fc1.").into());
+    let text = load(&model, &opts).unwrap_err().to_string();
+    assert!(text.contains("after the prefix `fc1.`, 2 of the model's 4 would be found"), "{text}");
+    let (_folder, opts) = renamed("fc1", |n| format!("{n}_"));
+    let text = load(&model, &opts).unwrap_err().to_string();
+    assert!(text.contains("names must be those of the model's initializers"), "{text}");
+}
+
+#[test]
+fn a_weight_file_of_a_part_says_what_it_lacks() {
+    let model = fixture("mlp_mnist/model.onnx");
+    let (_folder, mut opts) = renamed("fc", |n| n.replace("fc2", "other"));
+    assert_eq!(codes(load(&model, &opts)), ["P0217"]);
+    opts.init = Some(InitScheme::Default);
+    let m = load(&model, &opts).unwrap();
+    assert_eq!(m.graph.vars["fc1.bias"].init, VarInit::Weights("fc1.bias".into()));
+    let [warning] = &m.warnings[..] else { panic!("{:?}", m.warnings) };
+    insta::assert_snapshot!("partial_weights", format!("{}\n{:?}", warning.message, warning.help));
+    // The whole: nothing to say.
+    let (_folder, mut opts) = renamed("", str::to_string);
+    opts.init = Some(InitScheme::Default);
+    assert!(load(&model, &opts).unwrap().warnings.is_empty());
+}
+
 #[test]
 fn evaluation_uses_running_statistics() {
     let mut opts = options("cifar_cnn/");

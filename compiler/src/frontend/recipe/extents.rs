@@ -1,12 +1,13 @@
 //! What the data says about extents and the length of a run, read from headers and sizes only.
 
+use super::table;
 use super::{Columns, DataSource, Recipe, TrainLength, WeightInit};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::frontend::onnx::{self, Dim, ImportOptions, InitScheme};
 use globset::{GlobBuilder, GlobMatcher};
+use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 /// Most optimizer steps of a run: the plan counts them in f32, which is exact so far.
@@ -59,8 +60,11 @@ impl Recipe {
         let files = self.data_files()?;
         let (rows, inputs) = match &self.data.source {
             None => return Ok(None),
-            Some(DataSource::Safetensors { .. }) => self.safetensors(&files)?,
-            Some(DataSource::Csv { header, .. }) => self.csv(&files, *header)?,
+            Some(DataSource::Safetensors { .. }) => safetensors(&files, &self.data.inputs)?,
+            Some(DataSource::Csv { header, .. }) => {
+                let widths = table::widths(&files, *header, &self.data.inputs)?;
+                (table::rows(&files, *header)?, widths)
+            }
             Some(DataSource::Bytes { context, .. }) => {
                 let mut bytes = 0;
                 for file in &files {
@@ -77,78 +81,23 @@ impl Recipe {
         Ok(Some(DataExtents { rows, batch, inputs }))
     }
 
-    fn safetensors(&self, files: &[PathBuf]) -> Result<(u64, BTreeMap<String, Vec<usize>>)> {
-        let mut rows = 0;
-        let mut inputs = BTreeMap::new();
-        for path in files {
-            let file = fs::File::open(path).map_err(|e| fault(path, e))?;
-            // SAFETY: the map is read only while this function runs; a file that another process
-            // truncates meanwhile faults, as it would in any program that maps its input.
-            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fault(path, e))?;
-            let tensors = safetensors::SafeTensors::deserialize(&map)
-                .map_err(|e| fault(path, format!("not a safetensors file: {e}")))?;
-            let mut here = None;
-            for (input, columns) in &self.data.inputs {
-                let Columns::Name(name) = columns else {
-                    let message = format!("`{input}` of a safetensors file takes one tensor");
-                    return Err(fault(path, message).into());
-                };
-                let shape = match tensors.tensor(name) {
-                    Ok(tensor) => tensor.shape().to_vec(),
-                    Err(_) => {
-                        let mut names = tensors.names();
-                        names.sort_unstable();
-                        let place = Place::Tensor { path: path.clone(), tensor: name.clone() };
-                        return Err(Diagnostic::error("P0108", "the data has no such tensor")
-                            .at(place)
-                            .help(format!("it has {}", names.join(", ")))
-                            .into());
-                    }
-                };
-                let Some((&n, row)) = shape.split_first() else {
-                    return Err(fault(path, format!("`{name}` is a scalar, not rows")).into());
-                };
-                if *here.get_or_insert(n) != n {
-                    let message = format!("`{name}` has {n} rows, another tensor has not");
-                    return Err(fault(path, message).into());
-                }
-                if inputs.insert(input.clone(), row.to_vec()).is_some_and(|other| other != row) {
-                    let message =
-                        format!("rows of `{name}` have other extents than in the file before");
-                    return Err(fault(path, message).into());
-                }
+    /// Extents that one row of the data gives to the loss's target; `None` where the recipe names
+    /// no data, and for windows of text, which are one number a token.
+    ///
+    /// # Errors
+    /// As [`Recipe::data_extents`].
+    pub fn target_row(&self) -> Result<Option<Vec<usize>>> {
+        let name = &self.loss.target;
+        let Some(columns) = self.data.targets.get(name) else { return Ok(None) };
+        let target = IndexMap::from([(name.clone(), columns.clone())]);
+        let rows = match &self.data.source {
+            Some(DataSource::Safetensors { .. }) => safetensors(&self.data_files()?, &target)?.1,
+            Some(DataSource::Csv { header, .. }) => {
+                table::widths(&self.data_files()?, *header, &target)?
             }
-            rows += here.unwrap_or(0) as u64;
-        }
-        Ok((rows, inputs))
-    }
-
-    fn csv(&self, files: &[PathBuf], header: bool) -> Result<(u64, BTreeMap<String, Vec<usize>>)> {
-        let mut rows = 0;
-        let mut inputs = BTreeMap::new();
-        for path in files {
-            let file = fs::File::open(path).map_err(|e| fault(path, e))?;
-            let mut names: Option<Vec<String>> = None;
-            for line in BufReader::new(file).lines() {
-                let line = line.map_err(|e| fault(path, e))?;
-                if line.trim().is_empty() {
-                    continue;
-                }
-                if header && names.is_none() {
-                    let cells = line.split(',').map(|c| c.trim().trim_matches('"').to_string());
-                    names = Some(cells.collect());
-                } else {
-                    rows += 1;
-                }
-            }
-            let names = names.unwrap_or_default();
-            for (input, columns) in &self.data.inputs {
-                let width = width(columns, header.then_some(&names))
-                    .ok_or_else(|| fault(path, format!("no such columns for `{input}`")))?;
-                inputs.insert(input.clone(), vec![width]);
-            }
-        }
-        Ok((rows, inputs))
+            Some(DataSource::Bytes { .. }) | None => BTreeMap::new(),
+        };
+        Ok(rows.into_values().next())
     }
 
     /// Optimizer steps of the whole run, as the runtime counts them: an epoch is the whole batches
@@ -261,6 +210,56 @@ impl Recipe {
     }
 }
 
+/// Rows, and the extents that one of them has in each of the named tensors.
+fn safetensors(
+    files: &[PathBuf],
+    fields: &IndexMap<String, Columns>,
+) -> Result<(u64, BTreeMap<String, Vec<usize>>)> {
+    let mut rows = 0;
+    let mut inputs = BTreeMap::new();
+    for path in files {
+        let file = fs::File::open(path).map_err(|e| fault(path, e))?;
+        // SAFETY: the map is read only while this function runs; a file that another process
+        // truncates meanwhile faults, as it would in any program that maps its input.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fault(path, e))?;
+        let tensors = safetensors::SafeTensors::deserialize(&map)
+            .map_err(|e| fault(path, format!("not a safetensors file: {e}")))?;
+        let mut here = None;
+        for (input, columns) in fields {
+            let Columns::Name(name) = columns else {
+                let message = format!("`{input}` of a safetensors file takes one tensor");
+                return Err(fault(path, message).into());
+            };
+            let shape = match tensors.tensor(name) {
+                Ok(tensor) => tensor.shape().to_vec(),
+                Err(_) => {
+                    let mut names = tensors.names();
+                    names.sort_unstable();
+                    let place = Place::Tensor { path: path.clone(), tensor: name.clone() };
+                    return Err(Diagnostic::error("P0108", "the data has no such tensor")
+                        .at(place)
+                        .help(format!("it has {}", names.join(", ")))
+                        .into());
+                }
+            };
+            let Some((&n, row)) = shape.split_first() else {
+                return Err(fault(path, format!("`{name}` is a scalar, not rows")).into());
+            };
+            if *here.get_or_insert(n) != n {
+                let message = format!("`{name}` has {n} rows, another tensor has not");
+                return Err(fault(path, message).into());
+            }
+            if inputs.insert(input.clone(), row.to_vec()).is_some_and(|other| other != row) {
+                let message =
+                    format!("rows of `{name}` have other extents than in the file before");
+                return Err(fault(path, message).into());
+            }
+        }
+        rows += here.unwrap_or(0) as u64;
+    }
+    Ok((rows, inputs))
+}
+
 /// Extents of an input: those of the data where the ranks agree, else the declared ones over the
 /// data's elements (a table has one axis where the model may want several).
 fn batch_shape(declared: Option<&[Dim]>, batch: usize, row: Vec<usize>) -> Vec<usize> {
@@ -280,26 +279,7 @@ fn batch_shape(declared: Option<&[Dim]>, batch: usize, row: Vec<usize>) -> Vec<u
     }
 }
 
-/// How many columns are named.
-fn width(columns: &Columns, header: Option<&Vec<String>>) -> Option<usize> {
-    let find = |name: &str| match header {
-        Some(names) => names.iter().position(|n| n == name),
-        None => name.parse().ok(),
-    };
-    match columns {
-        Columns::List(names) => {
-            names.iter().map(|n| find(n)).collect::<Option<Vec<_>>>().map(|found| found.len())
-        }
-        Columns::Name(name) => match name.split_once("..") {
-            None => find(name).map(|_| 1),
-            Some((first, last)) => {
-                find(last)?.checked_add(1)?.checked_sub(find(first)?).filter(|n| *n > 0)
-            }
-        },
-    }
-}
-
-fn fault(path: &Path, message: impl std::fmt::Display) -> Diagnostic {
+pub(super) fn fault(path: &Path, message: impl std::fmt::Display) -> Diagnostic {
     Diagnostic::error("P0108", message.to_string()).at(Place::File { path: path.into() })
 }
 

@@ -10,6 +10,7 @@ mod names;
 mod origin;
 mod read;
 mod sections;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -121,7 +122,13 @@ pub struct Loss {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum LossKind {
     /// Mean over targets that are not `ignore_index`.
-    CrossEntropy { ignore_index: i64, label_smoothing: f64 },
+    CrossEntropy {
+        ignore_index: i64,
+        label_smoothing: f64,
+        /// Axis of the logits that counts the classes; `None`: decided by the data's targets.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        class_axis: Option<i64>,
+    },
     /// Mean of squared differences.
     Mse,
 }

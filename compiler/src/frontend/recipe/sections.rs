@@ -16,7 +16,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "scale", "shift", "header",
         ],
     ),
-    ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing"]),
+    ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing", "class_axis"]),
     ("[optimizer]", &["lr", "betas", "eps", "momentum", "nesterov", "weight_decay", "no_decay"]),
     ("[schedule]", &["warmup", "final_ratio"]),
     ("[precision]", &["policy", "pins", "allow", "ranges"]),
@@ -302,23 +302,37 @@ fn loss(t: Table, data: Option<&Data>) -> Option<Loss> {
         None => {
             t.get("ignore_index");
             t.get("label_smoothing");
+            t.get("class_axis");
             None
         }
         Some(LossWord::CrossEntropy) => {
             let ignore_index = or(t.get("ignore_index"), -100, |i| i.int(..));
             let smoothing = or(t.get("label_smoothing"), 0.0, |i| i.real(0.0..1.0));
-            ignore_index.zip(smoothing).map(|(ignore_index, label_smoothing)| {
-                LossKind::CrossEntropy { ignore_index, label_smoothing }
-            })
+            let class_axis = or(t.get("class_axis"), None, class_axis);
+            match (ignore_index, smoothing, class_axis) {
+                (Some(ignore_index), Some(label_smoothing), Some(class_axis)) => {
+                    Some(LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis })
+                }
+                _ => None,
+            }
         }
         Some(LossWord::Mse) => {
             t.reject("ignore_index", "only cross-entropy ignores targets");
             t.reject("label_smoothing", "only cross-entropy smooths labels");
+            t.reject("class_axis", "only cross-entropy has classes");
             Some(LossKind::Mse)
         }
     };
     t.finish();
     Some(Loss { kind: kind?, prediction: prediction?, target: target? })
+}
+
+/// An axis of the logits other than the batch.
+fn class_axis(item: Item) -> Option<Option<i64>> {
+    match item.int(..)? {
+        0 => item.invalid("axis 0 is the batch", "not classes", "1 as in PyTorch, or -1: the last"),
+        axis => Some(Some(axis)),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]

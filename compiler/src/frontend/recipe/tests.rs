@@ -45,7 +45,10 @@ fn defaults_are_pytorchs() {
         }
     );
     assert_eq!(r.loss.target, "targets");
-    assert_eq!(r.loss.kind, LossKind::CrossEntropy { ignore_index: -100, label_smoothing: 0.0 });
+    assert_eq!(
+        r.loss.kind,
+        LossKind::CrossEntropy { ignore_index: -100, label_smoothing: 0.0, class_axis: None }
+    );
     assert_eq!(r.precision.policy, Policy::Auto);
     assert_eq!(r.model_path(), Path::new("folder/model.onnx"));
     assert_eq!(r.out_dir(), Path::new("folder/trained"));
@@ -249,10 +252,31 @@ fn tables_and_folders_are_counted() {
     let csv = "format = \"csv\"\nfile = \"a.csv\"\nbatch = 2\ntargets = { t = \"r\" }\n";
     let data = load(&format!("{csv}inputs = {{ x = \"p..q\" }}")).data_extents().unwrap().unwrap();
     assert_eq!((data.rows, &data.inputs["x"][..]), (2, &[2][..]));
-    for columns in ["\"q..p\"", "\"s\"", "[\"p\", \"s\"]"] {
+    for (columns, want) in [
+        ("\"q..p\"", "the range `q..p` for `x` runs backwards"),
+        ("\"s\"", "no column `s` for `x`"),
+        ("[\"p\", \"s\"]", "the columns are p, q, r"),
+    ] {
         let error = load(&format!("{csv}inputs = {{ x = {columns} }}")).data_extents().unwrap_err();
-        assert!(error.to_string().contains("no such columns for `x`"), "{error}");
+        assert!(error.to_string().contains(want), "{error}");
     }
+    // As spreadsheets write them: a byte order mark, quoted names with commas, a cell of two lines.
+    std::fs::write(
+        dir.path().join("a.csv"),
+        "\u{feff}\"p\",\"x, raw\",\"note \"\"a\"\"\", r \r\n1,2,\"two\nlines\",3\r\n4,5,6,7\r\n",
+    )
+    .unwrap();
+    for (columns, width) in [("\"p\"", 1), ("[\"x, raw\", \"p\"]", 2), ("\"p..r\"", 4)] {
+        let recipe = load(&format!("{csv}inputs = {{ x = {columns} }}"));
+        let data = recipe.data_extents().unwrap_or_else(|e| panic!("{e}")).unwrap();
+        assert_eq!((data.rows, &data.inputs["x"][..]), (2, &[width][..]));
+        let mut recipe = recipe;
+        recipe.loss.target = "t".into();
+        assert_eq!(recipe.target_row().unwrap(), Some(vec![1]));
+    }
+    std::fs::write(dir.path().join("a.csv"), "p,q,r\n1,2,3\n4,5\n").unwrap();
+    let error = load(&format!("{csv}inputs = {{ x = \"p\" }}")).data_extents().unwrap_err();
+    assert!(error.to_string().contains("line: 3"), "{error}");
     let bytes = "format = \"bytes\"\nbatch = 1\ncontext = 2\n\
                  inputs = { x = \"bytes\" }\ntargets = { t = \"next\" }\n";
     let text = load(&format!("{bytes}files = [\"text/**/*.txt\"]"));

@@ -131,7 +131,11 @@ impl Dnn {
             kind => return Err(format!("cuDNN has no epilogue {kind:?}")),
         }
         let f32s = dtype(plan, c.a.tensor) == DType::F32;
-        let wanted = Wanted { exact: f32s && c.math == Math::Exact, deterministic: true };
+        let wanted = Wanted {
+            exact: f32s && c.math == Math::Exact,
+            deterministic: true,
+            nan: kind == EpilogueKind::BiasRelu,
+        };
         self.build(b, &wanted)
     }
 }

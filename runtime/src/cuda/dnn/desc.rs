@@ -18,13 +18,14 @@ pub type Refusal = String;
 #[derive(Clone, Copy)]
 pub enum Values<'a> {
     Ints(&'a [i64]),
-    Int32(i32),
     Float(f32),
     Bool(bool),
     Chars(&'a [u8]),
     Pointers(&'a [*mut c_void]),
     /// A number of one of cuDNN's enumerations, by the type of the attribute.
     Number(Type, c_int),
+    /// cuDNN's handle.
+    Handle(dnn::cudnnHandle_t),
     /// Descriptors.
     Of(&'a [&'a Desc]),
 }
@@ -81,11 +82,11 @@ impl Desc {
         };
         match values {
             Values::Ints(v) => put(Type::CUDNN_TYPE_INT64, v.len(), v.as_ptr().cast()),
-            Values::Int32(v) => put(Type::CUDNN_TYPE_INT32, 1, (&raw const v).cast()),
             Values::Float(v) => put(Type::CUDNN_TYPE_FLOAT, 1, (&raw const v).cast()),
             Values::Bool(v) => put(Type::CUDNN_TYPE_BOOLEAN, 1, (&raw const v).cast()),
             Values::Chars(v) => put(Type::CUDNN_TYPE_CHAR, v.len(), v.as_ptr().cast()),
             Values::Pointers(v) => put(Type::CUDNN_TYPE_VOID_PTR, v.len(), v.as_ptr().cast()),
+            Values::Handle(v) => put(Type::CUDNN_TYPE_HANDLE, 1, (&raw const v).cast()),
             Values::Number(kind, v) => put(kind, 1, (&raw const v).cast()),
             Values::Of(list) => {
                 let raw: Vec<_> = list.iter().map(|d| d.raw).collect();

@@ -1,5 +1,6 @@
 //! Graphs of operations, the engines that can run them, and running one.
 
+use super::Target;
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
 use super::handle::Handle;
@@ -173,6 +174,13 @@ impl Builder {
         if let Some(axis) = axis {
             p = p.set(Name::CUDNN_ATTR_POINTWISE_AXIS, Values::Ints(&[axis]))?;
         }
+        if mode == Pointwise::CUDNN_POINTWISE_RELU_FWD {
+            let keep = dnn::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN as c_int;
+            p = p.set(
+                Name::CUDNN_ATTR_POINTWISE_NAN_PROPAGATION,
+                Values::Number(Type::CUDNN_TYPE_NAN_PROPOGATION, keep),
+            )?;
+        }
         let p = p.finalize()?;
         let mut op = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?
             .with(Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, &p)?
@@ -279,22 +287,22 @@ impl Builder {
     /// cuDNN's own estimate, at most `most`; with the one of the tag `only`, where there is one.
     pub fn build(
         self,
-        device: &Desc,
+        target: &Target,
         wanted: &Wanted,
         only: Option<&str>,
         most: usize,
     ) -> std::result::Result<Graph, Refusal> {
         let ops: Vec<&Desc> = self.ops.iter().collect();
         let graph = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
-            .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?
-            .finalize()?;
+            .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?;
+        let graph = target.graph(graph)?.finalize()?;
         let own = self.bound.iter().map(|b| match b.1 {
             Home::Own { bytes } => aligned(bytes),
             _ => 0,
         });
         let own = own.sum();
         if let Some(tag) = only
-            && let Some(c) = tagged(self.api, &graph, device, wanted, tag)
+            && let Some(c) = tagged(self.api, &graph, target, wanted, tag)
         {
             return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
         }
@@ -305,7 +313,7 @@ impl Builder {
             if candidates.len() >= most {
                 break;
             }
-            match configurations(self.api, &graph, device, mode) {
+            match configurations(self.api, &graph, target, mode) {
                 Err(why) => refused.push(why),
                 Ok(list) => {
                     for config in list {
@@ -316,7 +324,7 @@ impl Builder {
                         if compiled >= COMPILED && compiles(&config) {
                             continue;
                         }
-                        match candidate(self.api, &config, device, wanted) {
+                        match candidate(self.api, &config, target, wanted) {
                             Ok(c) if candidates.iter().all(|o| o.tag != c.tag) => {
                                 compiled += usize::from(compiles(&config));
                                 candidates.push(c);
@@ -364,19 +372,19 @@ fn compiles(config: &Desc) -> bool {
 fn tagged(
     api: &'static Cudnn,
     graph: &Desc,
-    device: &Desc,
+    target: &Target,
     wanted: &Wanted,
     tag: &str,
 ) -> Option<Candidate> {
     for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
-        for config in configurations(api, graph, device, mode).unwrap_or_default() {
+        for config in configurations(api, graph, target, mode).unwrap_or_default() {
             let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
             let engine = config.list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1).ok()?.pop()?;
             let number = engine.int(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX).ok()?;
             if !tag.starts_with(&engine_tag(number)) {
                 continue;
             }
-            match candidate(api, &config, device, wanted) {
+            match candidate(api, &config, target, wanted) {
                 Ok(c) if c.tag == tag => return Some(c),
                 _ => {}
             }
@@ -416,12 +424,14 @@ pub struct Wanted {
     pub exact: bool,
     /// No engine whose result differs from run to run.
     pub deterministic: bool,
+    /// NaN stays NaN where cuDNN could drop it: a ReLU that did would hide an overflow.
+    pub nan: bool,
 }
 
 fn configurations(
     api: &'static Cudnn,
     graph: &Desc,
-    device: &Desc,
+    target: &Target,
     mode: Mode,
 ) -> std::result::Result<Vec<Desc>, Refusal> {
     let heuristic = Desc::new(api, Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?
@@ -429,9 +439,8 @@ fn configurations(
         .set(
             Name::CUDNN_ATTR_ENGINEHEUR_MODE,
             Values::Number(Type::CUDNN_TYPE_HEUR_MODE, mode as c_int),
-        )?
-        .with(Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, device)?
-        .finalize()?;
+        )?;
+    let heuristic = target.heuristic(heuristic)?.finalize()?;
     heuristic.list(
         Name::CUDNN_ATTR_ENGINEHEUR_RESULTS,
         Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
@@ -442,7 +451,7 @@ fn configurations(
 fn candidate(
     api: &'static Cudnn,
     config: &Desc,
-    device: &Desc,
+    target: &Target,
     wanted: &Wanted,
 ) -> std::result::Result<Candidate, Refusal> {
     let engine = config
@@ -464,10 +473,18 @@ fn candidate(
     if wanted.exact && rounds {
         return Err(format!("engine {number} rounds f32 operands"));
     }
+    // Both add and cancel larger numbers than the sum's terms.
+    let transforms =
+        has(Note::CUDNN_NUMERICAL_NOTE_FFT) || has(Note::CUDNN_NUMERICAL_NOTE_WINOGRAD);
+    if wanted.exact && transforms {
+        return Err(format!("engine {number} multiplies transforms of its operands"));
+    }
+    if wanted.nan && !has(Note::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) {
+        return Err(format!("engine {number} does not promise to keep NaN"));
+    }
     let plan = Desc::new(api, Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
-        .with(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config)?
-        .with(Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, device)?
-        .finalize()?;
+        .with(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config)?;
+    let plan = target.plan(plan)?.finalize()?;
     let workspace = plan.int(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
     if workspace > MOST_WORKSPACE {
         return Err(format!("engine {number} wants {} MiB of workspace", workspace >> 20));

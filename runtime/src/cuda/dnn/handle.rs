@@ -33,7 +33,7 @@ impl Handle {
     /// # Safety
     /// The stream is one of the context that was current when the handle was made, and outlives
     /// the handle.
-    pub unsafe fn on(&mut self, stream: cu::CUstream) -> Result<()> {
+    pub unsafe fn on(&self, stream: cu::CUstream) -> Result<()> {
         // SAFETY: the caller's contract.
         let status = unsafe { self.api.cudnnSetStream(self.raw, stream) };
         self.api.check(status, "choosing cuDNN's stream")

@@ -1,8 +1,9 @@
 //! Convolutions and attention by cuDNN's graph interface.
 //!
 //! A graph knows extents, strides and formats; the addresses of its tensors come with a run, so that
-//! equal layers share one. It is built for described device properties, so that everything up to a finished execution
-//! plan can be checked without a GPU. What cuDNN refuses is not an error: kernels of ours take over,
+//! equal layers share one. It is built for the device of a handle, or for described device properties,
+//! so that everything up to a finished execution plan can be checked without a GPU. What cuDNN
+//! refuses, when a graph is built or when it is first run, is not an error: kernels of ours take over,
 //! and [`Offer::No`] says why.
 
 mod api;
@@ -33,16 +34,52 @@ const CANDIDATES: usize = 6;
 /// Which device graphs are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For<'a> {
-    /// A device of this machine.
-    Ordinal(usize),
+    /// The device of the calling thread's current context.
+    Current,
     /// A described one: cuDNN's own JSON.
     Described(&'a str),
+}
+
+/// What cuDNN is told of the device.
+enum Target {
+    /// As programs that run their plans tell it.
+    Handle(Handle),
+    /// Properties alone: plans for it can be built, and not run.
+    Described(Desc),
+}
+
+impl Target {
+    fn graph(&self, d: Desc) -> std::result::Result<Desc, Refusal> {
+        match self {
+            Target::Handle(h) => {
+                d.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, Values::Handle(h.raw))
+            }
+            Target::Described(_) => Ok(d),
+        }
+    }
+
+    /// Heuristics know a handle by their graph.
+    fn heuristic(&self, d: Desc) -> std::result::Result<Desc, Refusal> {
+        match self {
+            Target::Handle(_) => Ok(d),
+            Target::Described(device) => d.with(Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, device),
+        }
+    }
+
+    fn plan(&self, d: Desc) -> std::result::Result<Desc, Refusal> {
+        match self {
+            Target::Handle(h) => {
+                d.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, Values::Handle(h.raw))
+            }
+            Target::Described(device) => d.with(Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, device),
+        }
+    }
 }
 
 /// cuDNN for one device.
 pub struct Dnn {
     api: &'static Cudnn,
-    device: Desc,
+    target: Target,
     /// The tag of the candidate that the next graph was found fastest with by an earlier run.
     remembered: RefCell<Option<String>>,
 }
@@ -74,21 +111,28 @@ impl Dnn {
     /// `R0701`, `R0702` where cuDNN is missing or too old; `R0720` where it refuses the device.
     pub fn new(device: For) -> Result<Dnn> {
         let api = api::cudnn()?;
-        let described = || -> std::result::Result<Desc, Refusal> {
-            let d = Desc::new(api, Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)?;
-            let d = match device {
-                For::Ordinal(i) => {
-                    d.set(Name::CUDNN_ATTR_DEVICEPROP_DEVICE_ID, Values::Int32(i as i32))?
-                }
-                For::Described(json) => d.set(
+        let described = |json: &str| -> std::result::Result<Desc, Refusal> {
+            Desc::new(api, Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)?
+                .set(
                     Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
                     Values::Chars(json.as_bytes()),
-                )?,
-            };
-            d.finalize()
+                )?
+                .finalize()
         };
         let refused = |why| Error::new("R0720", format!("describing the device to cuDNN: {why}"));
-        Ok(Dnn { api, device: described().map_err(refused)?, remembered: RefCell::default() })
+        let target = match device {
+            For::Current => Target::Handle(Handle::new(api)?),
+            For::Described(json) => Target::Described(described(json).map_err(refused)?),
+        };
+        Ok(Dnn { api, target, remembered: RefCell::default() })
+    }
+
+    /// The handle that runs what is built here; `None` for a described device.
+    pub fn handle(&self) -> Option<&Handle> {
+        match &self.target {
+            Target::Handle(h) => Some(h),
+            Target::Described(_) => None,
+        }
     }
 
     /// The next graph is built with the candidate of this tag alone, where it still is one: plans
@@ -99,7 +143,7 @@ impl Dnn {
 
     fn build(&self, b: Builder, wanted: &Wanted) -> std::result::Result<Graph, Refusal> {
         let remembered = self.remembered.borrow();
-        b.build(&self.device, wanted, remembered.as_deref(), CANDIDATES)
+        b.build(&self.target, wanted, remembered.as_deref(), CANDIDATES)
     }
 
     /// The functions, for a [`Handle`].

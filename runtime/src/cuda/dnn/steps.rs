@@ -11,10 +11,11 @@ use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
 use crate::cuda::text;
 use crate::error::Result;
-use precast_plan::{Access, Conv, ConvGeometry, ConvKind, Kernel, Plan};
-use std::collections::BTreeMap;
+use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Set to `0`, kernels of ours run convolutions and attention.
 pub const CUDNN_VARIABLE: &str = "PRECAST_CUDNN";
@@ -29,7 +30,11 @@ const RUNS: usize = 5;
 /// What cuDNN is promised of every address.
 const ALIGNMENT: u64 = 16;
 
+/// Threads that build graphs of one plan, each with a handle of its own.
+const BUILDERS: usize = 8;
+
 /// One step.
+#[derive(Clone)]
 struct Use {
     graph: Arc<Graph>,
     /// What tells the graph from others, for remembering which of its candidates is fastest.
@@ -39,21 +44,63 @@ struct Use {
     candidate: usize,
 }
 
+/// A graph that a step may become.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    kernel: &'a Kernel,
+    stores: Stores,
+}
+
+impl<'a> Wish<'a> {
+    /// The tensors that a run is given, in the order of the graph's slots; `None` for steps that no
+    /// graph runs.
+    fn slots(self) -> Option<Vec<&'a Access>> {
+        Some(match self.kernel {
+            Kernel::Conv(c) => {
+                let mut list = vec![&c.a, &c.b];
+                list.extend(c.epilogue.outputs.first());
+                list.extend(&c.epilogue.inputs);
+                list
+            }
+            Kernel::Attention(a) => slots(a).to_vec(),
+            Kernel::AttentionGrad(g) => gradient_slots(g).to_vec(),
+            _ => return None,
+        })
+    }
+
+    fn build(self, dnn: &Dnn, plan: &Plan, deterministic: bool) -> Offer {
+        match self.kernel {
+            Kernel::Conv(c) => dnn.conv(c, plan, self.stores),
+            Kernel::Attention(a) => dnn.attention(a, plan),
+            Kernel::AttentionGrad(g) => dnn.attention_grad(g, plan, deterministic),
+            other => unreachable!("not a graph's step: {other:?}"),
+        }
+    }
+}
+
 /// cuDNN's graphs of a plan.
 pub struct Steps {
-    dnn: Dnn,
-    handle: Handle,
+    uses: Vec<Use>,
+    /// Graphs that were asked for, by what they depend on; equal layers share one. Among them those
+    /// that were refused when they were run.
+    known: BTreeMap<String, std::result::Result<Arc<Graph>, String>>,
+    /// Graphs of the remembered candidate alone.
+    sole: BTreeSet<String>,
+    /// Graphs whose remembered candidate was refused: the file may stay where it is.
+    distrusted: BTreeSet<String>,
+    /// Candidates that ran, by the keys of their graphs.
+    chosen: BTreeMap<String, usize>,
     context: Arc<Context>,
     facts: Facts,
     cache: Cache,
     deterministic: bool,
     tune: bool,
-    /// Graphs that were asked for, by what they depend on; equal layers share one.
-    known: BTreeMap<String, std::result::Result<Arc<Graph>, String>>,
-    uses: Vec<Use>,
     /// Bytes of workspace, and where it is once the graphs are bound.
     workspace: u64,
     workspace_at: u64,
+    // Handles go after the graphs that were built with them.
+    dnn: Dnn,
+    builders: Vec<Dnn>,
 }
 
 impl Steps {
@@ -63,41 +110,97 @@ impl Steps {
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
     pub fn new(context: &Arc<Context>, cache: Cache) -> Result<Steps> {
         let on = |name: &str| env::var_os(name).is_none_or(|v| v != "0");
-        let dnn = Dnn::new(For::Ordinal(context.info.ordinal))?;
         Ok(Steps {
-            handle: Handle::new(dnn.api())?,
-            dnn,
+            uses: vec![],
+            known: BTreeMap::new(),
+            sole: BTreeSet::new(),
+            distrusted: BTreeSet::new(),
+            chosen: BTreeMap::new(),
             context: context.clone(),
             facts: context.info.facts.clone(),
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
             tune: on(crate::cuda::blas::TUNE_VARIABLE),
-            known: BTreeMap::new(),
-            uses: vec![],
             workspace: 0,
             workspace_at: 0,
+            dnn: Dnn::new(For::Current)?,
+            builders: vec![],
         })
     }
 
+    fn handle(&self) -> &Handle {
+        self.dnn.handle().expect("made for a device of this machine")
+    }
+
+    /// Builds graphs that are not known yet on a few threads, for building takes cuDNN long: it
+    /// compiles kernels. NVIDIA's guide allows calls from several threads which share no handle; a
+    /// plan is run by another handle of the same device than it was built with, and these are kept.
+    fn build(&mut self, plan: &Plan, wishes: BTreeMap<String, Wish>) {
+        let wishes: Vec<(String, Wish, Option<String>)> = wishes
+            .into_iter()
+            .filter(|(key, _)| !self.known.contains_key(key))
+            .map(|(key, wish)| {
+                let tag = self.remembered(&key);
+                (key, wish, tag)
+            })
+            .collect();
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = cores.min(BUILDERS).min(wishes.len());
+        while self.builders.len() + 1 < threads {
+            match Dnn::new(For::Current) {
+                Ok(dnn) => self.builders.push(dnn),
+                // Fewer threads build the same.
+                Err(e) => {
+                    tracing::debug!("one handle of cuDNN less: {e}");
+                    break;
+                }
+            }
+        }
+        let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
+        let (context, deterministic) = (&self.context, self.deterministic);
+        let work = |dnn: &mut Dnn| -> Result<()> {
+            context.bind()?;
+            while let Some((key, wish, tag)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                dnn.remember(tag.clone());
+                let graph = match wish.build(dnn, plan, deterministic) {
+                    Offer::Graph(g) => Ok(g),
+                    Offer::No(why) => Err(why),
+                };
+                let alone = graph.as_ref().is_ok_and(|g| {
+                    g.candidates() == 1 && tag.as_ref().is_some_and(|t| t == g.tag(0))
+                });
+                let entry = (key.clone(), graph.map(Arc::new), alone);
+                made.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+            }
+            Ok(())
+        };
+        let helpers = threads.saturating_sub(1);
+        std::thread::scope(|scope| {
+            for dnn in self.builders.iter_mut().take(helpers) {
+                // A thread without the context leaves its part to the others.
+                scope.spawn(|| work(dnn).unwrap_or_else(|e| tracing::debug!("{e}")));
+            }
+            work(&mut self.dnn).unwrap_or_else(|e| tracing::debug!("{e}"));
+        });
+        for (key, graph, alone) in made.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if alone {
+                self.sole.insert(key.clone());
+            }
+            self.known.insert(key, graph);
+        }
+    }
+
+    /// The graph of a wish, and its key.
     fn graph(
         &mut self,
-        key: String,
-        build: impl FnOnce(&Dnn) -> Offer,
+        plan: &Plan,
+        wish: Wish,
+        list: &[&Access],
     ) -> std::result::Result<(Arc<Graph>, String), String> {
-        if !self.known.contains_key(&key) {
-            let tag = if self.tune {
-                self.cache.get("graph", self.cached(&key).as_bytes())
-            } else {
-                None
-            };
-            self.dnn.remember(tag.and_then(|t| String::from_utf8(t).ok()));
-            let made = match build(&self.dnn) {
-                Offer::Graph(g) => Ok(Arc::new(g)),
-                Offer::No(why) => Err(why),
-            };
-            self.known.insert(key.clone(), made);
-        }
-        self.known[&key].clone().map(|g| (g, key))
+        let key = key(plan, wish.kernel, list, wish.stores, self.deterministic);
+        self.build(plan, BTreeMap::from([(key.clone(), wish)]));
+        let none = || Err("cuDNN's context is lost".to_string());
+        self.known.get(&key).cloned().unwrap_or_else(none).map(|g| (g, key))
     }
 
     fn add(&mut self, graph: Arc<Graph>, key: String, places: Vec<Place>, out: &mut Lowered) {
@@ -107,101 +210,96 @@ impl Steps {
         self.uses.push(Use { graph, key, places, addresses: vec![], candidate: 0 });
     }
 
-    fn convolution(&mut self, plan: &Plan, c: &Conv, out: &mut Lowered) -> Result<Lowers> {
-        let e = &c.epilogue;
-        let mut list = vec![&c.a, &c.b];
-        list.extend(e.outputs.first());
-        list.extend(&e.inputs);
-        if let Some(why) = misaligned(plan, &list) {
-            return Ok(Lowers::No(why));
-        }
-        let places: Vec<Place> = list.iter().map(|a| place(plan, a)).collect();
-        let shape = Kernel::Conv(c.clone());
-        let whole = key(plan, &shape, &list, Stores::Epilogue, self.deterministic);
-        let refused = match self.graph(whole, |dnn| dnn.conv(c, plan, Stores::Epilogue)) {
-            Ok((graph, key)) => {
-                self.add(graph, key, places, out);
-                return Ok(Lowers::Lowered);
-            }
-            Err(why) => why,
-        };
-        // The sums, and the epilogue as a kernel of its own.
-        let apart = key(plan, &shape, &list, Stores::Sums, self.deterministic);
-        let Ok((graph, key)) = self.graph(apart, |dnn| dnn.conv(c, plan, Stores::Sums)) else {
-            return Ok(Lowers::No(refused));
-        };
-        let dims = result(&c.geometry, c.kind);
-        let offset = out.reserve(dims.iter().product::<u64>() * 4);
-        let sums = Place::Scratch { offset };
-        self.add(graph, key, vec![places[0], places[1], sums], out);
-        let strides = sums_strides(&dims.map(|n| n as i64), e);
-        text::lower_epilogue(plan, e, &dims, (sums, strides), &self.facts, out)?;
-        Ok(Lowers::Lowered)
-    }
-
-    fn other(
-        &mut self,
-        plan: &Plan,
-        kernel: &Kernel,
-        list: &[&Access],
-        out: &mut Lowered,
-        build: impl FnOnce(&Dnn) -> Offer,
-    ) -> Lowers {
-        if let Some(why) = misaligned(plan, list) {
-            return Lowers::No(why);
-        }
-        let key = key(plan, kernel, list, Stores::Epilogue, self.deterministic);
-        match self.graph(key, build) {
-            Ok((graph, key)) => {
-                self.add(graph, key, list.iter().map(|a| place(plan, a)).collect(), out);
-                Lowers::Lowered
-            }
-            Err(why) => Lowers::No(why),
-        }
-    }
-
     /// Under what a graph's fastest candidate is remembered.
     fn cached(&self, key: &str) -> String {
         let release = spelled(self.dnn.api().version());
         format!("{} {} cuDNN {release} {key}", self.context.info.name, self.facts.arch())
     }
 
-    /// The fastest candidate, remembered or measured.
-    fn choose(&self, u: &Use, workspace: u64, stream: &Stream) -> Result<usize> {
-        let ways = u.graph.candidates();
-        if ways == 1 || !self.tune {
-            return Ok(0);
+    /// The tag of the candidate that an earlier process found fastest.
+    fn remembered(&self, key: &str) -> Option<String> {
+        if !self.tune || self.distrusted.contains(key) {
+            return None;
         }
+        let tag = self.cache.get("graph", self.cached(key).as_bytes())?;
+        String::from_utf8(tag).ok()
+    }
+
+    /// Runs a candidate on the memory of its step.
+    fn trial(&self, u: &Use, candidate: usize) -> Result<()> {
+        // SAFETY: the addresses are those of the step's tensors and of the shared workspace, which
+        // the backend keeps; a plan's steps run one after another in one stream.
+        unsafe { u.graph.run(candidate, self.handle(), &u.addresses, self.workspace_at) }
+    }
+
+    /// Seconds of a candidate that has run before.
+    fn time(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<f64> {
+        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let mut least = f64::INFINITY;
+        for _ in 0..RUNS {
+            begin.record(stream)?;
+            self.trial(u, candidate)?;
+            end.record(stream)?;
+            end.wait()?;
+            least = least.min(end.since(&begin)?);
+        }
+        Ok(least)
+    }
+
+    /// The fastest candidate that runs, remembered or measured, or without tuning the first one;
+    /// else why none does. It has run once, so that a capture finds loaded what it needs.
+    fn choose(&self, u: &Use, stream: &Stream) -> std::result::Result<usize, String> {
+        let ways = u.graph.candidates();
         let key = self.cached(&u.key);
-        if let Some(tag) = self.cache.get("graph", key.as_bytes())
-            && let Some(c) = (0..ways).find(|&c| u.graph.tag(c).as_bytes() == tag)
+        let cached = || {
+            let tag = self.remembered(&u.key)?;
+            (0..ways).find(|&c| u.graph.tag(c) == tag)
+        };
+        let known = self.chosen.get(&u.key).copied().or_else(cached);
+        let mut refused = vec![];
+        let mut tried = |c: usize, what: &str, done: Result<()>| -> bool {
+            let Err(e) = done else { return true };
+            tracing::debug!("{what} {} of cuDNN is refused: {e}", u.graph.tag(c));
+            if !refused.contains(&e.message) {
+                refused.push(e.message);
+            }
+            false
+        };
+        if let Some(c) = known
+            && tried(c, "the remembered", self.trial(u, c))
         {
             return Ok(c);
         }
-        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
         let mut best: Option<(f64, usize)> = None;
-        for c in 0..ways {
-            // SAFETY: as in `run`, on the memory of the step itself.
-            let run = || unsafe { u.graph.run(c, &self.handle, &u.addresses, workspace) };
-            // A candidate may still be refused when it is run.
-            if run().is_err() {
+        for c in (0..ways).filter(|&c| Some(c) != known) {
+            if !tried(c, "the", self.trial(u, c)) {
                 continue;
             }
-            let mut least = f64::INFINITY;
-            for _ in 0..RUNS {
-                begin.record(stream)?;
-                run()?;
-                end.record(stream)?;
-                end.wait()?;
-                least = least.min(end.since(&begin)?);
+            let seconds = match self.tune && ways > 1 {
+                true => match self.time(u, c, stream) {
+                    Ok(seconds) => seconds,
+                    Err(e) => {
+                        tried(c, "the", Err(e));
+                        continue;
+                    }
+                },
+                false => 0.0,
+            };
+            if best.is_none_or(|b| seconds < b.0) {
+                best = Some((seconds, c));
             }
-            if best.is_none_or(|b| least < b.0) {
-                best = Some((least, c));
+            if !self.tune {
+                break;
             }
         }
-        let chosen = best.map_or(0, |b| b.1);
-        self.cache.put("graph", key.as_bytes(), u.graph.tag(chosen).as_bytes());
-        Ok(chosen)
+        let Some((_, c)) = best else {
+            self.cache.forget("graph", key.as_bytes());
+            return Err(refused.join("; "));
+        };
+        if self.tune {
+            self.cache.put("graph", key.as_bytes(), u.graph.tag(c).as_bytes());
+        }
+        Ok(c)
     }
 }
 
@@ -222,6 +320,7 @@ fn place(plan: &Plan, a: &Access) -> Place {
     Place::Tensor { tensor: a.tensor, offset: bytes(plan, a) }
 }
 
+/// Why cuDNN cannot take tensors where they lie.
 fn misaligned(plan: &Plan, list: &[&Access]) -> Option<String> {
     list.iter().find(|a| !bytes(plan, a).is_multiple_of(ALIGNMENT)).map(|a| {
         let name = &plan.tensors[a.tensor as usize].name;
@@ -261,20 +360,60 @@ fn attention_key(what: &str, a: &precast_plan::Attention) -> String {
 }
 
 impl Library for Steps {
-    fn lower(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Lowers> {
-        let steady = self.deterministic;
-        match kernel {
-            Kernel::Conv(c) => self.convolution(plan, c, out),
-            Kernel::Attention(a) => {
-                Ok(self.other(plan, kernel, &slots(a), out, |dnn| dnn.attention(a, plan)))
+    fn begin(&mut self, plan: &Plan) {
+        self.uses.clear();
+        self.workspace = 0;
+        let steps: Vec<&Kernel> = [&plan.micro, &plan.update, &plan.eval]
+            .into_iter()
+            .flatten()
+            .map(|s| &s.kernel)
+            .collect();
+        // A convolution whose epilogue is refused asks for its sums.
+        for stores in [Stores::Epilogue, Stores::Sums] {
+            let mut wishes = BTreeMap::new();
+            for &kernel in &steps {
+                let wish = Wish { kernel, stores };
+                let Some(list) = wish.slots().filter(|l| misaligned(plan, l).is_none()) else {
+                    continue;
+                };
+                let of = |stores| key(plan, kernel, &list, stores, self.deterministic);
+                let sums = stores == Stores::Sums;
+                let refused = || self.known.get(&of(Stores::Epilogue)).is_some_and(|g| g.is_err());
+                if !sums || (matches!(kernel, Kernel::Conv(_)) && refused()) {
+                    wishes.insert(of(stores), wish);
+                }
             }
-            Kernel::AttentionGrad(g) => {
-                Ok(self.other(plan, kernel, &gradient_slots(g), out, |dnn| {
-                    dnn.attention_grad(g, plan, steady)
-                }))
-            }
-            other => unreachable!("no step for a graph: {other:?}"),
+            self.build(plan, wishes);
         }
+    }
+
+    fn lower(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Lowers> {
+        let whole = Wish { kernel, stores: Stores::Epilogue };
+        let list = whole.slots().expect("a step for a graph");
+        if let Some(why) = misaligned(plan, &list) {
+            return Ok(Lowers::No(why));
+        }
+        let places: Vec<Place> = list.iter().map(|a| place(plan, a)).collect();
+        let refused = match self.graph(plan, whole, &list) {
+            Ok((graph, key)) => {
+                self.add(graph, key, places, out);
+                return Ok(Lowers::Lowered);
+            }
+            Err(why) => why,
+        };
+        let Kernel::Conv(c) = kernel else { return Ok(Lowers::No(refused)) };
+        // The sums, and the epilogue as a kernel of its own.
+        let apart = Wish { kernel, stores: Stores::Sums };
+        let Ok((graph, key)) = self.graph(plan, apart, &list) else {
+            return Ok(Lowers::No(refused));
+        };
+        let dims = result(&c.geometry, c.kind);
+        let offset = out.reserve(dims.iter().product::<u64>() * 4);
+        let sums = Place::Scratch { offset };
+        self.add(graph, key, vec![places[0], places[1], sums], out);
+        let strides = sums_strides(&dims.map(|n| n as i64), &c.epilogue);
+        text::lower_epilogue(plan, &c.epilogue, &dims, (sums, strides), &self.facts, out)?;
+        Ok(Lowers::Lowered)
     }
 
     fn workspace(&self) -> u64 {
@@ -286,28 +425,50 @@ impl Library for Steps {
         workspace: u64,
         address: &dyn Fn(Place) -> u64,
         stream: &Stream,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         // SAFETY: the backend makes both for one context and drops the handle with its graphs,
         // after its stream has finished.
-        unsafe { self.handle.on(stream.raw)? };
+        unsafe { self.handle().on(stream.raw)? };
         self.workspace_at = workspace;
         let plans: Vec<usize> = self.known.values().flatten().map(|g| g.candidates()).collect();
         let all: usize = plans.iter().sum();
         tracing::info!("{} graphs of cuDNN with {all} plans", plans.len());
+        let mut refused = BTreeMap::new();
         for i in 0..self.uses.len() {
-            self.uses[i].addresses = self.uses[i].places.iter().map(|&p| address(p)).collect();
-            let chosen = self.choose(&self.uses[i], workspace, stream)?;
-            self.uses[i].candidate = chosen;
-            // Loads what the candidate needs, so that a capture finds it loaded.
-            self.run(i)?;
+            if refused.contains_key(&self.uses[i].key) {
+                continue;
+            }
+            let mut u = self.uses[i].clone();
+            u.addresses = u.places.iter().map(|&p| address(p)).collect();
+            match self.choose(&u, stream) {
+                Ok(c) => {
+                    u.candidate = c;
+                    self.chosen.insert(u.key.clone(), c);
+                    self.uses[i] = u;
+                }
+                Err(why) => {
+                    refused.insert(u.key, why);
+                }
+            }
         }
-        stream.synchronise()
+        // A fault of the device shows here; it is no refusal.
+        stream.synchronise()?;
+        let all = refused.is_empty();
+        for (key, why) in refused {
+            self.chosen.remove(&key);
+            if self.sole.remove(&key) {
+                // The others were not built; now they are.
+                self.known.remove(&key);
+                self.distrusted.insert(key);
+            } else {
+                self.known.insert(key, Err(format!("cuDNN refuses to run it: {why}")));
+            }
+        }
+        Ok(all)
     }
 
     fn run(&self, graph: usize) -> Result<()> {
         let u = &self.uses[graph];
-        // SAFETY: the addresses are those of the step's tensors and of the shared workspace, which
-        // the backend keeps; a plan's steps run one after another in one stream.
-        unsafe { u.graph.run(u.candidate, &self.handle, &u.addresses, self.workspace_at) }
+        self.trial(u, u.candidate)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::product::{Desc, F32, Layout, Product, Scalar, check};
 use super::{EXECUTION_FAILED, INVALID_VALUE, NOT_INITIALIZED, NOT_SUPPORTED, Status};
-use crate::device::{CURRENT, Op, device};
+use crate::device::{CURRENT, Op, device, refuses};
 use crate::driver::exports;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -66,7 +66,9 @@ fn set_desc(desc: &mut Desc, attribute: c_uint, v: i64) -> Result<(), Status> {
         15 | 25 => {}
         22 => desc.aux_dtype = Some(v as u32),
         26 => desc.bias_dtype = Some(v as u32),
-        17..=21 | 23 | 24 if v == 0 => {}
+        17 => desc.scales[0] = v as u64,
+        18 => desc.scales[1] = v as u64,
+        19..=21 | 23 | 24 if v == 0 => {}
         _ => return Err(NOT_SUPPORTED),
     }
     Ok(())
@@ -150,6 +152,7 @@ exports! {
         *desc = Box::into_raw(Box::new(Desc {
             compute, scale, pointer_mode: 0, transpose_a: false, transpose_b: false, epilogue: 1, bias: 0,
             bias_dtype: None, bias_stride: 0, aux: 0, aux_ld: 0, aux_dtype: None, aux_stride: 0,
+            scales: [0; 2],
         }));
         0
     }
@@ -267,6 +270,9 @@ exports! {
             Ok(n) => n,
             Err(status) => return status,
         };
+        if refuses("cublas", candidate) {
+            return NOT_SUPPORTED;
+        }
         let workspace_bytes = wanted_workspace(candidate);
         if workspace_bytes > bytes {
             return INVALID_VALUE;

@@ -8,6 +8,9 @@ use half::{bf16, f16};
 pub const F32: u32 = 0;
 pub const F16: u32 = 2;
 pub const BF16: u32 = 14;
+pub const E4M3: u32 = 28;
+pub const E5M2: u32 = 29;
+const F32_COMPUTE: u32 = 68;
 const TF32_COMPUTE: u32 = 77;
 
 /// Bytes of an element, for the types that are supported.
@@ -15,6 +18,7 @@ pub fn size_of(dtype: u32) -> Option<usize> {
     match dtype {
         F32 => Some(4),
         F16 | BF16 => Some(2),
+        E4M3 | E5M2 => Some(1),
         _ => None,
     }
 }
@@ -79,6 +83,8 @@ pub struct Desc {
     pub aux_ld: i64,
     pub aux_dtype: Option<u32>,
     pub aux_stride: i64,
+    /// Addresses of the f32 factors of FP8 operands A and B; 0 is 1.
+    pub scales: [u64; 2],
 }
 
 /// What an epilogue does.
@@ -151,6 +157,16 @@ pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
     if d.batch != c.batch || [a, b].iter().any(|l| l.batch != d.batch) {
         return Err(INVALID_VALUE);
     }
+    let eight = [a, b].map(|l| matches!(l.dtype, E4M3 | E5M2));
+    if eight != [false; 2] {
+        return check_eight_bits(desc, [a, b, c, d], (m, n, k));
+    }
+    if matches!(d.dtype, E4M3 | E5M2) {
+        return Err(NOT_SUPPORTED);
+    }
+    if desc.scales != [0; 2] {
+        return Err(INVALID_VALUE);
+    }
     if a.dtype != b.dtype || c.dtype != d.dtype || desc.scale != F32 || desc.pointer_mode > 1 {
         return Err(NOT_SUPPORTED);
     }
@@ -180,12 +196,68 @@ pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
     Ok(())
 }
 
+/// What the library's documentation asks of FP8 products: both operands in 8 bits and not both E5M2,
+/// transposed and not transposed, extents in whole groups of 16, f32 sums, and a bias of bf16, or of
+/// f16 beside an f16 result.
+fn check_eight_bits(
+    desc: &Desc,
+    [a, b, c, d]: [&Layout; 4],
+    (m, n, k): (u64, u64, u64),
+) -> Result<(), Status> {
+    let types = [a, b].map(|l| l.dtype);
+    if !types.iter().all(|t| matches!(*t, E4M3 | E5M2)) || types == [E5M2; 2] {
+        return Err(NOT_SUPPORTED);
+    }
+    if c.dtype != d.dtype || !matches!(d.dtype, F32 | F16 | BF16) || desc.compute != F32_COMPUTE {
+        return Err(NOT_SUPPORTED);
+    }
+    if !desc.transpose_a || desc.transpose_b || desc.scale != F32 || desc.pointer_mode > 1 {
+        return Err(NOT_SUPPORTED);
+    }
+    let lines = [a, b, c, d].into_iter().all(|l| {
+        let bytes = size_of(l.dtype).unwrap_or(1) as u64;
+        let whole = |x: i64| (x as u64 * bytes).is_multiple_of(16);
+        l.order == 0 && whole(l.ld) && whole(l.stride)
+    });
+    if !lines || [m, n, k].iter().any(|x| x % 16 != 0) {
+        return Err(NOT_SUPPORTED);
+    }
+    let e = epilogue(desc.epilogue).ok_or(NOT_SUPPORTED)?;
+    if e.bgrad > 0 {
+        return Err(NOT_SUPPORTED);
+    }
+    let bias = if d.dtype == F16 { F16 } else { BF16 };
+    if e.bias && desc.bias_dtype.unwrap_or(bias) != bias {
+        return Err(INVALID_VALUE);
+    }
+    if (e.save || e.drelu || e.dgelu) && (desc.aux_ld < m as i64 || desc.aux_ld % 16 != 0) {
+        return Err(INVALID_VALUE);
+    }
+    Ok(())
+}
+
+/// The value of an FP8 number (Open Compute's 8-bit formats): E4M3 has no infinity.
+fn eight_bits(bits: u8, dtype: u32) -> f32 {
+    let (mantissa_bits, bias) = if dtype == E4M3 { (3, 7) } else { (2, 15) };
+    let mantissa = f32::from(bits & ((1 << mantissa_bits) - 1)) / f32::from(1u8 << mantissa_bits);
+    let exponent = i32::from(bits & 0x7f) >> mantissa_bits;
+    let value = match (dtype, bits & 0x7f) {
+        (E4M3, 0x7f) => f32::NAN,
+        (E5M2, 0x7c) => f32::INFINITY,
+        (E5M2, 0x7d..) => f32::NAN,
+        _ if exponent == 0 => mantissa * 2f32.powi(1 - bias),
+        _ => (1.0 + mantissa) * 2f32.powi(exponent - bias),
+    };
+    if bits & 0x80 != 0 { -value } else { value }
+}
+
 fn read(at: u64, dtype: u32, index: usize) -> f32 {
     // SAFETY: the extents were checked against allocations before the product ran.
     unsafe {
         match dtype {
             F32 => (at as *const f32).add(index).read_unaligned(),
             F16 => (at as *const f16).add(index).read_unaligned().to_f32(),
+            E4M3 | E5M2 => eight_bits((at as *const u8).add(index).read(), dtype),
             _ => (at as *const bf16).add(index).read_unaligned().to_f32(),
         }
     }
@@ -225,7 +297,9 @@ fn gelu_derivative(x: f32) -> f32 {
 
 impl Product {
     fn bias_dtype(&self) -> u32 {
-        self.desc.bias_dtype.unwrap_or(self.layout[3].dtype)
+        let eight = size_of(self.layout[0].dtype) == Some(1);
+        let result = self.layout[3].dtype;
+        self.desc.bias_dtype.unwrap_or(if eight && result == F32 { BF16 } else { result })
     }
 
     fn aux_dtype(&self) -> u32 {
@@ -264,6 +338,11 @@ impl Product {
                 list.push((what, at, 4));
             }
         }
+        for (what, at) in ["the scale of A", "the scale of B"].into_iter().zip(self.desc.scales) {
+            if at != 0 {
+                list.push((what, at, 4));
+            }
+        }
         if self.workspace_bytes > 0 {
             list.push(("the workspace", self.workspace, self.workspace_bytes));
         }
@@ -273,6 +352,10 @@ impl Product {
     /// Whether everything lies in allocations.
     pub fn check_memory(&self, arena: &Arena) -> Result<(), String> {
         let ranges = self.ranges().ok_or("extents overflow")?;
+        let eight = size_of(self.layout[0].dtype) == Some(1);
+        if eight && self.at.iter().any(|at| at % 16 != 0) {
+            return Err(format!("FP8 operands at {:x?}, which are not multiples of 16", self.at));
+        }
         for (what, at, bytes) in ranges {
             if !arena.holds(at, bytes) {
                 let [a, b, _, d] = &self.layout;
@@ -297,7 +380,9 @@ impl Product {
             Scalar::Value(v) => v,
             Scalar::Device(at) => read(at, F32, 0),
         };
-        let (alpha, beta) = (scalar(self.alpha), scalar(self.beta));
+        let scale = |at: u64| if at == 0 { 1.0 } else { read(at, F32, 0) };
+        let scales = self.desc.scales.map(scale);
+        let (alpha, beta) = (scalar(self.alpha) * scales[0] * scales[1], scalar(self.beta));
         for batch in 0..self.layout[3].batch as usize {
             self.one(batch, alpha, beta);
         }
@@ -411,4 +496,89 @@ fn write_bit(at: u64, index: usize, on: bool) {
 fn read_bit(at: u64, index: usize) -> bool {
     // SAFETY: the extent was checked.
     unsafe { *(at as *const u8).wrapping_add(index / 8) >> (index % 8) & 1 == 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bits_are_open_computes_formats() {
+        let cases = [
+            (E4M3, 0x38, 1.0),
+            (E4M3, 0x7e, 448.0),
+            (E4M3, 0x01, 2f32.powi(-9)),
+            (E4M3, 0xb8, -1.0),
+            (E5M2, 0x3c, 1.0),
+            (E5M2, 0x7b, 57344.0),
+            (E5M2, 0x01, 2f32.powi(-16)),
+            (E5M2, 0x7c, f32::INFINITY),
+        ];
+        for (dtype, bits, want) in cases {
+            assert_eq!(eight_bits(bits, dtype), want, "{bits:#x} of {dtype}");
+        }
+        assert!(eight_bits(0x7f, E4M3).is_nan() && eight_bits(0x7d, E5M2).is_nan());
+    }
+
+    /// 32 x 48 of a depth of 64: A transposed, B not.
+    fn product() -> (Desc, [Layout; 4]) {
+        let desc = Desc {
+            compute: F32_COMPUTE,
+            scale: F32,
+            pointer_mode: 0,
+            transpose_a: true,
+            transpose_b: false,
+            epilogue: 4,
+            bias: 256,
+            bias_dtype: None,
+            bias_stride: 0,
+            aux: 0,
+            aux_ld: 0,
+            aux_dtype: None,
+            aux_stride: 0,
+            scales: [512, 0],
+        };
+        let layout = |dtype, rows, columns| Layout {
+            dtype,
+            rows,
+            columns,
+            ld: rows as i64,
+            order: 0,
+            batch: 1,
+            stride: 0,
+        };
+        let d = layout(BF16, 32, 48);
+        (desc, [layout(E4M3, 64, 32), layout(E5M2, 64, 48), d, d])
+    }
+
+    type Change = dyn Fn(&mut Desc, &mut [Layout; 4]);
+
+    #[test]
+    fn eight_bit_products_outside_the_table_are_refused() {
+        let said = |change: &Change| {
+            let (mut desc, mut l) = product();
+            change(&mut desc, &mut l);
+            let [a, b, c, d] = &l;
+            check(&desc, [a, b, c, d])
+        };
+        assert_eq!(said(&|_, _| {}), Ok(()));
+        let refused: [(&str, &Change); 6] = [
+            ("both E5M2", &|_, l| l[0].dtype = E5M2),
+            ("one in 16 bits", &|_, l| l[1].dtype = BF16),
+            ("a result in 8 bits", &|_, l| (l[2].dtype, l[3].dtype) = (E4M3, E4M3)),
+            ("sums of an operand", &|d, _| d.epilogue = 256),
+            ("B transposed", &|d, l| {
+                d.transpose_b = true;
+                (l[1].rows, l[1].columns, l[1].ld) = (48, 64, 48);
+            }),
+            ("40 columns", &|_, l| (1..4).for_each(|i| l[i].columns = 40)),
+        ];
+        for (what, change) in refused {
+            assert_eq!(said(change), Err(NOT_SUPPORTED), "{what}");
+        }
+        assert_eq!(said(&|d, _| d.bias_dtype = Some(F32)), Err(INVALID_VALUE));
+        // A factor of an operand is for 8 bits alone.
+        let wide = said(&|_, l| (l[0].dtype, l[1].dtype) = (BF16, BF16));
+        assert_eq!(wide, Err(INVALID_VALUE));
+    }
 }

@@ -3,7 +3,7 @@
 use super::desc::{Descriptor, Value, kind};
 use super::graph::{Graph, Run};
 use super::{BAD_PARAM, EXECUTION_FAILED, LIVE, NOT_SUPPORTED, Status};
-use crate::device::{CURRENT, Op, device};
+use crate::device::{CURRENT, Op, device, refuses};
 use crate::driver::exports;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_uint, c_void};
@@ -15,6 +15,8 @@ const HEURISTIC_MODE: u32 = 200;
 const HEURISTIC_GRAPH: u32 = 201;
 const HEURISTIC_RESULTS: u32 = 202;
 const CONFIG_ENGINE: u32 = 300;
+const GRAPH_HANDLE: u32 = 800;
+const PLAN_HANDLE: u32 = 400;
 const PLAN_CONFIG: u32 = 401;
 const PLAN_WORKSPACE: u32 = 402;
 const PACK_UIDS: u32 = 1000;
@@ -30,10 +32,11 @@ const MODE_A: i32 = 3;
 /// Notes on what an engine does to numbers.
 const TENSOR_CORE: i32 = 0;
 const NONDETERMINISTIC: i32 = 4;
+const STRICT_NAN: i32 = 9;
 
-/// Number, note, and bytes of workspace of every engine.
-const ENGINES: [(i64, Option<i32>, i64); 3] =
-    [(0, Some(TENSOR_CORE), 0), (1, None, 4096), (2, Some(NONDETERMINISTIC), 0)];
+/// Number, notes, and bytes of workspace of every engine.
+const ENGINES: [(i64, &[i32], i64); 3] =
+    [(0, &[TENSOR_CORE, STRICT_NAN], 0), (1, &[STRICT_NAN], 4096), (2, &[NONDETERMINISTIC], 0)];
 
 /// `cudnnHandle_t`
 pub struct Handle {
@@ -59,22 +62,31 @@ fn made(of: u32, values: Vec<(u32, Value)>) -> Arc<Descriptor> {
     Arc::new(Descriptor { kind: of, finalised: true, values })
 }
 
+/// Whether a graph or plan, which is for this device alone, names the handle of it.
+fn handle(d: &Descriptor, name: u32) -> Result<(), String> {
+    match d.pointers(name) {
+        Ok([at]) if *at != 0 => Ok(()),
+        _ => Err(format!("descriptor {} names no handle, and there is a device", d.kind)),
+    }
+}
+
 /// What finalising a descriptor checks and adds.
 fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
     let bad = |text: String| (BAD_PARAM, text);
     match d.kind {
         kind::GRAPH => {
+            handle(d, GRAPH_HANDLE).map_err(bad)?;
             Graph::new(d).map_err(|text| (NOT_SUPPORTED, text))?;
         }
         kind::HEURISTIC => {
             let graph = d.of(HEURISTIC_GRAPH).map_err(bad)?.clone();
             let best = d.number(HEURISTIC_MODE).map_err(bad)? == MODE_A;
-            let configs = ENGINES.iter().filter(|e| (e.1 != Some(NONDETERMINISTIC)) == best);
-            let config = |&(number, note, _): &(i64, Option<i32>, i64)| {
+            let configs = ENGINES.iter().filter(|e| e.1.contains(&NONDETERMINISTIC) != best);
+            let config = |&(number, notes, _): &(i64, &[i32], i64)| {
                 let values = vec![
                     (ENGINE_GRAPH, Value::Of(vec![graph.clone()])),
                     (ENGINE_NUMBER, Value::Ints(vec![number])),
-                    (ENGINE_NUMERICAL_NOTE, Value::Numbers(note.into_iter().collect())),
+                    (ENGINE_NUMERICAL_NOTE, Value::Numbers(notes.to_vec())),
                     (ENGINE_BEHAVIOUR_NOTE, Value::Numbers(vec![])),
                 ];
                 let engine = Value::Of(vec![made(kind::ENGINE, values)]);
@@ -84,6 +96,7 @@ fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
             d.values.insert(HEURISTIC_RESULTS, Value::Of(configs));
         }
         kind::PLAN => {
+            handle(d, PLAN_HANDLE).map_err(bad)?;
             let config = d.of(PLAN_CONFIG).map_err(bad)?;
             let number =
                 config.of(CONFIG_ENGINE).and_then(|e| e.int(ENGINE_NUMBER)).map_err(bad)?;
@@ -105,6 +118,10 @@ fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
 
 unsafe fn execute(handle: &Handle, plan: &Descriptor, pack: &Descriptor) -> Result<(), String> {
     let engine = plan.of(PLAN_CONFIG)?.of(CONFIG_ENGINE)?;
+    let number = engine.int(ENGINE_NUMBER)?;
+    if refuses("cudnn", number as u64) {
+        return Err(format!("engine {number} is told to refuse"));
+    }
     let graph = Graph::new(engine.of(ENGINE_GRAPH)?)?;
     let bytes = plan.int(PLAN_WORKSPACE)? as usize;
     let workspace = pack.pointers(PACK_WORKSPACE)?.first().copied().unwrap_or(0);

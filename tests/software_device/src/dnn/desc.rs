@@ -51,6 +51,7 @@ pub mod kind {
 
 /// `cudnnBackendAttributeType_t`, those whose elements are not four bytes.
 mod attribute_type {
+    pub const HANDLE: u32 = 0;
     pub const BOOLEAN: u32 = 2;
     pub const INT64: u32 = 3;
     pub const FLOAT: u32 = 4;
@@ -100,7 +101,9 @@ impl Descriptor {
         let value = unsafe {
             match of {
                 attribute_type::INT64 => Value::Ints(list(at, count)),
-                attribute_type::POINTER => Value::Pointers(list(at, count)),
+                attribute_type::POINTER | attribute_type::HANDLE => {
+                    Value::Pointers(list(at, count))
+                }
                 attribute_type::FLOAT => Value::Floats(list(at, count)),
                 attribute_type::BOOLEAN | attribute_type::CHAR => {
                     Value::Numbers(list::<u8>(at, count).into_iter().map(i32::from).collect())

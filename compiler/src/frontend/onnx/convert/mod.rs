@@ -167,9 +167,12 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     if SUPPORTED.contains(&call.op) {
         return Err(fail(
             "P0216",
-            format!("`{}` is evaluated when compiling, but depends on data", call.op),
+            format!("`{}` is evaluated when compiling, but here it depends on data", call.op),
         )
-        .help("export with static shapes, and without masks or positions computed from data"));
+        .help(
+            "Precast has this operator for shapes, positions and masks that follow from constants, \
+             not for values of the model; docs/EXPORTING.md lists the operators",
+        ));
     }
     let near = SUPPORTED
         .iter()

@@ -1,0 +1,174 @@
+//! cuDNN and cuBLASLt of the software device (a test tool, `tests/software_device`): gradients by
+//! cuDNN's graphs, and what becomes of steps that a library offers to run and then refuses. The
+//! command runs in processes of its own, whose environment asks for cuDNN and for refusals.
+
+mod common;
+
+use common::Fixture;
+use precast_runtime::{TensorFile, WeightSource};
+use precast_software_device::SoftwareDevice;
+use std::path::Path;
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static FIRST: extern "C" fn() = first;
+
+extern "C" fn first() {
+    if std::env::var_os("PRECAST_CACHE").is_none() {
+        // SAFETY: nothing else runs yet.
+        unsafe {
+            // Kernels of the software device are kept apart, and nothing is measured unless a test
+            // says so.
+            std::env::set_var(
+                "PRECAST_CACHE",
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
+            );
+            std::env::set_var("PRECAST_CUDA_TUNE", "0");
+        }
+    }
+    SoftwareDevice::search_first();
+}
+
+const REFUSES: &str = "PRECAST_SOFTWARE_DEVICE_REFUSES";
+
+/// A fixture's recipe in a folder.
+struct Lab {
+    f: Fixture,
+    policy: &'static str,
+    folder: tempfile::TempDir,
+}
+
+/// What the command said.
+struct Said(String);
+
+impl Said {
+    /// Graphs of cuDNN and their plans, as the last binding of the plan counts them.
+    fn counts(&self) -> [usize; 2] {
+        let line = self.0.lines().rfind(|l| l.contains("graphs of cuDNN with"));
+        let words: Vec<&str> = line.expect("cuDNN is asked").split_whitespace().collect();
+        // Numbers before the two words that follow them.
+        ["graphs", "plans"].map(|word| {
+            let at = words.iter().position(|w| *w == word).expect("as it is written");
+            words[at - 1].parse().expect("a number")
+        })
+    }
+
+    fn has(&self, words: &str) -> bool {
+        self.0.contains(words)
+    }
+
+    /// Nothing of ours stood in for a library.
+    fn by_libraries(&self) {
+        for name in ["without cuDNN", "without cuBLASLt"] {
+            assert!(!self.has(name), "{}", self.0);
+        }
+    }
+}
+
+impl Lab {
+    fn new(name: &str, policy: &'static str) -> Lab {
+        let f = Fixture::open(name);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut text, _) = f.recipe("model_static.onnx", policy, "kind = \"sgd\"\nlr = 0.1", "");
+        for file in ["model_static.onnx", "batch.safetensors"] {
+            let whole = f.folder.join(file).display().to_string();
+            text = text.replace(&format!("\"{file}\""), &format!("\"{whole}\""));
+        }
+        std::fs::write(folder.path().join("recipe.toml"), text).expect("written");
+        Lab { f, policy, folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gradients on the device, checked, and what was said.
+    fn grad(&self, env: &[(&str, &str)]) -> Said {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_precast"));
+        command.args(["-v", "grad", "recipe.toml", "--device", "cuda", "-o", "g.safetensors"]);
+        command.current_dir(self.path()).env("PRECAST_CUDNN", "1").envs(env.iter().copied());
+        let o = command.output().expect("the binary runs");
+        let say = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{}: {say}", self.policy);
+        self.check(&say);
+        Said(say)
+    }
+
+    /// As [`Lab::grad`], with candidates measured and remembered in this folder.
+    fn tuned(&self, env: &[(&str, &str)]) -> Said {
+        let cache = self.path().join("cache").display().to_string();
+        self.grad(&[&[("PRECAST_CUDA_TUNE", "1"), ("PRECAST_CACHE", &cache)], env].concat())
+    }
+
+    fn check(&self, say: &str) {
+        let far = self.f.yardstick();
+        let have =
+            TensorFile::open(&self.path().join("g.safetensors")).unwrap_or_else(|e| panic!("{e}"));
+        let mut compared = 0;
+        for name in have.names().into_iter().filter(|n| n.starts_with("grad.")) {
+            let x = have.tensor(&name).unwrap_or_else(|e| panic!("{e}")).to_f32();
+            let want = self.f.f64s(&name.replace("lm_head.weight", "wte.weight"));
+            let d: f64 = x.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+            let away = (d / want.iter().map(|b| b * b).sum::<f64>()).sqrt();
+            let allowed = if self.policy == "f32" { 5e-5 } else { 2.0 * far(&name) };
+            assert!(away <= allowed, "{name}: {away:.1e}, allowed {allowed:.1e}\n{say}");
+            compared += 1;
+        }
+        assert!(compared > 3, "{compared} gradients");
+    }
+}
+
+/// Convolutions and attention as cuDNN's graphs, which the software device runs by their definitions.
+#[test]
+fn gradients_by_cudnn() {
+    for (name, policy) in [("cifar_cnn", "f32"), ("cifar_cnn", "bf16")] {
+        let said = Lab::new(name, policy).grad(&[]);
+        said.by_libraries();
+        let [graphs, plans] = said.counts();
+        assert!(graphs > 0 && plans >= graphs, "{graphs} graphs, {plans} plans");
+    }
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let said = lab.tuned(&[]);
+    said.by_libraries();
+    let [graphs, plans] = said.counts();
+    assert!(plans > graphs, "several plans of a graph are measured: {plans} of {graphs}");
+    assert_eq!(lab.tuned(&[]).counts(), [graphs; 2], "what was fastest is built alone");
+}
+
+/// One refused candidate, whichever was remembered: another takes its place.
+#[test]
+fn a_refused_candidate_gives_way_to_another() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    lab.tuned(&[]).by_libraries();
+    for words in ["cudnn:0,cublas:0", "cudnn:1,cublas:1", "cublas:2"] {
+        lab.tuned(&[(REFUSES, words)]).by_libraries();
+    }
+    // Nothing is measured, and the first is refused.
+    lab.grad(&[(REFUSES, "cudnn:0,cublas:0")]).by_libraries();
+}
+
+/// A library that offers everything and runs nothing: kernels of ours, said once, and no memory of it.
+#[test]
+fn libraries_that_refuse_everything_are_replaced() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let graphs = lab.tuned(&[]).counts()[0];
+    for tuned in [false, true] {
+        let env = [(REFUSES, "cudnn,cublas")];
+        let said = if tuned { lab.tuned(&env) } else { lab.grad(&env) };
+        for words in ["(cuDNN refuses to run it: ", "(cuBLASLt refuses to run it: "] {
+            assert!(said.has(words), "{}", said.0);
+        }
+        for words in ["steps without cuDNN", "products without cuBLASLt"] {
+            let lines = said.0.lines().filter(|l| l.contains(words)).count();
+            assert_eq!(lines, 1, "{words}: {}", said.0);
+        }
+    }
+    let said = lab.tuned(&[]);
+    said.by_libraries();
+    let [again, plans] = said.counts();
+    assert!(again == graphs && plans > again, "all are measured again: {plans} of {again}");
+    let cnn = Lab::new("cifar_cnn", "bf16");
+    let said = cnn.grad(&[(REFUSES, "cudnn")]);
+    assert!(said.has("without cuDNN (cuDNN refuses"), "{}", said.0);
+    assert!(!said.has("without cuBLASLt"), "{}", said.0);
+}
