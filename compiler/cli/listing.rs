@@ -35,7 +35,8 @@ fn significant(x: f64) -> String {
 
 /// `1.9 %`
 pub fn percent(share: f64) -> String {
-    format!("{:.1} %", (share * 100.0).max(0.0))
+    // Adding zero makes -0 positive.
+    format!("{:.1} %", (share * 1e3).round() / 10.0 + 0.0)
 }
 
 /// Bytes a step needs at most: arena, persistent tensors and inputs.

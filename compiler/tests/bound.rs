@@ -2,6 +2,7 @@
 
 use precast_compiler::bound::{Admitted, Floor, floor};
 use precast_compiler::cost::{Prices, step_ns};
+use precast_compiler::egraph;
 use precast_compiler::emit;
 use precast_compiler::frontend::recipe::{Policy, Recipe};
 use precast_compiler::ir::Graph;
@@ -97,8 +98,12 @@ fn network(dice: &mut Dice) -> Result<String, std::fmt::Error> {
 /// The joint graph of a random network under a random recipe, and its batches for one update.
 fn joint(dice: &mut Dice, folder: &Path) -> (Graph, u32) {
     let text = network(dice).unwrap();
+    joint_of(&text, dice, folder)
+}
+
+fn joint_of(text: &str, dice: &mut Dice, folder: &Path) -> (Graph, u32) {
     let file = folder.join("random.pir");
-    std::fs::write(&file, &text).unwrap();
+    std::fs::write(&file, text).unwrap();
     let input = text.lines().find(|l| l.contains("%v0 = input")).expect("an input");
     let dims = input.split_once("f32[").expect("its type").1;
     let rows = dims.split_once(',').expect("two extents").0.parse().unwrap();
@@ -211,4 +216,110 @@ fn f32_alone_has_its_own_bound() {
         assert!(any.ns <= full.ns, "{name}: more formats cannot cost more");
         assert!(full.ns <= scheduled(&g, &target, micro) * (1.0 + 1e-9), "{name}");
     }
+}
+
+/// A forward graph over [64, 256] with a product of 16 columns, whose sums `tail` uses as `%s1` once
+/// the bias is added.
+fn small(tail: &str) -> String {
+    format!(
+        "graph small\n\nvar w1: f32[16,256] param weights(\"w1\")\n\
+         var b1: f32[256] param weights(\"b1\")\nvar head: f32[256,16] param weights(\"head\")\n\n\
+         forward:\n  %v0 = input {{name=\"x\"}} : f32[64,16] @x\n\
+         \x20 %w1 = var {{name=\"w1\"}} : f32[16,256] @w1\n\
+         \x20 %b1 = var {{name=\"b1\"}} : f32[256] @b1\n\
+         \x20 %head = var {{name=\"head\"}} : f32[256,16] @head\n\
+         \x20 %p1 = matmul %v0, %w1 {{fused=none}} @p1\n\
+         \x20 %r1 = reshape %b1 {{shape=[1,256]}} @r1\n\
+         \x20 %a1 = broadcast %r1 {{shape=[64,256]}} @a1\n\
+         \x20 %s1 = binary %p1, %a1 {{f=add}} @s1\n{tail}\
+         \x20 %logits = matmul %v1, %head {{fused=none}} @logits\n\n\
+         result out.logits = %logits\n"
+    )
+}
+
+/// Every structure of the e-graph under many choices of formats: none is predicted below the bound
+/// of what was chosen, unless the plan says that alternatives are open.
+#[test]
+fn no_structure_is_below_the_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dice = Dice(3);
+    let act = |act: &str, second: &str| {
+        small(&format!(
+            "  %g1 = activate %s1 {{act={act}}} @g1\n  %v1 = binary %g1, {second} {{f=add}} @v1\n"
+        ))
+    };
+    let texts = [
+        small("  %v1 = activate %s1 {act=relu} @v1\n"),
+        small("  %v1 = activate %s1 {act=gelu_tanh} @v1\n"),
+        act("relu", "%a1"),
+        act("relu", "%s1"),
+        act("relu", "%p1"),
+        act("gelu", "%a1"),
+        act("gelu", "%s1"),
+        act("gelu_tanh", "%p1"),
+    ];
+    let (mut gaps, mut open, mut settled) = (vec![], vec![], 0);
+    for text in &texts {
+        let (g, micro) = joint_of(text, &mut dice, folder.path());
+        for name in ["cpu-generic", "v100", "h100"] {
+            let target = Target::shipped(name).unwrap();
+            let mut options = PrecisionOptions::new(Policy::Auto);
+            options.micro = micro;
+            let modes = egraph::Modes { plain: Some(&g), scaled: None };
+            let mut price = |g: &Graph| Ok(scheduled(g, &target, micro));
+            let chosen = egraph::run_scheduled(modes, &options, &target, Some(&mut price)).unwrap();
+            let bound = chosen.bound.unwrap();
+            settled += usize::from(bound.open == 0);
+            open.push(bound.open);
+            let list = egraph::structures(&g, &options, &target, 64);
+            assert!(list.len() > 2, "{} structures", list.len());
+            let mut least = f64::INFINITY;
+            for s in &list {
+                for labels in labellings(&s.graph, &target, &options, 3, &mut dice) {
+                    least = least.min(scheduled(&labels, &target, micro));
+                }
+            }
+            assert!(
+                bound.open > 0 || bound.ns <= least * (1.0 + 1e-9),
+                "{name}: {least} ns, below the bound {bound:?}\n{text}"
+            );
+            assert!(
+                chosen.predicted_ns <= least * 1.05,
+                "{name}: chosen {} ns, there is {least} ns\n{text}",
+                chosen.predicted_ns
+            );
+            gaps.push(least / bound.ns - 1.0);
+        }
+    }
+    gaps.sort_by(f64::total_cmp);
+    println!("settled {settled} of {}, open {open:?}, gaps {gaps:?}", gaps.len());
+    assert!(settled * 4 >= gaps.len(), "few small graphs are settled: {settled}");
+    assert!(gaps[gaps.len() / 2] < 0.4, "the bound is loose: {gaps:?}");
+}
+
+/// f32, the cut, and some random legal choices of formats.
+fn labellings(
+    g: &Graph,
+    target: &Target,
+    options: &PrecisionOptions,
+    count: usize,
+    dice: &mut Dice,
+) -> Vec<Graph> {
+    let legal = legal::legality(g, DType::Bf16, options, target).unwrap();
+    let prices = Prices { target };
+    let model = Model::new(g, &legal, &prices, false);
+    let mut choices = vec![model.full(), model.cut()];
+    for _ in 0..count {
+        let pick = |l: &Option<_>, dice: &mut Dice| l.is_none() && dice.roll(2) == 0;
+        let stores: Vec<bool> = legal.store.iter().map(|l| pick(l, dice)).collect();
+        let kernels: Vec<bool> =
+            legal.product.iter().map(|l| l.is_none() && dice.roll(3) > 0).collect();
+        let store = |v: precast_compiler::ir::ValueId| stores[v.0 as usize];
+        let kernel = |k: precast_compiler::ir::NodeId| kernels[k.0 as usize];
+        choices.extend(model.labels(store, kernel));
+    }
+    if target.products.iter().all(|s| s.format != DType::Bf16.into()) {
+        choices.truncate(1);
+    }
+    choices.iter().map(|labels| place::place(g, &model, labels)).collect()
 }

@@ -2,13 +2,13 @@
 
 use super::launches::launches;
 use super::sharing::{Kind, Sharing};
+use super::touched::{touched, writes_apart};
 use super::work::{self, RowWork};
 use crate::cost::Prices;
-use crate::ir::view::View;
 use crate::ir::{Graph, Node, NodeId, Phase, ValueId, VarRole};
 use crate::ops::{Lowering, NumericClass, Op};
 use crate::precision::cut::{Either, NEVER, Net, Price};
-use crate::precision::{Legal, keeps_format, storages, uniform_operands};
+use crate::precision::{Legal, fp8, keeps_format, storages, uniform_operands};
 use petgraph::graph::NodeIndex;
 use precast_plan::DType;
 
@@ -43,8 +43,9 @@ pub struct Formats {
 }
 
 /// The least that a step of `g` can be predicted to take. `micro` counts the batches of one update.
-/// With `eight`, matrix products may have their operands in FP8. With `scales`, multiplications by the loss scale are not counted, nor what only they keep in
-/// memory, so that the bound covers every place that rules could move them to.
+/// With `eight`, matrix products may have their operands in FP8. With `scales`, multiplications by
+/// the loss scale are not counted, nor what only they keep in memory, so that the bound covers every
+/// place that rules could move them to.
 pub fn floor(
     g: &Graph,
     legal: &Legal,
@@ -54,8 +55,7 @@ pub fn floor(
     micro: u32,
     scales: bool,
 ) -> (Floor, Formats) {
-    let b = Builder::new(g, legal, prices, admitted, eight, micro, scales);
-    b.build()
+    Builder::new(g, legal, prices, admitted, eight, micro, scales).build()
 }
 
 /// Below the exact sum: every term is rounded down.
@@ -85,6 +85,12 @@ struct Builder<'a> {
     only_parts: Vec<bool>,
     /// Storages that a kernel reads in a format of its choice.
     demanded: Vec<bool>,
+    /// Storages that something is put together from: they may be written there.
+    in_part: Vec<bool>,
+    /// Products in 8 bits that could read a copy of the storage.
+    sharers: Vec<u32>,
+    /// See [`Epilogue`].
+    epilogues: Vec<Epilogue>,
     /// Programs of row programs that compute something live, by node.
     programs: Vec<Option<RowWork>>,
     /// See [`Builder::apart`].
@@ -93,6 +99,17 @@ struct Builder<'a> {
     must: Vec<bool>,
     net: Net,
     fixed: Price,
+}
+
+/// A product with two results that are read, the activation and what it is of. The activation may as
+/// well be a row program, computed wherever it is read, so that what row programs read is the one or
+/// the other.
+struct Epilogue {
+    product: NodeId,
+    result: ValueId,
+    before: ValueId,
+    /// Row programs that read the result.
+    rows: Vec<(NodeId, usize)>,
 }
 
 /// A storage in the network.
@@ -125,6 +142,9 @@ impl<'a> Builder<'a> {
             live: vec![false; n],
             only_parts: vec![true; n],
             demanded: vec![false; n],
+            in_part: vec![false; n],
+            sharers: vec![0; n],
+            epilogues: vec![],
             programs: (0..g.node_count()).map(|_| None).collect(),
             outside: vec![],
             must: vec![],
@@ -171,6 +191,8 @@ impl<'a> Builder<'a> {
                 let root = self.storage[v.0 as usize].0 as usize;
                 self.live[root] = true;
                 self.only_parts[root] &= matches!(kind, Kind::Parts | Kind::Maybe | Kind::Nothing);
+                let whole = matches!(n.op, Op::Reduce(_));
+                self.in_part[root] |= matches!(kind, Kind::Parts | Kind::Maybe) && !whole;
                 self.demanded[root] |= uniform.contains(&at);
                 match kind {
                     Kind::Rows => {
@@ -186,6 +208,20 @@ impl<'a> Builder<'a> {
             }
         }
         self.rows.iter_mut().for_each(|list| list.reverse());
+        for (product, n) in g.nodes() {
+            if fp8::fits(g, n) {
+                for v in &n.inputs[..2] {
+                    self.sharers[self.storage[v.0 as usize].0 as usize] += 1;
+                }
+            }
+            if let (Op::MatMul(_), &[result, before]) = (&n.op, n.outputs.as_slice())
+                && self.live[result.0 as usize]
+                && self.live[before.0 as usize]
+            {
+                let rows = std::mem::take(&mut self.rows[result.0 as usize]);
+                self.epilogues.push(Epilogue { product, result, before, rows });
+            }
+        }
         self.outside = (0..g.value_count() as u32).map(|v| self.apart(ValueId(v))).collect();
         self.must = (0..g.value_count() as u32).map(|v| self.in_memory(ValueId(v))).collect();
     }
@@ -213,6 +249,9 @@ impl<'a> Builder<'a> {
         let g = self.g;
         let (starts, work) = self.constants();
         self.fixed += down(starts) + down(work);
+        for e in &self.epilogues {
+            self.fixed += down(self.either_result(e));
+        }
         let mut stores: Vec<Option<Store>> = Vec::with_capacity(g.value_count());
         for v in (0..g.value_count() as u32).map(ValueId) {
             let own = self.storage[v.0 as usize] == v && self.live[v.0 as usize];
@@ -254,9 +293,15 @@ impl<'a> Builder<'a> {
             let x: Vec<_> = n.inputs.iter().map(|&v| g.ty(v)).collect();
             let own = match self.sharing.kind[id.0 as usize] {
                 Kind::Rows => rows[id.0 as usize],
+                // Once a row it would cost nothing.
+                Kind::Product if self.sharing.may_be_of_rows(id) => 0.0,
                 Kind::Product => {
-                    let live: Vec<bool> =
+                    let mut live: Vec<bool> =
                         n.outputs.iter().map(|v| self.live[v.0 as usize]).collect();
+                    let e = self.epilogues.iter().find(|e| e.product == id);
+                    if e.is_some_and(|e| !self.activates_apart(e)) {
+                        live[0] = false;
+                    }
                     work::epilogue(&n.op, y[0].shape.elements(), &live, self.prices)
                 }
                 Kind::Alone => self.prices.windows(&n.op, &x, &y),
@@ -267,9 +312,51 @@ impl<'a> Builder<'a> {
         (starts, work)
     }
 
+    /// Whether no kernel could hold both an activation and an operation that reads what it is of,
+    /// which might share instructions with it.
+    fn activates_apart(&self, e: &Epilogue) -> bool {
+        let rows = e.rows.iter().chain(&self.rows[e.before.0 as usize]);
+        rows.copied().all(|(r, _)| self.sharing.parted(e.product, r))
+    }
+
+    /// What row programs that read an activation pay, over what those pay that read its operand:
+    /// they read either, in whatever format it has.
+    fn either_result(&self, e: &Epilogue) -> f64 {
+        let before = e.before.0 as usize;
+        let mut seen = self.outside[before].clone();
+        let own = seen.len();
+        for &(r, t) in &e.rows {
+            let apart = |c: NodeId| !self.sharing.together(c, r);
+            if t > 1 && apart(e.product) && seen.iter().all(|&(c, _)| apart(c)) {
+                seen.push((r, t));
+            }
+        }
+        let least = |elements, phase| {
+            let half = match self.admitted {
+                Admitted::Full => f64::INFINITY,
+                _ => self.moved(elements, self.legal.half, phase),
+            };
+            self.moved(elements, DType::F32, phase).min(half)
+        };
+        let phase = |n: NodeId| self.g.node(n).region.phase();
+        let read: f64 = seen[own..].iter().map(|&(r, t)| least(t, phase(r))).sum();
+        let stored = [e.result, e.before].iter().any(|v| {
+            let i = v.0 as usize;
+            self.must[i] || self.demanded[i] || self.in_part[i]
+        });
+        let written = match seen.len() > own && !stored {
+            true => least(self.g.shape(e.result).elements(), phase(e.product)),
+            false => 0.0,
+        };
+        read + written
+    }
+
     /// Whether a value that is not a leaf is in memory, whatever the schedule.
     fn in_memory(&self, v: ValueId) -> bool {
         let i = v.0 as usize;
+        if self.epilogues.iter().any(|e| e.result == v) {
+            return self.kept[i] || self.read_alone[i];
+        }
         let producer = self.g.value(v).node;
         // What is only a part of something else is written there.
         if self.only_parts[i] && !self.kept[i] {
@@ -311,7 +398,9 @@ impl<'a> Builder<'a> {
             let root = self.storage[v.0 as usize];
             let def = self.g.value(root).node;
             let hard = match self.sharing.kind[def.0 as usize] {
-                Kind::Alone | Kind::Parts | Kind::Product => true,
+                // Of two results of a product either may be in memory.
+                Kind::Product => self.g.node(def).outputs.len() == 1,
+                Kind::Alone | Kind::Parts => true,
                 Kind::Rows => !self.again(def),
                 Kind::Maybe | Kind::Nothing => false,
             };
@@ -382,7 +471,7 @@ impl<'a> Builder<'a> {
         } else if must {
             let moves = |d: DType| down(reads(self, d));
             own = Either { full: moves(DType::F32), half: moves(self.legal.half) };
-            if writes_apart(&def.op) {
+            if writes_apart(&def.op) && !self.in_part[i] {
                 own.full += written.full;
                 own.half += written.half;
             }
@@ -392,7 +481,9 @@ impl<'a> Builder<'a> {
         }
         let label = self.net.variable(own);
         let (half, full) = (self.net.node(), self.net.node());
-        if must && !again {
+        if self.in_part[i] || self.sharing.kind[value.node.0 as usize] == Kind::Maybe {
+            // Written where it belongs, as a part of what is counted there, or not at all.
+        } else if must && !again {
             // The storage is there; a copy in the other format is written beside it.
             self.net.edge(label, half, written.half);
             self.net.edge(full, label, written.full);
@@ -408,6 +499,8 @@ impl<'a> Builder<'a> {
         let elements = self.g.shape(v).elements();
         let producer = self.g.value(v).node;
         let Some((operand, stored)) = self.hard_operand(producer, elements) else { return 0 };
+        // What a product reads is written for it anyway, and then others may read that.
+        let stored = stored || self.demanded[v.0 as usize] || self.in_part[v.0 as usize];
         // Either the value is read, or that operand is.
         let narrow = !illegal || self.legal.store[operand.0 as usize].is_none();
         let narrow = narrow && self.admitted != Admitted::Full;
@@ -455,9 +548,12 @@ impl<'a> Builder<'a> {
                 own.full = NEVER;
             }
         }
-        if self.eight && matches!(n.op, Op::MatMul(_)) {
-            // It may read copies in 8 bits, which are not counted.
-            self.fixed += own.full.min(own.half).min(down(price(DType::F8e4m3)));
+        if self.eight && fp8::fits(g, n) {
+            let multiply = self.prices.product(&n.op, &x, &y, DType::F8e4m3);
+            let multiply = multiply.or_else(|| self.prices.product(&n.op, &x, &y, DType::F32));
+            let eight = multiply.unwrap_or(0.0) * self.times(phase);
+            let eight = eight + (0..2).map(|at| self.eight_bits(id, n, at)).sum::<f64>();
+            self.fixed += own.full.min(own.half).min(down(eight));
             return None;
         }
         let k = self.net.variable(own);
@@ -474,6 +570,24 @@ impl<'a> Builder<'a> {
         Some(k)
     }
 
+    /// An operand that is read in 8 bits, and this product's share of writing that copy. What it is
+    /// a copy of, and its largest magnitude, are not counted.
+    fn eight_bits(&self, id: NodeId, n: &Node, at: usize) -> f64 {
+        let root = self.storage[n.inputs[at].0 as usize];
+        let elements = self.touched[id.0 as usize][at];
+        let moved = |phase| {
+            let formats = [DType::F8e4m3, DType::F8e5m2];
+            formats
+                .map(|d| self.moved(elements, d, phase))
+                .into_iter()
+                .fold(f64::INFINITY, f64::min)
+        };
+        // Copies of weights are written by the update.
+        let leaf = self.g.def(root).op.lowering() == Lowering::Leaf;
+        let written = if leaf { Phase::Update } else { self.g.def(root).region.phase() };
+        moved(n.region.phase()) + moved(written) / f64::from(self.sharers[root.0 as usize].max(1))
+    }
+
     /// A price that goes by the label of a storage.
     fn add(&mut self, s: &Option<Store>, e: Either) {
         let Some(s) = s else { return };
@@ -482,37 +596,4 @@ impl<'a> Builder<'a> {
         self.net.edge(s.label, self.net.sink, e.full - least);
         self.net.edge(self.net.source, s.label, e.half - least);
     }
-}
-
-/// Whether what a kernel writes is priced apart from what it multiplies and reads.
-fn writes_apart(op: &Op) -> bool {
-    !matches!(op, Op::Attention(_) | Op::AttentionGrad(_) | Op::Gather(_))
-}
-
-/// Elements of memory that every operand of every node reads, as [`crate::schedule`] lays views
-/// over storages.
-fn touched(g: &Graph) -> Vec<Vec<usize>> {
-    let mut views: Vec<View> = Vec::with_capacity(g.value_count());
-    let mut out = Vec::with_capacity(g.node_count());
-    for (_, n) in g.nodes() {
-        let reads = |v: &View| -> usize {
-            v.shape.iter().zip(&v.strides).map(|(&n, &s)| if s == 0 { 1 } else { n }).product()
-        };
-        out.push(n.inputs.iter().map(|v| reads(&views[v.0 as usize])).collect());
-        for &v in &n.outputs {
-            let seen = match n.op.lowering() {
-                Lowering::View => {
-                    let def = n.op.def();
-                    let x = &views[n.inputs[0].0 as usize];
-                    def.view(x, g.ty(v)).or_else(|| {
-                        // A copy of the operand, which is then dense.
-                        def.view(&View::dense(&x.shape), g.ty(v))
-                    })
-                }
-                _ => None,
-            };
-            views.push(seen.unwrap_or_else(|| View::dense(g.shape(v))));
-        }
-    }
-    out
 }

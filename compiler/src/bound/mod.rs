@@ -21,6 +21,7 @@
 mod floor;
 mod launches;
 mod sharing;
+mod touched;
 mod work;
 
 pub use floor::{Admitted, Floor, Formats, floor};

@@ -9,11 +9,13 @@
 //!   separated by a kernel that runs alone, or by a tensor put together from parts, meets;
 //! - a kernel grows along values that one of its operations makes and another reads, so two that
 //!   only read the same are together where such values lead from one to the other; programs over a
-//!   single element join whatever they are;
+//!   single element join whatever they are, and so may readers of what a product computes behind
+//!   its sums, since that could be a row program (`egraph/dominated.rs`);
 //! - a kernel has one iteration space of `kept` by `reduced` points. Reductions in it have that
 //!   space; other operations have all its points, or one a row.
 
 use crate::ir::{Graph, NodeId, Phase, ValueId};
+use crate::ops::matmul::Fused;
 use crate::ops::{Lowering, Op};
 use crate::precision::storages;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -77,6 +79,8 @@ pub struct Sharing {
     parted: Bits,
     /// (kept, all points) of every reduction.
     spaces: FxHashSet<(usize, usize)>,
+    /// Kept points of reductions over one element, whose kernels have nothing but rows.
+    units: FxHashSet<usize>,
     epilogues: bool,
     /// Nodes that could share a kernel and of which one reads what the other makes, or writes the
     /// variable that the other reads.
@@ -106,6 +110,7 @@ impl Sharing {
             }
         }
         let (mut space, mut spaces) = (vec![Space::default(); n], FxHashSet::default());
+        let mut units = FxHashSet::default();
         let mut next: Vec<Vec<(usize, bool)>> = vec![vec![]; n];
         for (id, node) in g.nodes() {
             let i = id.0 as usize;
@@ -122,6 +127,8 @@ impl Sharing {
                     space[i] = s;
                     if s.reduced > 1 {
                         spaces.insert((s.kept, s.kept * s.reduced));
+                    } else if spec.reduced > 0 {
+                        units.insert(s.kept);
                     }
                 }
                 Kind::Product => {
@@ -159,8 +166,17 @@ impl Sharing {
             }
         }
         let phase = g.nodes().map(|(_, node)| node.region.phase()).collect();
-        let mut s =
-            Sharing { kind, space, phase, dense, parted, spaces, epilogues, neighbours: vec![] };
+        let mut s = Sharing {
+            kind,
+            space,
+            phase,
+            dense,
+            parted,
+            spaces,
+            units,
+            epilogues,
+            neighbours: vec![],
+        };
         s.neighbours = s.adjacent(g, &storage, &next);
         s
     }
@@ -182,6 +198,16 @@ impl Sharing {
         };
         for (i, list) in next.iter().enumerate() {
             list.iter().for_each(|&(j, _)| join(i, j));
+        }
+        // What a product does behind its sums may be a row program instead, from which kernels
+        // grow to everything that reads it.
+        for (id, n) in g.nodes() {
+            if matches!(&n.op, Op::MatMul(m) if m.fused != Fused::None) {
+                let list = &next[id.0 as usize];
+                for (at, &(a, _)) in list.iter().enumerate() {
+                    list[..at].iter().for_each(|&(b, _)| join(a, b));
+                }
+            }
         }
         let writer: FxHashMap<&str, usize> = g
             .updates
@@ -270,7 +296,13 @@ impl Sharing {
     /// Whether a node without reduction could be computed once a row of a kernel it shares.
     pub fn may_be_of_rows(&self, a: NodeId) -> bool {
         let s = self.space[a.0 as usize];
-        s.reduced == 1 && self.spaces.iter().any(|&(kept, _)| kept == s.kept)
+        let rows = self.units.contains(&s.kept) || self.spaces.iter().any(|&(k, _)| k == s.kept);
+        s.reduced == 1 && rows
+    }
+
+    /// Whether a kernel that neither can share lies between two nodes, the earlier one first.
+    pub fn parted(&self, a: NodeId, b: NodeId) -> bool {
+        self.parted.get(self.dense[a.0 as usize], self.dense[b.0 as usize])
     }
 }
 

@@ -87,7 +87,8 @@ pub fn rows(
             let random = matches!(instr, Instr::Uniform { .. });
             let counted = match instr {
                 Instr::Index { .. } => false,
-                Instr::Reduce(..) => w.spec.reduced > 0,
+                // Nothing is reduced along axes of one element.
+                Instr::Reduce(..) => sharing.space[id.0 as usize].reduced > 1,
                 // Without a reduced axis every point is a row of its own.
                 _ => w.spec.reduced == 0 || !infos[i].row,
             };

@@ -1,20 +1,34 @@
 //! Which alternatives of the e-graph cannot make a step cheaper than the bound of the chosen one.
 //!
-//! Two kinds of alternatives are settled by argument, in the terms of [`crate::bound`]:
+//! Three kinds of alternatives are settled by argument, in the terms of [`crate::bound`]:
 //!
 //! - *the place of a factor*: multiplications by the loss scale are left out of the bound, so it is
 //!   the same wherever they are;
-//! - *an epilogue apart*: a product that adds its bias and applies its activation itself costs, in
-//!   every choice of formats at its edges, what the product alone costs, less a value that is
-//!   written and read and at most one kernel. That holds where nothing else reads the product
-//!   alone; the result before the activation comes out of the fused product too.
+//! - *a literal factor* against a tensor of it, which is the same program with an operand more;
+//! - *what is behind a product*: all that the e-graph can compute by some product of two operands is
+//!   a [`Family`]. It is settled where one product, which is the one chosen, has every result that
+//!   anything outside the family may read, and the family has no other way to be computed. Any other
+//!   structure then multiplies these operands at least once and stores at least one result, and the
+//!   one chosen does that with nothing beside; where the other computes a bias or an activation in
+//!   row programs, the bound already grants it all that this could save: of two results that are
+//!   read only one is counted as stored and read, kernels may grow through the activation, and
+//!   its arithmetic counts where no kernel could share it ([`crate::bound::floor`]). A result that
+//!   nothing but row programs over its own elements reads need not be the product's: they compute it
+//!   from what the product stores, and read that instead.
 //!
-//! What is left is counted, and a plan says so.
+//! The last argument needs formats to be free at both sides of the activation, and a bias that no
+//! kernel computes. Where a person pinned formats or gave ranges, or a second product would be
+//! needed, alternatives stay open. What is open is counted, and a plan says so.
 
-use super::extract::{Choice, Problem};
+use super::extract::{Candidate, Choice, Problem};
+use super::families::{Family, Reader};
 use super::lang::{Eg, Sym};
+use crate::cost::Prices;
+use crate::ir::TensorType;
 use crate::ops::matmul::Fused;
-use crate::ops::{Lowering, MatMul, Op};
+use crate::ops::{Lowering, Op};
+use precast_plan::Precision;
+use std::collections::BTreeSet;
 
 /// Alternatives of classes in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,30 +39,32 @@ pub struct Alternatives {
     pub open: u64,
 }
 
-struct Search<'a> {
-    eg: &'a Eg,
-    p: &'a Problem,
-    /// Classes with a candidate that reads each class.
-    parents: Vec<Vec<u32>>,
-}
-
-/// Counts the alternatives that no choice but this one has.
-pub fn alternatives(eg: &Eg, p: &Problem, choice: &Choice) -> Alternatives {
-    let mut parents: Vec<Vec<u32>> = vec![vec![]; p.classes.len()];
-    for (c, list) in p.candidates.iter().enumerate() {
-        for &child in list.iter().flat_map(|k| &k.children) {
-            if parents[child as usize].last() != Some(&(c as u32)) {
-                parents[child as usize].push(c as u32);
+/// Counts the alternatives that no choice but this one has. `free`: no format was decided by a
+/// person.
+pub fn alternatives(
+    eg: &Eg,
+    p: &Problem,
+    choice: &Choice,
+    prices: &Prices,
+    free: bool,
+) -> Alternatives {
+    let r = Reader::new(eg, p);
+    let used = p.references(choice);
+    let mut covered = vec![false; p.classes.len()];
+    if free {
+        for f in r.families() {
+            if settled(&r, &f, choice, &used, prices) {
+                f.members.iter().for_each(|&c| covered[c as usize] = true);
             }
         }
     }
-    let s = Search { eg, p, parents };
+    let scale = |k: &Candidate| matches!(eg.analysis.sym(&k.node), Sym::Op(Op::ScaleBy(_)));
     let mut out = Alternatives::default();
-    let used = p.references(choice);
     for (c, list) in p.candidates.iter().enumerate().filter(|(c, _)| used[*c] > 0) {
         let Some(chosen) = choice[c].map(|k| k as usize) else { continue };
         for k in (0..list.len()).filter(|&k| k != chosen) {
-            if s.settled(c as u32, chosen, k) {
+            let literal = by_literal(&r, &list[chosen], &list[k]);
+            if covered[c] || literal || scale(&list[chosen]) || scale(&list[k]) {
                 out.settled += 1;
             } else {
                 out.open += 1;
@@ -58,85 +74,96 @@ pub fn alternatives(eg: &Eg, p: &Problem, choice: &Choice) -> Alternatives {
     out
 }
 
-impl Search<'_> {
-    fn sym(&self, class: u32, k: usize) -> &Sym {
-        self.eg.analysis.sym(&self.p.candidates[class as usize][k].node)
-    }
+/// Whether the one multiplies by a literal what the other multiplies by, or divides by, a tensor that
+/// holds it: the same row program with an operand less.
+fn by_literal(r: &Reader, chosen: &Candidate, other: &Candidate) -> bool {
+    matches!((r.op(chosen), r.op(other)), (Some(Op::Scale(_)), Some(Op::Binary(_))))
+        && other.children.contains(&chosen.children[0])
+}
 
-    fn children(&self, class: u32, k: usize) -> &[u32] {
-        &self.p.candidates[class as usize][k].children
+fn settled(r: &Reader, f: &Family, choice: &Choice, used: &[u32], prices: &Prices) -> bool {
+    let &[product] = r.multiplied(f, choice, used).as_slice() else { return false };
+    let k = choice[product as usize].expect("a class in use");
+    let bias = r.list(product)[k as usize].children.get(2);
+    if bias.is_some_and(|&b| !leaf(r, b, 0)) {
+        return false;
     }
+    let results = derived(r, f, r.closure(vec![product], |k| r.view(k) || r.projects(k)));
+    let within = |c: &u32| f.members.contains(c);
+    f.members.iter().all(|&c| {
+        let read = r.p.roots.contains(&c) || !r.parents[c as usize].iter().all(within);
+        (!read || results.contains(&c))
+            && r.list(c).iter().all(|k| match r.product(k) {
+                Some(_) if k.children[..2] == f.operands => {
+                    k.children.get(2).is_none_or(|b| bias.is_none_or(|own| b == own))
+                }
+                Some(fused) => fused == Fused::None && no_faster(r, c, k, f, prices),
+                None => {
+                    (r.view(k) || r.projects(k) || r.behind(k)) && k.children.iter().any(within)
+                }
+            })
+    })
+}
 
-    /// The fused product behind a candidate: its epilogue, and its operands.
-    fn fused(&self, class: u32, k: usize) -> Option<(Fused, &[u32])> {
-        let of = |class: u32, k: usize| match self.sym(class, k) {
-            Sym::Op(Op::MatMul(m)) if m.fused != Fused::None => {
-                Some((m.fused, self.children(class, k)))
-            }
-            _ => None,
-        };
-        match self.sym(class, k) {
-            Sym::Proj(_) => {
-                let tuple = self.children(class, k)[0];
-                (0..self.p.candidates[tuple as usize].len()).find_map(|t| of(tuple, t))
-            }
-            Sym::Op(op) if op.lowering() == Lowering::View => {
-                let inner = self.children(class, k)[0];
-                let list = &self.p.candidates[inner as usize];
-                (0..list.len()).find_map(|i| match self.sym(inner, i) {
-                    Sym::Op(op) if op.lowering() == Lowering::View => None,
-                    _ => self.fused(inner, i),
-                })
-            }
-            _ => of(class, k),
-        }
+/// Points of the iteration space of a candidate that is a row program.
+fn points(r: &Reader, class: u32, k: &Candidate) -> Option<usize> {
+    let op = r.op(k).filter(|op| op.lowering() == Lowering::Rows)?;
+    let types = |c: u32| r.eg[r.p.classes[c as usize]].data.types.iter();
+    let x: Vec<&TensorType> = k.children.iter().map(|&c| r.ty(c)).collect();
+    let y: Vec<&TensorType> = types(class).collect();
+    Some(op.def().row_spec(&x, &y).dims.iter().product())
+}
+
+/// Results of the chosen product, and what is as well computed by the row programs that read it: all
+/// of them have its elements as their points, so that each can compute it from the results, once for
+/// every time that it would have read it.
+fn derived(r: &Reader, f: &Family, mut results: BTreeSet<u32>) -> BTreeSet<u32> {
+    let elements = |c: u32| r.ty(c).shape.elements();
+    let in_rows = |c: u32| {
+        let outside = r.parents[c as usize].iter().filter(|p| !f.members.contains(p));
+        !r.p.roots.contains(&c)
+            && outside.copied().all(|p| {
+                let reads = r.list(p).iter().filter(|k| k.children.contains(&c));
+                reads.into_iter().all(|k| points(r, p, k) == Some(elements(c)))
+            })
+    };
+    loop {
+        let next = f.members.iter().copied().find(|&c| {
+            let from = |k: &Candidate| {
+                let mut inside = k.children.iter().filter(|x| f.members.contains(x)).peekable();
+                (r.behind(k) || r.view(k))
+                    && inside.peek().is_some()
+                    && inside.all(|x| results.contains(x))
+            };
+            !results.contains(&c) && r.list(c).iter().any(from) && in_rows(c)
+        });
+        let Some(c) = next else { return results };
+        results.insert(c);
     }
+}
 
-    fn settled(&self, class: u32, chosen: usize, other: usize) -> bool {
-        let scale = |k: usize| matches!(self.sym(class, k), Sym::Op(Op::ScaleBy(_)));
-        if scale(chosen) || scale(other) {
-            return true;
-        }
-        let Some((_, operands)) = self.fused(class, chosen) else { return false };
-        // The same product with less behind it.
-        if let Some((_, less)) = self.fused(class, other) {
-            return less[..2] == operands[..2];
-        }
-        match self.sym(class, other) {
-            Sym::Op(Op::Binary(_) | Op::Activate(_)) => self
-                .children(class, other)
-                .iter()
-                .any(|&c| self.product(c, class, &operands[..2], 0)),
-            _ => false,
-        }
-    }
+/// Whether a class is, up to views, in memory when the step begins.
+fn leaf(r: &Reader, class: u32, depth: usize) -> bool {
+    r.list(class).iter().any(|k| match r.eg.analysis.op(&k.node).map(|op| op.lowering()) {
+        Some(Lowering::Leaf) => true,
+        Some(Lowering::View) => depth < 4 && leaf(r, k.children[0], depth + 1),
+        _ => false,
+    })
+}
 
-    /// Whether `class` is, up to views, the product of these operands: alone and read by nothing
-    /// but `reader`, or as a result of the fused one.
-    fn product(&self, class: u32, reader: u32, operands: &[u32], depth: usize) -> bool {
-        let list = &self.p.candidates[class as usize];
-        (0..list.len()).any(|k| match self.sym(class, k) {
-            Sym::Op(Op::MatMul(MatMul { fused: Fused::None, .. })) => {
-                self.children(class, k) == operands && self.private(class, reader, 0)
-            }
-            Sym::Op(op) if op.lowering() == Lowering::View && depth < 4 => {
-                self.product(self.children(class, k)[0], reader, operands, depth + 1)
-            }
-            _ => self.fused(class, k).is_some_and(|(_, o)| o[..2] == *operands),
+/// Whether another product with the same result, such as the batched one over a matrix that is
+/// repeated, multiplies no faster in any precision.
+fn no_faster(r: &Reader, class: u32, k: &Candidate, f: &Family, prices: &Prices) -> bool {
+    let y: [&TensorType; 1] = [r.ty(class)];
+    let x = |list: &[u32]| -> Vec<&'_ TensorType> { list.iter().map(|&c| r.ty(c)).collect() };
+    let (theirs, own) = (x(&k.children[..2]), x(&f.operands));
+    let plain = Op::MatMul(crate::ops::MatMul::plain());
+    let all = [Precision::F32, Precision::Tf32, Precision::Bf16, Precision::F16, Precision::Fp8];
+    let volume = |x: &[&TensorType]| plain.def().flops(x, &y);
+    volume(&theirs) == volume(&own)
+        && all.into_iter().all(|p| {
+            let a = prices.multiply(&plain, &theirs, &y, p);
+            let b = prices.multiply(&plain, &own, &y, p);
+            a.is_none_or(|a| b.is_some_and(|b| b <= a))
         })
-    }
-
-    /// Whether everything that reads `class`, through views, is `reader`.
-    fn private(&self, class: u32, reader: u32, depth: usize) -> bool {
-        self.parents[class as usize].iter().all(|&p| {
-            let views = self.p.candidates[p as usize]
-                .iter()
-                .filter(|k| k.children.contains(&class))
-                .all(|k| {
-                    matches!(self.eg.analysis.sym(&k.node),
-                        Sym::Op(op) if op.lowering() == Lowering::View)
-                });
-            p == reader || (views && depth < 4 && self.private(p, reader, depth + 1))
-        })
-    }
 }

@@ -5,9 +5,12 @@ pub use journal::{formats, ms as duration};
 
 pub mod convert;
 pub mod dominated;
+mod every;
 pub mod extract;
+mod families;
 mod journal;
 pub mod lang;
+mod lean;
 mod names;
 pub mod rules;
 mod sets;
@@ -37,6 +40,9 @@ const WORTHWHILE: f64 = 0.04;
 /// The bound's labels are scheduled as well where the cut's prices find them dearer by no more than
 /// this share.
 const CLOSE: f64 = 0.005;
+
+/// Predictions are sums in another order than the bound's.
+const ROUNDING: f64 = 1e-9;
 
 /// The chosen graph and why.
 #[derive(Clone, Debug)]
@@ -108,6 +114,21 @@ pub enum Prefer {
     New,
 }
 
+/// Every graph that the e-graph holds, at most `most` of them: what a small graph's bound is checked
+/// against.
+///
+/// # Panics
+/// As [`restructure`].
+pub fn structures(
+    g: &Graph,
+    options: &PrecisionOptions,
+    target: &Target,
+    most: usize,
+) -> Vec<Structured> {
+    let target = &options.usable(target);
+    Saturated::new(g, options, rules::all()).every(target, most)
+}
+
 /// [`restructure`] with chosen rules.
 pub fn restructure_with(
     g: &Graph,
@@ -116,12 +137,14 @@ pub fn restructure_with(
     rules: impl Iterator<Item = &'static rules::Rule>,
     prefer: Prefer,
 ) -> Structured {
-    Saturated::new(g, options, rules).extract(target, DType::F32, prefer)
+    Saturated::new(g, options, rules).extract(target, DType::F32, prefer).swap_remove(0)
 }
 
 /// A graph with everything that the rules found equal to it.
 struct Saturated<'g> {
     g: &'g Graph,
+    /// No format was decided by a person.
+    free: bool,
     loaded: convert::Loaded,
 }
 
@@ -145,25 +168,52 @@ impl<'g> Saturated<'g> {
             tracing::warn!("saturation of `{}` stopped early: {:?}", g.name, runner.stop_reason);
         }
         loaded.eg = runner.egraph;
-        Saturated { g, loaded }
+        let free = options.pins.is_empty() && options.ranges.is_none();
+        Saturated { g, free, loaded }
     }
 
-    /// The cheapest equal graph where products run in `format`.
-    fn extract(&self, target: &Target, format: DType, prefer: Prefer) -> Structured {
-        let (g, loaded) = (self.g, &self.loaded);
-        let class = |r: &crate::ir::Result_| loaded.class[r.value.0 as usize];
-        let roots: Vec<egg::Id> = g.results.iter().chain(&g.updates).map(class).collect();
+    /// The cheapest equal graph where products run in `format`, and behind it, where that is
+    /// another, the one that multiplies nothing twice.
+    fn extract(&self, target: &Target, format: DType, prefer: Prefer) -> Vec<Structured> {
+        let loaded = &self.loaded;
         let prices = Prices { target };
-        let mut problem = extract::Problem::new(&loaded.eg, &roots, &prices, format);
+        let mut problem = self.problem(&prices, format);
         if prefer == Prefer::New {
             problem.avoid(&loaded.originals());
         }
-        let choice = problem.solve(&loaded.eg);
-        let (graph, origins) = convert::unload(g, loaded, &problem, &choice);
+        let mut choices = vec![problem.solve(&loaded.eg)];
+        if prefer == Prefer::Cheap {
+            choices.extend(lean::lean(&loaded.eg, &problem, &choices[0]));
+        }
+        choices.iter().map(|c| self.structured(&problem, c, &prices)).collect()
+    }
+
+    fn every(&self, target: &Target, most: usize) -> Vec<Structured> {
+        let prices = Prices { target };
+        let problem = self.problem(&prices, DType::F32);
+        let choices = every::every(&problem, most);
+        choices.iter().map(|c| self.structured(&problem, c, &prices)).collect()
+    }
+
+    fn problem(&self, prices: &Prices, format: DType) -> extract::Problem {
+        let (g, loaded) = (self.g, &self.loaded);
+        let class = |r: &crate::ir::Result_| loaded.class[r.value.0 as usize];
+        let roots: Vec<egg::Id> = g.results.iter().chain(&g.updates).map(class).collect();
+        extract::Problem::new(&loaded.eg, &roots, prices, format)
+    }
+
+    fn structured(
+        &self,
+        problem: &extract::Problem,
+        choice: &extract::Choice,
+        prices: &Prices,
+    ) -> Structured {
+        let (g, loaded) = (self.g, &self.loaded);
+        let (graph, origins) = convert::unload(g, loaded, problem, choice);
         if let Err(e) = crate::ir::verify::verify(&graph) {
             panic!("extraction built a graph that does not verify:\n{e}");
         }
-        let alternatives = dominated::alternatives(&loaded.eg, &problem, &choice);
+        let alternatives = dominated::alternatives(&loaded.eg, problem, choice, prices, self.free);
         let rule_firings = loaded.eg.analysis.firings.clone();
         Structured { graph, origins, rule_firings, alternatives }
     }
@@ -190,6 +240,27 @@ struct Plan {
     call: usize,
     /// Below this no plan of the structure with formats of this kind can be predicted.
     floor: Floor,
+}
+
+impl Plan {
+    /// The cheaper of two structures of a candidate. The bound of one that settles all others holds
+    /// for both; where neither does, the lower one is that of the two.
+    fn or(self, other: Plan) -> Plan {
+        let of = |p: &Plan| (p.structured.alternatives, p.floor);
+        let (mut low, mut high) = (of(&self), of(&other));
+        if low.1.ns > high.1.ns {
+            std::mem::swap(&mut low, &mut high);
+        }
+        let (most, floor) = match (low.0.open, high.0.open) {
+            (_, 0) => high,
+            (0, _) => low,
+            (a, b) => (if a <= b { low.0 } else { high.0 }, low.1),
+        };
+        let mut best = if other.ns < self.ns { other } else { self };
+        best.floor = floor;
+        best.structured.alternatives = most;
+        best
+    }
 }
 
 /// Whether a target multiplies and stores a format.
@@ -249,11 +320,14 @@ pub fn run_scheduled(
     let target = &options.usable(target);
     let prices = Prices { target };
     let mut calls = 0;
-    let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
-        let mode = if s { scaled.as_ref() } else { plain.as_ref() };
-        let format = if kind == Kind::Full { DType::F32 } else { half };
+    let given = scheduled.is_some();
+    let mut label = |structured: Structured,
+                     name: &'static str,
+                     s: bool,
+                     half: DType,
+                     kind: Kind|
+     -> Result<Plan> {
         let eight = name.ends_with("fp8");
-        let structured = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
         let g = &structured.graph;
         let origins = &structured.origins;
         let Ranged { legal, scale, note: ranged } =
@@ -334,6 +408,32 @@ pub fn run_scheduled(
             tf32,
             fp8,
         })
+    };
+    let below = |plan: &Plan| {
+        let Plan { name, ns, floor, .. } = plan;
+        assert!(
+            !given || *ns >= floor.ns * (1.0 - ROUNDING),
+            "{name} is predicted to take {ns} ns, and no plan can take less than {} ns: this is a \
+             bug of Precast, please report it with the model and the recipe",
+            floor.ns
+        );
+    };
+    let mut build = |name: &'static str, s: bool, half: DType, kind: Kind| -> Result<Plan> {
+        let mode = if s { scaled.as_ref() } else { plain.as_ref() };
+        let format = if kind == Kind::Full { DType::F32 } else { half };
+        let list = mode.expect("the mode was given").extract(target, format, Prefer::Cheap);
+        let mut best: Option<Plan> = None;
+        for structured in list {
+            let plan = label(structured, name, s, half, kind)?;
+            below(&plan);
+            best = Some(match best {
+                None => plan,
+                Some(other) => other.or(plan),
+            });
+        }
+        let best = best.expect("there is a structure");
+        below(&best);
+        Ok(best)
     };
     let base = plain.is_none();
     let mut plans = vec![build("f32", base, DType::Bf16, Kind::Full)?];

@@ -67,6 +67,14 @@ fn root(g: &Graph, mut v: ValueId) -> ValueId {
     v
 }
 
+/// Whether FP8 kernels take a product's operands, as far as shapes say.
+pub fn fits(g: &Graph, n: &Node) -> bool {
+    let Op::MatMul(_) = n.op else { return false };
+    let (a, b) = (g.shape(n.inputs[0]), g.shape(n.inputs[1]));
+    let fits = |e: usize| e != 0 && e.is_multiple_of(MULTIPLE);
+    a.rank() == 2 && [a[0], a[1], b[1]].into_iter().all(fits)
+}
+
 /// Why a product keeps the format it has; `pinned`: as [`super::Legal::product`] and pins say.
 fn refusal(
     g: &Graph,
