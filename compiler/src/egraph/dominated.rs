@@ -62,7 +62,9 @@ pub fn alternatives(
     let mut out = Alternatives::default();
     for (c, list) in p.candidates.iter().enumerate().filter(|(c, _)| used[*c] > 0) {
         let Some(chosen) = choice[c].map(|k| k as usize) else { continue };
-        for k in (0..list.len()).filter(|&k| k != chosen) {
+        // What reads its own class never computes it.
+        let other = |k: &usize| *k != chosen && !list[*k].children.contains(&(c as u32));
+        for k in (0..list.len()).filter(other) {
             let literal = by_literal(&r, &list[chosen], &list[k]);
             if covered[c] || literal || scale(&list[chosen]) || scale(&list[k]) {
                 out.settled += 1;
