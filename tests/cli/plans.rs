@@ -72,6 +72,30 @@ fn a_plan_predicts_what_its_candidate_was_priced_at() {
 }
 
 #[test]
+fn prices_of_operations_add_up_to_the_steps_that_they_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(plan(dir.path(), "bf16")).unwrap();
+    let v: Value = serde_json::from_str(&text).expect("a plan");
+    let list = |v: &Value| v.as_array().expect("a list").clone();
+    let steps = [list(&v["micro"]), list(&v["update"])].concat();
+    let mut prices = std::collections::BTreeMap::new();
+    for d in list(&v["journal"]) {
+        let (op, price) = (d["op"].as_str().expect("a name"), d["cost_ns"].as_f64());
+        prices.entry(op.to_string()).or_insert(price.expect("a price"));
+    }
+    let names = |step: &Value| -> Vec<String> {
+        list(&step["ops"]).iter().map(|o| o.as_str().expect("a name").to_string()).collect()
+    };
+    let named = |step: &&Value| names(step).iter().any(|o| prices.contains_key(o));
+    let time = |step: &Value| step["predicted_ns"].as_f64().expect("a time");
+    let want: f64 = steps.iter().filter(named).map(time).sum();
+    let computed: Vec<String> = steps.iter().flat_map(names).collect();
+    let have: f64 = prices.iter().filter(|(op, _)| computed.contains(op)).map(|p| p.1).sum();
+    assert!(want > 0.5 * v["summary"]["predicted_ns"].as_f64().expect("a time"));
+    assert!((have / want - 1.0).abs() < 1e-9, "{have} {want}");
+}
+
+#[test]
 fn diff_says_what_changed() {
     let dir = tempfile::tempdir().unwrap();
     let (f32, bf16) = (plan(dir.path(), "f32"), plan(dir.path(), "bf16"));
