@@ -475,7 +475,7 @@ pub struct Summary {
     pub cast_elements: u64,
     /// Share of the floating-point operations of products that run in each precision.
     pub product_flops: Vec<(Precision, f64)>,
-    /// Absent where the formats follow another system's rules.
+    /// Absent where the formats follow another system's rules, and where it proved wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
 }
