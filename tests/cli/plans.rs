@@ -120,6 +120,8 @@ fn explain_says_who_asked_for_every_cast() {
         (RECIPE, "bf16", "casts_bf16"),
         (RECIPE, "f16", "casts_f16"),
         (RECIPE, "torch-autocast", "casts_torch"),
+        (RECIPE, "torch-autocast-bf16", "casts_torch_bf16"),
+        (RECIPE, "all-16-bf16", "casts_all_bf16"),
         (gpt, "auto", "casts_gpt_auto"),
         (gpt, "f16", "casts_gpt_f16"),
         (gpt, "torch-autocast-bf16", "casts_gpt_torch"),
