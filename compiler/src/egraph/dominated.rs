@@ -6,7 +6,7 @@
 //!   the same wherever they are;
 //! - *a literal factor* against a tensor of it, which is the same program with an operand more;
 //! - *what is behind a product*: all that the e-graph can compute by some product of two operands is
-//!   a [`Family`]. It is settled where one product, which is the one chosen, has every result that
+//!   a family (`families.rs`). It is settled where one product, which is the one chosen, has every result that
 //!   anything outside the family may read, and the family has no other way to be computed. Any other
 //!   structure then multiplies these operands at least once and stores at least one result, and the
 //!   one chosen does that with nothing beside; where the other computes a bias or an activation in
