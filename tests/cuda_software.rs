@@ -300,7 +300,6 @@ fn every_step_computes_what_the_cpu_does() {
 }
 
 #[test]
-#[ignore = "two minutes on two cores"]
 fn every_step_of_the_other_plans() {
     ["f32", "bf16"].into_iter().for_each(|policy| steps_of("mlp_mnist", policy));
     ["f32", "f16"].into_iter().for_each(|policy| steps_of("tiny_gpt", policy));

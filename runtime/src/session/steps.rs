@@ -88,6 +88,11 @@ impl Session {
         }
         self.backend.run(Phase::Update)?;
         self.steps += 1;
+        self.report(loss, start)
+    }
+
+    /// The report of the step that was just taken; `loss` is the sum over its batches.
+    pub(super) fn report(&self, loss: f64, start: Instant) -> Result<StepReport> {
         Ok(StepReport {
             step: self.steps,
             loss: (loss / f64::from(self.plan.accumulate)) as f32,

@@ -57,14 +57,7 @@ impl Session {
         }
         self.backend.run(Phase::Update)?;
         self.steps += 1;
-        Ok(StepReport {
-            step: self.steps,
-            loss: (loss / f64::from(self.plan.accumulate)) as f32,
-            scale: self.scalar(self.scale)?,
-            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
-            grad_norm: self.scalar(self.grad_norm)?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
+        self.report(loss, start)
     }
 
     /// The elements of a watch, row-major.
