@@ -53,6 +53,15 @@ impl Said {
         })
     }
 
+    /// Products of cuBLASLt, algorithms that were chosen for them, and proposals that were measured.
+    fn products(&self) -> [usize; 3] {
+        let line = self.0.lines().rfind(|l| l.contains(" products of cuBLASLt, "));
+        let line = line.expect("cuBLASLt is asked");
+        let numbers = line.split([' ', ',']).filter_map(|w| w.parse().ok());
+        let all: Vec<usize> = numbers.collect();
+        all[all.len() - 3..].try_into().expect("three numbers")
+    }
+
     fn has(&self, words: &str) -> bool {
         self.0.contains(words)
     }
@@ -171,4 +180,49 @@ fn libraries_that_refuse_everything_are_replaced() {
     let said = cnn.grad(&[(REFUSES, "cudnn")]);
     assert!(said.has("without cuDNN (cuDNN refuses"), "{}", said.0);
     assert!(!said.has("without cuBLASLt"), "{}", said.0);
+}
+
+/// What a library runs and refuses to have captured: another candidate, or kernels of ours, said once
+/// and remembered by nothing; never a step that is not captured.
+#[test]
+fn what_a_library_does_not_capture_is_replaced() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let graphs = lab.tuned(&[]).counts()[0];
+    for words in ["captured-cudnn:0,captured-cublas:0", "captured-cudnn#2,captured-cublas#2"] {
+        let said = lab.tuned(&[(REFUSES, words)]);
+        said.by_libraries();
+        assert!(!said.has("kernel by kernel"), "{}", said.0);
+    }
+    for tuned in [false, true] {
+        let env = [(REFUSES, "captured-cudnn,captured-cublas")];
+        let said = if tuned { lab.tuned(&env) } else { lab.grad(&env) };
+        for words in [
+            "steps without cuDNN (cuDNN refuses to run it: while it is captured: ",
+            "products without cuBLASLt (cuBLASLt refuses to run it: while it is captured: ",
+        ] {
+            let lines = said.0.lines().filter(|l| l.contains(words)).count();
+            assert_eq!(lines, 1, "{words}: {}", said.0);
+        }
+        assert!(!said.has("kernel by kernel"), "{}", said.0);
+    }
+    let said = lab.tuned(&[]);
+    said.by_libraries();
+    let [again, plans] = said.counts();
+    assert!(again == graphs && plans > again, "all are measured again: {plans} of {again}");
+    // Where nothing is captured, nothing is asked to be.
+    let uncaptured = [(REFUSES, "captured-cudnn,captured-cublas"), ("PRECAST_CUDA_GRAPH", "0")];
+    lab.tuned(&uncaptured).by_libraries();
+}
+
+/// Equal products share what was measured once; products of the evaluation alone are not measured.
+#[test]
+fn equal_products_are_measured_once() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let [products, algorithms, measured] = lab.tuned(&[]).products();
+    // Two layers, forward and backward.
+    assert!(algorithms * 3 < products * 2, "{algorithms} algorithms for {products} products");
+    assert!(measured > 0 && measured < 3 * algorithms, "{measured} of three proposals for each");
+    assert_eq!(lab.tuned(&[]).products(), [products, algorithms, 0], "and remembered");
+    let untuned = lab.grad(&[("PRECAST_CUDA_TUNE", "0")]).products();
+    assert_eq!(untuned, [products, algorithms, 0]);
 }

@@ -211,20 +211,74 @@ fn a_captured_step_computes_the_same_bits() {
     }
 }
 
-/// What fails while it is captured leaves nothing behind, and the next step is captured anew.
+/// What cannot be captured once it is loaded runs kernel by kernel, says so, computes the same and
+/// leaves nothing of the attempt behind.
 #[test]
-fn a_capture_that_fails_is_given_back() {
+fn a_step_that_cannot_be_captured_runs_kernel_by_kernel() {
     let alone = Alone::new();
     let f = Fixture::open("mlp_mnist");
-    let plan = f.compile_gpu("model.onnx", "f32", SGD, "", false).plan;
-    let (mut session, batch) = session_with(&f, &plan, true);
-    let before = alone.live();
-    alone.device.refuse("cublas");
-    let failed = session.step(std::slice::from_ref(&batch)).expect_err("refused");
-    alone.device.refuse("");
-    assert_eq!(failed.code, "R0707", "{failed}");
-    assert_eq!(alone.live(), before, "a graph of half a step");
-    run(&mut session, &batch, 2);
+    let plan = f.compile_gpu("model.onnx", "f16", SGD, "", false).plan;
+    let (mut captured, batch) = session_with(&f, &plan, true);
+    let want = said(&run(&mut captured, &batch, 3));
+    let want_state = state(&captured);
+    assert!(captured.describe().contains("one graph a step"), "{}", captured.describe());
+    drop(captured);
+    // Refused on nothing at all, with the library's first call, and when the graph is complete.
+    for (words, early, code) in [
+        ("capture", true, "R0703"),
+        ("captured-cublas", false, "R0707"),
+        ("instantiate", false, "R0703"),
+    ] {
+        alone.device.refuse(if early { words } else { "" });
+        let (mut session, batch) = session_with(&f, &plan, true);
+        alone.device.refuse(words);
+        let (live, before) = (alone.live(), alone.device.counts());
+        let have = said(&run(&mut session, &batch, 3));
+        alone.device.refuse("");
+        assert_eq!(have, want, "{words}");
+        assert!(state(&session) == want_state, "{words}: other weights");
+        assert_eq!(alone.live(), live, "{words}: a graph of half a step");
+        assert_eq!(alone.device.counts()[2], before[2], "{words}: no replays");
+        let says = session.describe();
+        assert!(says.contains("steps launched one by one"), "{words}: {says}");
+        let notice = "a step is launched kernel by kernel, which is slower: it cannot be captured as \
+                      a graph (";
+        assert_eq!(says.matches(&format!("{notice}{code}")).count(), 1, "{words}: {says}");
+        assert!(!says.contains("without cuBLASLt"), "{words}: {says}");
+        // It stays so, whatever the device could do later.
+        run(&mut session, &batch, 1);
+        assert_eq!(alone.device.counts()[2], before[2], "{words}");
+    }
+}
+
+/// Candidates of a library that cannot be captured give way to others, and where there are none, to
+/// kernels of ours; the step is captured all the same.
+#[test]
+fn what_cannot_be_captured_gives_way_to_what_can() {
+    let alone = Alone::new();
+    let f = Fixture::open("mlp_mnist");
+    let plan = f.compile_gpu("model.onnx", "f16", SGD, "", false).plan;
+    for (words, ours) in
+        [("captured-cublas:0", false), ("captured-cublas#2", false), ("captured-cublas", true)]
+    {
+        alone.device.refuse(words);
+        let (mut session, batch) = session_with(&f, &plan, true);
+        let before = alone.device.counts();
+        let reports = run(&mut session, &batch, 2);
+        let after = alone.device.counts();
+        // Without a capture nothing is refused, and nothing was remembered to be.
+        let (plain, _) = session_with(&f, &plan, false);
+        alone.device.refuse("");
+        assert!(reports.iter().all(|r| r.loss.is_finite()), "{words}: {reports:?}");
+        assert_eq!(after[2] - before[2], 2, "{words}: one replay a step");
+        assert_eq!(after[1] == before[1], ours, "{words}: products of the library");
+        let says = session.describe();
+        assert!(says.contains("one graph a step"), "{words}: {says}");
+        let reason =
+            "products without cuBLASLt (cuBLASLt refuses to run it: while it is captured: ";
+        assert_eq!(says.matches(reason).count(), usize::from(ours), "{words}: {says}");
+        assert!(!plain.describe().contains("without cuBLASLt"), "{words}: {}", plain.describe());
+    }
 }
 
 #[test]

@@ -233,6 +233,7 @@ fn report(
     if json {
         let result = json!({
             "ok": last.is_none_or(|r| r.loss.is_finite()),
+            "device": session.describe(),
             "steps": session.steps(),
             "loss": last.map(|r| r.loss),
             "skipped": skips.count(),

@@ -243,13 +243,7 @@ fn choose(
     let price = |step: &Step, plan: &Plan| cost::step_ns(target, step, plan);
     let lowering = |casts_alone: bool| emit::Options {
         target: target.summary(),
-        capabilities: Capabilities {
-            any_epilogue: target.any_epilogue(),
-            casts_alone,
-            channels_last: target.channels_last(),
-            // Systems that cast eagerly sum bias gradients on their own.
-            operand_sums: !target.any_epilogue() && !casts_alone,
-        },
+        capabilities: Capabilities::of(target, casts_alone),
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,
         price: Some(&price),

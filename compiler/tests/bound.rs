@@ -132,12 +132,7 @@ fn scheduled(g: &Graph, target: &Target, micro: u32) -> f64 {
     let price = |step: &Step, plan: &Plan| step_ns(target, step, plan);
     let options = emit::Options {
         target: target.summary(),
-        capabilities: Capabilities {
-            any_epilogue: target.any_epilogue(),
-            casts_alone: false,
-            channels_last: target.channels_last(),
-            operand_sums: !target.any_epilogue(),
-        },
+        capabilities: Capabilities::of(target, false),
         accumulate: micro,
         seed: 0,
         price: Some(&price),

@@ -187,6 +187,10 @@ fn each_rule_has_a_message() {
     one(&|p| sums(p, "count", [1, 1]), "is i32, not f32");
     one(&|p| sums(p, "w2", [2, 1]), "does not sum an operand");
     one(
+        &|p| gemm(p, &|g| g.epilogue.kind = precast_plan::EpilogueKind::Accumulate),
+        "does not add its sums to what stands there",
+    );
+    one(
         &|p| {
             let ema = p.tensors.iter_mut().find(|t| t.name == "ema.w2").unwrap();
             if let Storage::Persistent { init, .. } = &mut ema.storage

@@ -364,7 +364,7 @@ impl<'a> Builder<'a> {
         }
         match self.sharing.kind[producer.0 as usize] {
             Kind::Alone | Kind::Parts => true,
-            Kind::Product if !self.prices.target.any_epilogue() => true,
+            Kind::Product if self.sharing.stores(producer) => true,
             Kind::Product | Kind::Rows => {
                 self.kept[i] || self.read_alone[i] || !self.outside[i].is_empty()
             }

@@ -18,6 +18,7 @@
 //! least over all formats is exact for these terms. The bound is loose by what schedules cannot
 //! avoid but this does not see: kernels that a third one keeps apart, casts that run alone.
 
+mod added;
 mod floor;
 mod launches;
 mod sharing;

@@ -4,7 +4,8 @@
 //! schedule. The rules are those that the forms of kernels impose:
 //!
 //! - what is no row program or product runs alone, and a product takes company only on targets
-//!   whose products end in any program;
+//!   whose products end in any program, but for a gradient that a library's product adds to an
+//!   accumulator (`added.rs`);
 //! - no third kernel lies on a path between two operations of one kernel, so nothing that is
 //!   separated by a kernel that runs alone, or by a tensor put together from parts, meets;
 //! - a kernel grows along values that one of its operations makes and another reads, so two that
@@ -14,6 +15,7 @@
 //! - a kernel has one iteration space of `kept` by `reduced` points. Reductions in it have that
 //!   space; other operations have all its points, or one a row.
 
+use super::added::added;
 use crate::ir::{Graph, NodeId, Phase, ValueId};
 use crate::ops::matmul::Fused;
 use crate::ops::{Lowering, Op};
@@ -82,6 +84,8 @@ pub struct Sharing {
     /// Kept points of reductions over one element, whose kernels have nothing but rows.
     units: FxHashSet<usize>,
     epilogues: bool,
+    /// Products and the additions to accumulators that they could end in, by index.
+    added: FxHashSet<(usize, usize)>,
     /// Nodes that could share a kernel and of which one reads what the other makes, or writes the
     /// variable that the other reads.
     neighbours: Vec<Vec<usize>>,
@@ -175,8 +179,12 @@ impl Sharing {
             spaces,
             units,
             epilogues,
+            added: FxHashSet::default(),
             neighbours: vec![],
         };
+        if !epilogues {
+            s.added = added(g, &storage, &s.kind);
+        }
         s.neighbours = s.adjacent(g, &storage, &next);
         s
     }
@@ -277,7 +285,10 @@ impl Sharing {
             _ => false,
         };
         let products = [a, b].map(|i| self.kind[i] == Kind::Product);
-        if self.phase[a] != self.phase[b] || !company(a) || !company(b) || products == [true; 2] {
+        if self.phase[a] != self.phase[b] || products == [true; 2] {
+            return false;
+        }
+        if !self.added.contains(&(a, b)) && (!company(a) || !company(b)) {
             return false;
         }
         let (x, y) = (self.space[a], self.space[b]);
@@ -291,6 +302,12 @@ impl Sharing {
         };
         // Indices are a topological order, so only the earlier one can lead to the later.
         fits && !self.parted.get(self.dense[a], self.dense[b])
+    }
+
+    /// Whether a product stores its own results in every schedule.
+    pub fn stores(&self, product: NodeId) -> bool {
+        let a = product.0 as usize;
+        !self.epilogues && self.added.iter().all(|pair| pair.0 != a)
     }
 
     /// Whether a node without reduction could be computed once a row of a kernel it shares.

@@ -3,7 +3,7 @@
 use crate::ops::matmul::Fused;
 use crate::ops::{MatMul, Op};
 use crate::schedule::fuse::Group;
-use precast_plan::{Access, BinaryOp, EpilogueKind, Instr, Program, Reg};
+use precast_plan::{Access, BinaryOp, DType, EpilogueKind, Instr, Program, Reg};
 
 /// The common name of an epilogue, read off what its outputs are, in whatever order the
 /// instructions come; and the input that the sums are multiplied with first, where there is one.
@@ -12,6 +12,7 @@ pub fn kind(
     g: &Group,
     p: &Program,
     inputs: &[Access],
+    outputs: &[Access],
     along: usize,
 ) -> (EpilogueKind, Option<u32>) {
     let at = |r: Reg| &p.code[r as usize];
@@ -50,8 +51,18 @@ pub fn kind(
         Instr::Binary(BinaryOp::Max, a, b) => (biased(a) && zero(b)) || (biased(b) && zero(a)),
         _ => false,
     };
+    // What stands where the only result goes, in its format.
+    let old = |r: Reg| match (at(r), outputs) {
+        (&Instr::Load { port }, [y]) if port > 0 => inputs[port as usize - 1] == *y,
+        _ => false,
+    };
+    let added = |r: Reg| match *at(r) {
+        Instr::Binary(BinaryOp::Add, a, b) => (sum(a) && old(b)) || (sum(b) && old(a)),
+        _ => false,
+    };
     let kind = match p.outputs[..] {
         [y] if sum(y.reg) => EpilogueKind::Store,
+        [y] if y.dtype == DType::F32 && added(y.reg) => EpilogueKind::Accumulate,
         [y] if biased(y.reg) => EpilogueKind::Bias,
         [y] if relu(y.reg) => EpilogueKind::BiasRelu,
         [_, pre] if g.items.len() == 1 && biased(pre.reg) => match op {

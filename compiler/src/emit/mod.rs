@@ -460,7 +460,7 @@ impl Bind<'_> {
         let (mut inputs, mut outputs) = (over(&built.inputs), over(&built.outputs));
         let rank = item.dims.len();
         let along = if matches!(op, Op::MatMul(_)) { rank - 1 } else { 1 };
-        let (kind, scale) = epilogue::kind(op, g, &built.program, &inputs, along);
+        let (kind, scale) = epilogue::kind(op, g, &built.program, &inputs, &outputs, along);
         let (a, b) = (self.view(&operands[0]), self.view(&operands[1]));
         let math = op.math();
         if !matches!(op, Op::MatMul(_)) {

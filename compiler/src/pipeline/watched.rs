@@ -54,8 +54,8 @@ pub fn replay(recipe: &Recipe, options: &Options) -> Result<Watched> {
     let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
     let casts_alone = matches!(super::policy(recipe, options), Policy::Baseline(_));
     // Layouts change no value, and the processor's kernels take dense operands.
-    let capabilities =
-        Capabilities { any_epilogue: target.any_epilogue(), casts_alone, ..Capabilities::CPU };
+    let of_plan = Capabilities::of(&target, casts_alone);
+    let capabilities = Capabilities { channels_last: 0, operand_sums: false, ..of_plan };
     watched(recipe, options, &forward, &outcome.graph, capabilities)
 }
 

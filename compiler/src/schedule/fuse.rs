@@ -14,6 +14,8 @@ use super::{Capabilities, deps};
 use crate::ir::Phase;
 use crate::ops::Op;
 
+mod accumulate;
+
 /// Items that run together.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -138,6 +140,8 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
     };
     if caps.any_epilogue {
         f.epilogues();
+    } else if caps.accumulates {
+        f.accumulations();
     }
     f.chains();
     f.scalars();

@@ -28,6 +28,7 @@ use crate::ir::Graph;
 use fuse::Group;
 use items::Items;
 use order::Bundle;
+use precast_plan::Target;
 use program::Built;
 use std::collections::BTreeSet;
 
@@ -45,6 +46,9 @@ pub struct Capabilities {
     pub channels_last: usize,
     /// A product that only stores its result may store the sums of an operand beside it.
     pub operand_sums: bool,
+    /// A product that only stores its result may be added to an f32 variable where it stands, where
+    /// [`Capabilities::any_epilogue`] does not say so of every program.
+    pub accumulates: bool,
 }
 
 impl Capabilities {
@@ -53,7 +57,21 @@ impl Capabilities {
         casts_alone: false,
         channels_last: 0,
         operand_sums: false,
+        accumulates: false,
     };
+
+    /// What the kernels of a target can do; with `eager`, for systems that cast, sum bias gradients
+    /// and add up gradients in kernels of their own.
+    pub fn of(target: &Target, eager: bool) -> Capabilities {
+        let library = !target.any_epilogue() && !eager;
+        Capabilities {
+            any_epilogue: target.any_epilogue(),
+            casts_alone: eager,
+            channels_last: target.channels_last(),
+            operand_sums: library,
+            accumulates: library,
+        }
+    }
 }
 
 /// A graph, scheduled.

@@ -237,6 +237,39 @@ impl Collector<'_, '_> {
         }
     }
 
+    /// What is said to add up in place does that and nothing else.
+    fn accumulates(&mut self, e: &Epilogue) {
+        let p = &self.cx.plan.programs[e.program as usize];
+        let loads = |r: Reg, port: usize| p.code[r as usize] == Instr::Load { port: port as u32 };
+        let scales = |r: Reg| match (e.scale, &p.code[r as usize]) {
+            (None, _) => loads(r, 0),
+            (Some(k), &Instr::Binary(BinaryOp::Mul, a, b)) => {
+                let k = k as usize + 1;
+                (loads(a, 0) && loads(b, k)) || (loads(b, 0) && loads(a, k))
+            }
+            _ => false,
+        };
+        let adds = |r: Reg, k: usize| match p.code[r as usize] {
+            Instr::Binary(BinaryOp::Add, a, b) => {
+                (scales(a) && loads(b, k + 1)) || (scales(b) && loads(a, k + 1))
+            }
+            _ => false,
+        };
+        let old = (0..e.inputs.len()).find(|&k| e.scale != Some(k as u32));
+        let fits = match (&e.outputs[..], old) {
+            ([y], Some(k)) => {
+                e.inputs.len() == 1 + usize::from(e.scale.is_some())
+                    && e.inputs[k] == *y
+                    && p.outputs[0].dtype == DType::F32
+                    && adds(p.outputs[0].reg, k)
+            }
+            _ => false,
+        };
+        if !fits {
+            self.error(format!("`{}` does not add its sums to what stands there", p.name));
+        }
+    }
+
     /// Sums of an operand, beside a result that is only stored.
     fn sums(&mut self, g: &Gemm) {
         let Some(s) = &g.sums else { return };
@@ -277,6 +310,9 @@ impl Collector<'_, '_> {
         }
         if let Some(scale) = e.scale {
             self.scale(e, scale);
+        }
+        if e.kind == EpilogueKind::Accumulate {
+            self.accumulates(e);
         }
         for (k, (a, port)) in e.inputs.iter().zip(&p.inputs[1..]).enumerate() {
             let Some(d) = self.dtype("epilogue input", a) else { continue };

@@ -5,9 +5,11 @@
 //! runs that one, so that results do not depend on the run. Sums are f32 throughout: partial sums
 //! of a split product too.
 
+mod choose;
+
 use super::api::{Candidate, CublasLt, Status};
 use super::cache::Cache;
-use super::driver::{Context, Event, Memory, Stream, gibibytes};
+use super::driver::{Context, Memory, Stream, gibibytes};
 use super::launch::Place;
 use super::lower::Answer;
 use super::product::{Fused, Matrix, Product, Vector};
@@ -17,7 +19,7 @@ use lt::cublasLtMatmulDescAttributes_t as Desc;
 use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
 use lt::cublasLtMatrixLayoutAttribute_t as Layout;
 use precast_plan::DType;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::c_void;
@@ -30,8 +32,6 @@ pub const TUNE_VARIABLE: &str = "PRECAST_CUDA_TUNE";
 const WORKSPACE: u64 = 32 << 20;
 /// Proposals that are measured.
 const PROPOSALS: usize = 8;
-/// Measured runs of each, after one that is not.
-const RUNS: usize = 5;
 /// Partial sums of a split product are kept in f32; nothing is added in a narrower format.
 const REDUCTIONS: u32 =
     lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -46,16 +46,22 @@ pub struct Blas {
     constants: Memory,
     cache: Cache,
     tune: bool,
+    /// Products will be captured: what is chosen has been captured once.
+    captured: bool,
     version: usize,
     /// Algorithms that ran, and products of which none did, with the library's words.
     chosen: RefCell<BTreeMap<String, lt::cublasLtMatmulAlgo_t>>,
     refused: RefCell<BTreeMap<String, String>>,
+    /// Proposals that were measured.
+    measured: Cell<usize>,
 }
 
 // SAFETY: the handle may be used from any thread, one at a time.
 unsafe impl Send for Blas {}
 
 impl Blas {
+    /// `captured`: whether products will run in a graph that was captured.
+    ///
     /// # Errors
     /// `R0707` if the library refuses, `R0708` if there is no memory for its workspace.
     pub fn new(
@@ -63,6 +69,7 @@ impl Blas {
         api: &'static CublasLt,
         stream: &Stream,
         cache: Cache,
+        captured: bool,
     ) -> Result<Blas> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the pointer is to a local; the context is current.
@@ -87,10 +94,12 @@ impl Blas {
             constants,
             cache,
             tune: env::var_os(TUNE_VARIABLE).is_none_or(|v| v != "0"),
+            captured,
             // SAFETY: takes no arguments.
             version: unsafe { api.cublasLtGetVersion() },
             chosen: RefCell::default(),
             refused: RefCell::default(),
+            measured: Cell::new(0),
         })
     }
 
@@ -115,6 +124,14 @@ impl Blas {
         proposed().map_or_else(Answer::No, |()| Answer::Yes)
     }
 
+    /// What choosing took until now, for people who wait for it.
+    pub fn effort(&self, products: usize) -> String {
+        let (chosen, measured) = (self.chosen.borrow().len(), self.measured.get());
+        format!(
+            "{products} products of cuBLASLt, {chosen} algorithms, {measured} proposals measured"
+        )
+    }
+
     /// From now on [`Blas::can`] says no to a product, because [`Blas::prepare`] said why. The
     /// addresses are as for the former. `false` where it said no before.
     pub fn refuse(&self, p: &Product, address: &dyn Fn(Place) -> u64, why: &str) -> bool {
@@ -122,127 +139,6 @@ impl Blas {
             let why = format!("cuBLASLt refuses to run it: {why}");
             self.refused.borrow_mut().insert(call.describe(p), why).is_none()
         })
-    }
-
-    /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
-    /// result and loads its kernel, so that a capture finds it loaded. The inner error says why the
-    /// library runs none.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn prepare(
-        &self,
-        p: &Product,
-        address: &dyn Fn(Place) -> u64,
-        stream: &Stream,
-    ) -> Result<std::result::Result<Call, String>> {
-        let mut call = match Call::new(self, p, address) {
-            Ok(call) => call,
-            Err(why) => return Ok(Err(why)),
-        };
-        let key = format!(
-            "{} {} cuBLASLt {} {}",
-            self.context.info.name,
-            self.context.info.facts.arch(),
-            self.version,
-            call.describe(p)
-        );
-        let known = self.chosen.borrow().get(&key).copied();
-        if let Some(algorithm) = known.or_else(|| self.remembered(&call, key.as_bytes())) {
-            call.algorithm = algorithm;
-            match call.run(stream) {
-                Ok(()) => {
-                    self.chosen.borrow_mut().insert(key, algorithm);
-                    return Ok(Ok(call));
-                }
-                Err(e) => tracing::debug!("what cuBLASLt ran before is refused: {e}"),
-            }
-        }
-        // Untuned the first is taken, but one may still be refused when it is run.
-        let proposals = match call.propose(PROPOSALS) {
-            Ok(list) => list,
-            Err(why) => return Ok(Err(why)),
-        };
-        let algorithm = match self.fastest(&mut call, &proposals, stream)? {
-            Ok(algorithm) => algorithm,
-            Err(why) => {
-                self.cache.forget("product", key.as_bytes());
-                return Ok(Err(why));
-            }
-        };
-        call.algorithm = algorithm;
-        if self.tune && proposals.len() > 1 {
-            let bytes: Vec<u8> = algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
-            self.cache.put("product", key.as_bytes(), &bytes);
-        }
-        self.chosen.borrow_mut().insert(key, algorithm);
-        Ok(Ok(call))
-    }
-
-    /// The choice of an earlier run, if this library accepts it.
-    fn remembered(&self, call: &Call, key: &[u8]) -> Option<lt::cublasLtMatmulAlgo_t> {
-        if !self.tune {
-            return None;
-        }
-        let bytes = self.cache.get("product", key)?;
-        let words: Vec<u64> =
-            bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("8"))).collect();
-        let algorithm = lt::cublasLtMatmulAlgo_t { data: words.try_into().ok()? };
-        let mut result = Candidate::NONE;
-        // SAFETY: the descriptors are alive; the result is a local.
-        let status = unsafe {
-            self.api.cublasLtMatmulAlgoCheck(
-                self.handle,
-                call.desc.raw,
-                call.a.raw,
-                call.b.raw,
-                call.d.raw,
-                call.d.raw,
-                &raw const algorithm,
-                &raw mut result,
-            )
-        };
-        (status == 0 && result.status == 0 && result.workspace as u64 <= WORKSPACE)
-            .then_some(algorithm)
-    }
-
-    /// Measures proposals; of equals the first. Without tuning, the first that runs; where none
-    /// does, the library's words.
-    fn fastest(
-        &self,
-        call: &mut Call,
-        proposals: &[Candidate],
-        stream: &Stream,
-    ) -> Result<std::result::Result<lt::cublasLtMatmulAlgo_t, String>> {
-        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
-        let mut best: Option<(f64, lt::cublasLtMatmulAlgo_t)> = None;
-        let mut why = "cuBLASLt proposes no algorithm".to_string();
-        'proposals: for p in proposals {
-            call.algorithm = p.algorithm;
-            let timed = self.tune && proposals.len() > 1;
-            let mut least = f64::INFINITY;
-            // The first run is not measured.
-            for run in 0..if timed { 1 + RUNS } else { 1 } {
-                begin.record(stream)?;
-                if let Err(e) = call.run(stream) {
-                    tracing::debug!("a proposal of cuBLASLt is refused: {e}");
-                    why = e.message;
-                    continue 'proposals;
-                }
-                end.record(stream)?;
-                if run > 0 {
-                    end.wait()?;
-                    least = least.min(end.since(&begin)?);
-                }
-            }
-            if !timed {
-                return Ok(Ok(p.algorithm));
-            }
-            if best.as_ref().is_none_or(|b| least < b.0) {
-                best = Some((least, p.algorithm));
-            }
-        }
-        Ok(best.map(|b| b.1).ok_or(why))
     }
 }
 

@@ -45,7 +45,8 @@ pub struct CudaBackend {
     phases: [Vec<Vec<Work>>; 3],
     /// Captured: micro, update, eval, and micro with update.
     graphs: [Option<Graph>; 4],
-    capture: bool,
+    /// Which of these are captured; what cannot be runs one step after another.
+    capture: [bool; 4],
     /// Whether every step is waited for.
     checked: bool,
     inbound: Inbound,
@@ -97,9 +98,12 @@ impl CudaBackend {
         report::fits(&context.info, Some(releases.0), Some(releases.1))?;
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
-        let blas = Blas::new(&context, &api.blas, &stream, cache.clone())?;
+        // What fails on nothing at all is no library's fault.
+        let failed = if capture { stream.rehearse(|| Ok(())).err() } else { None };
+        let capture = capture && failed.is_none();
+        let blas = Blas::new(&context, &api.blas, &stream, cache.clone(), capture)?;
         let places = Places::new(plan);
-        let mut graphs = Graphs::new(&context, &cache);
+        let mut graphs = Graphs::new(&context, &cache, capture);
         let loading = Loading { plan, context: &context, api, stream: &stream, places: &places };
         // What a library refuses to run once it is bound is lowered to something else.
         let bound = loop {
@@ -108,14 +112,16 @@ impl CudaBackend {
             }
         };
         let room = STEPS_AHEAD * plan.accumulate.max(1) as usize;
-        for notice in &bound.notices {
+        let mut notices = bound.notices;
+        notices.extend(failed.map(|e| uncaptured("a step", &e)));
+        for notice in &notices {
             tracing::warn!("{notice}");
         }
         Ok(CudaBackend {
             names: bound.names,
             phases: bound.phases,
             graphs: [const { None }; 4],
-            capture,
+            capture: [capture; 4],
             checked: false,
             inbound: bound.inbound,
             outbound: Outbound::new(&context, room)?,
@@ -124,7 +130,7 @@ impl CudaBackend {
             places,
             fault: bound.fault,
             bytes: bound.bytes,
-            notices: bound.notices,
+            notices,
             _modules: bound.modules,
             _blas: blas,
             stream,
@@ -196,16 +202,30 @@ impl CudaBackend {
         if which != Phase::Eval as usize {
             self.outbound.begin(&self.stream)?;
         }
-        if !self.capture {
-            return self.steps(LISTS[which]);
+        if self.capture[which] && self.graphs[which].is_none() {
+            match self.stream.capture(|| self.steps(LISTS[which])) {
+                Ok(graph) => self.graphs[which] = Some(graph),
+                Err(e) => self.give_up_capturing(which, e)?,
+            }
         }
-        let graph = match self.graphs[which].take() {
-            Some(graph) => graph,
-            None => self.stream.capture(|| self.steps(LISTS[which]))?,
-        };
-        let launched = self.stream.replay(&graph);
-        self.graphs[which] = Some(graph);
-        launched
+        match &self.graphs[which] {
+            Some(graph) => self.stream.replay(graph),
+            None => self.steps(LISTS[which]),
+        }
+    }
+
+    /// The steps of a list run one after another from now on, which computes the same. A device that
+    /// failed stays failed, and so does what else is wrong with a step: both are errors then.
+    fn give_up_capturing(&mut self, which: usize, why: Error) -> Result<()> {
+        self.stream.synchronise()?;
+        self.capture[which] = false;
+        let eval = which == Phase::Eval as usize;
+        let notice = uncaptured(if eval { "evaluation" } else { "a step" }, &why);
+        if !self.notices.contains(&notice) {
+            tracing::warn!("{notice}");
+            self.notices.push(notice);
+        }
+        Ok(())
     }
 
     /// The error of a fault word; clears the word, so that later faults are seen.
@@ -267,7 +287,9 @@ impl Backend for CudaBackend {
     fn describe(&self) -> String {
         let info = &self.context.info;
         let (major, minor) = info.facts.capability;
-        let how = if self.capture { "one graph a step" } else { "steps launched one by one" };
+        // With accumulation the batches before the last have a graph of their own.
+        let whole = self.capture[0] && self.capture[3];
+        let how = if whole { "one graph a step" } else { "steps launched one by one" };
         let mut text = format!("cuda:{} {}, sm_{major}{minor}, {how}", info.ordinal, info.name);
         for notice in &self.notices {
             text.push_str("; ");
@@ -314,6 +336,16 @@ impl Drop for CudaBackend {
         let _ = self.context.bind();
         let _ = self.stream.synchronise();
     }
+}
+
+/// What is said where something is not captured.
+fn uncaptured(what: &str, why: &Error) -> String {
+    let at = why.place.as_ref().map_or(String::new(), |p| format!(" at {p}"));
+    format!(
+        "{what} is launched kernel by kernel, which is slower: it cannot be captured as a graph \
+         ({}{at}: {})",
+        why.code, why.message
+    )
 }
 
 /// What a plan is loaded with.
@@ -373,17 +405,20 @@ impl Loading<'_> {
             refused: RefCell::default(),
         };
         let mut names = vec![];
-        let mut bind = |steps: &[lower::Step]| -> Result<Vec<Vec<Work>>> {
+        // Evaluation is a small part of a run, and its products in f32 take long to measure.
+        let mut bind = |steps: &[lower::Step], measured: bool| -> Result<Vec<Vec<Work>>> {
             let bound = |step: &lower::Step| {
                 names.push(step.name.clone());
-                let tasks = step.lowered.tasks.iter().filter_map(|t| binder.bind(t).transpose());
+                let tasks = step.lowered.tasks.iter();
+                let tasks = tasks.filter_map(|t| binder.bind(t, measured).transpose());
                 tasks.collect::<Result<_>>().map_err(|e| e.at(format!("step `{}`", step.name)))
             };
             steps.iter().map(bound).collect()
         };
         let [micro, update, eval] = &lowered.phases;
-        let phases = [bind(micro)?, bind(update)?, bind(eval)?];
+        let phases = [bind(micro, true)?, bind(update, true)?, bind(eval, false)?];
         let refused = binder.refused.into_inner();
+        tracing::info!("{}", blas.effort(lowered.products.len()));
         let scratch = regions.scratch.address;
         let runs = graphs.bind(scratch + lowered.scratch, &|p| regions.place(places, p), stream)?;
         for m in all {
@@ -488,8 +523,8 @@ struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    /// `None` for a refused product.
-    fn bind(&self, task: &Task) -> Result<Option<Work>> {
+    /// `None` for a refused product. `measured`: whether proposals for products are.
+    fn bind(&self, task: &Task, measured: bool) -> Result<Option<Work>> {
         Ok(Some(match task {
             Task::Launch(l) => Work::Kernel {
                 function: self.modules.functions[&l.source.entry],
@@ -500,7 +535,8 @@ impl Binder<'_> {
                 Work::Clear { at: (self.address)(*place), bytes: *bytes }
             }
             Task::Product(i) => {
-                match self.blas.prepare(&self.products[*i], self.address, self.stream)? {
+                let p = &self.products[*i];
+                match self.blas.prepare(p, self.address, self.stream, measured)? {
                     Ok(call) => Work::Product(Box::new(call)),
                     Err(why) => {
                         self.refused.borrow_mut().insert(*i, why);

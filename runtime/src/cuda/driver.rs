@@ -399,10 +399,38 @@ impl Stream {
     /// What `work` fails with, or the driver.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let api = self.context.api;
+        self.begin()?;
+        let graph = self.end(work())?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph was just made.
+        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) };
+        // SAFETY: an instance does not need the graph it was made from.
+        unsafe { api.cuGraphDestroy(graph) };
+        self.context.check(status, "instantiating the graph")?;
+        Ok(Graph { context: self.context.clone(), exec })
+    }
+
+    /// Whether what `work` puts into the stream can be captured; none of it runs.
+    ///
+    /// # Errors
+    /// As [`Stream::capture`].
+    pub fn rehearse(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.begin()?;
+        let graph = self.end(work())?;
+        // SAFETY: the graph was just made.
+        unsafe { self.context.api.cuGraphDestroy(graph) };
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<()> {
         // SAFETY: the stream is alive and captures nothing yet.
-        let status = unsafe { api.cuStreamBeginCapture_v2(self.raw, CAPTURE_RELAXED) };
-        self.context.check(status, "beginning to capture")?;
-        let worked = work();
+        let status = unsafe { self.context.api.cuStreamBeginCapture_v2(self.raw, CAPTURE_RELAXED) };
+        self.context.check(status, "beginning to capture")
+    }
+
+    /// The graph of the capture that [`Stream::begin`] began, where it `worked`.
+    fn end(&self, worked: Result<()>) -> Result<cu::CUgraph> {
+        let api = self.context.api;
         let mut graph = std::ptr::null_mut();
         // SAFETY: ends the capture whatever became of the work.
         let status = unsafe { api.cuStreamEndCapture(self.raw, &raw mut graph) };
@@ -412,14 +440,8 @@ impl Stream {
             unsafe { api.cuGraphDestroy(graph) };
         }
         worked?;
-        self.context.check(status, "capturing the step")?;
-        let mut exec = std::ptr::null_mut();
-        // SAFETY: the graph was just made.
-        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) };
-        // SAFETY: an instance does not need the graph it was made from.
-        unsafe { api.cuGraphDestroy(graph) };
-        self.context.check(status, "instantiating the graph")?;
-        Ok(Graph { context: self.context.clone(), exec })
+        self.context.check(status, "capturing")?;
+        Ok(graph)
     }
 
     /// Replays a graph.

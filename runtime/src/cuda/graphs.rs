@@ -50,12 +50,12 @@ pub struct Graphs {
 }
 
 impl Graphs {
-    /// The library for a device.
-    pub fn new(context: &Arc<Context>, cache: &Cache) -> Graphs {
+    /// The library for a device. `captured`: whether its graphs will run in one that was captured.
+    pub fn new(context: &Arc<Context>, cache: &Cache, captured: bool) -> Graphs {
         if env::var_os(CUDNN_VARIABLE).is_some_and(|v| v == "0") {
             return Graphs { library: Err(format!("{CUDNN_VARIABLE}=0")) };
         }
-        let steps = Steps::new(context, cache.clone());
+        let steps = Steps::new(context, cache.clone(), captured);
         Graphs { library: steps.map(|s| Box::new(s) as _).map_err(|e| e.message) }
     }
 

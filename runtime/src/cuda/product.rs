@@ -146,6 +146,13 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
                 })
             })
         }
+        // C and D are one matrix, which the library's documentation allows where they lie alike.
+        EpilogueKind::Accumulate if inputs.len() == 1 => {
+            let old = View::of(plan, input(0)?);
+            let same = old.place == d.place && old.dtype == d.dtype && old.strides == d.strides;
+            same.then_some(())?;
+            calls(plan, g, d, |_, shift| Some(Finish { c: Some(old.shifted(shift)), ..finish() }))
+        }
         EpilogueKind::Program
             if e.outputs.len() == 1 && e.inputs.len() == 1 && e.scale.is_none() =>
         {
@@ -154,7 +161,6 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
                 return None;
             }
             match over_one_input(program)? {
-                // A gradient that is added to what earlier batches left.
                 BinaryOp::Add => {
                     let same = other.dtype == d.dtype && other.strides == d.strides;
                     same.then_some(())?;

@@ -298,6 +298,37 @@ fn sums_are_added_to_what_lies_in_the_same_order() {
 }
 
 #[test]
+fn gradients_are_added_where_they_stand() {
+    let add = "load 0|load 1|add %1 %0";
+    // Rows of the result along n, and along m as of a product that is computed turned.
+    for d in [[18, 6, 3, 1], [18, 6, 1, 2]] {
+        let strides = [[12, 4, 2, 1], [18, 6, 3, 1], d];
+        let c = case([2, 3], (2, 3, 2), strides);
+        let c = c.end(EpilogueKind::Accumulate, add, access(2, 7, d));
+        agree(&c, 1, |x, y| x + y);
+        let calls = fused(&c.plan, &c.g).expect("found");
+        assert!(calls.iter().all(|p| p.c == Some(p.d.place)), "in place: {calls:?}");
+    }
+    // FP8's factor comes first.
+    let strides = [[0, 0, 5, 1], [0, 0, 4, 1], [0, 0, 4, 1]];
+    let mut c = case([1, 1], (3, 4, 5), strides).end(
+        EpilogueKind::Accumulate,
+        "load 0|load 2|mul %0 %1|load 1|add %2 %3",
+        access(2, 7, strides[2]),
+    );
+    c.plan.programs[0].inputs.push(InPort { dtype: DType::F32, row: false });
+    c.g.epilogue.inputs.push(access(3, 9, [0; 4]));
+    c.g.epilogue.scale = Some(1);
+    let [p] = &fused(&c.plan, &c.g).expect("found")[..] else { panic!("one call") };
+    assert_eq!(p.alpha, Some(Place::Tensor { tensor: 3, offset: 36 }));
+    assert_eq!(p.c, Some(p.d.place));
+    // What is not where the result goes is another matter.
+    let c = case([2, 3], (2, 3, 2), [[12, 4, 2, 1], [18, 6, 3, 1], [18, 6, 3, 1]]);
+    let c = c.end(EpilogueKind::Accumulate, add, access(3, 7, [18, 6, 3, 1]));
+    assert_eq!(fused(&c.plan, &c.g), None);
+}
+
+#[test]
 fn a_factor_of_one_element_becomes_alpha() {
     let strides = [[0, 0, 5, 1], [0, 0, 4, 1], [0, 0, 4, 1]];
     let scale = "load 0|load 1|mul %0 %1";

@@ -33,6 +33,7 @@ pub const LAUNCH_OUT_OF_RESOURCES: Status = 701;
 pub const LAUNCH_FAILED: Status = 719;
 pub const NOT_SUPPORTED: Status = 801;
 pub const CAPTURE_UNSUPPORTED: Status = 900;
+pub const CAPTURE_INVALIDATED: Status = 901;
 pub const CAPTURE_UNMATCHED: Status = 903;
 pub const CAPTURE_UNJOINED: Status = 904;
 pub const CAPTURE_ISOLATION: Status = 905;
@@ -182,24 +183,6 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     }
 }
 
-/// What [`refuses`] goes by; the environment's until a test says otherwise.
-static REFUSED: Mutex<Option<String>> = Mutex::new(None);
-
-/// Has libraries refuse what `words` say, and nothing else.
-pub fn refuse(words: String) {
-    *REFUSED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(words);
-}
-
-/// Whether a library is to refuse to run one of its candidates, by the words of
-/// `PRECAST_SOFTWARE_DEVICE_REFUSES`: `cudnn:1,cublas` is cuDNN's engine 1 and all of cuBLASLt's.
-pub fn refuses(library: &str, candidate: u64) -> bool {
-    let mut words = REFUSED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let words = words.get_or_insert_with(|| {
-        std::env::var("PRECAST_SOFTWARE_DEVICE_REFUSES").unwrap_or_default()
-    });
-    words.split(',').any(|w| w == library || w == format!("{library}:{candidate}"))
-}
-
 impl Device {
     fn new() -> Device {
         let memory = number("PRECAST_SOFTWARE_DEVICE_MEMORY", 4 << 30);
@@ -252,6 +235,11 @@ impl Device {
         eprintln!("software device: {message}");
         self.message = message;
         code
+    }
+
+    /// Whether a stream captures.
+    pub fn captures(&self, handle: u64) -> bool {
+        self.streams.get(&stream_id(handle)).is_some_and(|s| s.capture.is_some())
     }
 
     /// The state of a stream by its handle; 0, 1 and 2 are the default stream.

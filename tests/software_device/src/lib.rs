@@ -14,6 +14,7 @@ mod driver;
 mod graph;
 pub mod host;
 mod nvrtc;
+mod refusals;
 mod tool;
 
 pub use tool::SoftwareDevice;

@@ -38,7 +38,7 @@ exports! {
     }
     /// As `PRECAST_SOFTWARE_DEVICE_REFUSES`, from now on; the words end with a zero.
     fn softdevice_refuse(words: *const c_char) -> u32 {
-        crate::device::refuse(std::ffi::CStr::from_ptr(words).to_string_lossy().into_owned());
+        crate::refusals::refuse(std::ffi::CStr::from_ptr(words).to_string_lossy().into_owned());
         0
     }
     /// Copies the last message, with a zero at its end.

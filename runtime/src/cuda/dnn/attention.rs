@@ -26,6 +26,13 @@ pub(super) fn gradient_slots(g: &AttentionGrad) -> Vec<&Access> {
     all
 }
 
+/// Strides where axes of extent 1 step over the whole tensor: plans write 0 there, which is no stride
+/// of cuDNN's.
+fn steps(dims: &[i64; 4], strides: &[i64]) -> Vec<i64> {
+    let whole = dims.iter().zip(strides).map(|(n, s)| n * s).max().unwrap_or(1).max(1);
+    dims.iter().zip(strides).map(|(&n, &s)| if n == 1 && s == 0 { whole } else { s }).collect()
+}
+
 /// A graph under construction and what its parts share.
 struct Scores<'p> {
     b: Builder,
@@ -54,7 +61,7 @@ impl<'p> Scores<'p> {
     fn stored(&mut self, a: &Access, positions: u64, slot: usize) -> Result<Tensor, Refusal> {
         let dims = self.extents(positions, self.a.d);
         self.same_format(a)?;
-        self.b.tensor(&dims, &a.strides, self.io, Home::Slot(slot))
+        self.b.tensor(&dims, &steps(&dims, &a.strides), self.io, Home::Slot(slot))
     }
 
     /// The same with the last two axes exchanged.
@@ -62,8 +69,8 @@ impl<'p> Scores<'p> {
         let [b, h, t, d] = self.extents(positions, self.a.d);
         let s = &a.strides;
         self.same_format(a)?;
-        let strides = [s[0], s[1], s[3], s[2]];
-        self.b.tensor(&[b, h, d, t], &strides, self.io, Home::Slot(slot))
+        let (dims, strides) = ([b, h, d, t], [s[0], s[1], s[3], s[2]]);
+        self.b.tensor(&dims, &steps(&dims, &strides), self.io, Home::Slot(slot))
     }
 
     fn same_format(&self, a: &Access) -> Result<(), Refusal> {
@@ -76,7 +83,7 @@ impl<'p> Scores<'p> {
         let lse = &self.a.lse;
         let dims = self.extents(self.a.tq, 1);
         let strides = [lse.strides[0], lse.strides[1], lse.strides[2], 1];
-        self.b.tensor(&dims, &strides, Format::F32, Home::Slot(LSE))
+        self.b.tensor(&dims, &steps(&dims, &strides), Format::F32, Home::Slot(LSE))
     }
 
     fn rows(&mut self, home: Home) -> Result<Tensor, Refusal> {
@@ -239,8 +246,8 @@ impl Dnn {
         s.b.matmul(&d_st, &q, &d_k)?;
 
         // dq = ds k
-        let k_strides = &a.k.strides;
-        let k = s.b.tensor(&s.extents(a.tk, a.d), k_strides, s.io, Home::Nowhere)?;
+        let dims = s.extents(a.tk, a.d);
+        let k = s.b.tensor(&dims, &steps(&dims, &a.k.strides), s.io, Home::Nowhere)?;
         s.b.reshape(&kt, &k)?;
         if deterministic {
             s.b.matmul(&d_s, &k, &d_q)?;

@@ -11,7 +11,8 @@ use precast_plan::{
 /// What a convolution stores. Its slots are a, b, the result, and the epilogue's inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stores {
-    /// What the epilogue makes, which must be one that cuDNN knows: `Store`, `Bias` or `BiasRelu`.
+    /// What the epilogue makes, which must be one that cuDNN knows: `Store`, `Accumulate`, `Bias` or
+    /// `BiasRelu`.
     Epilogue,
     /// The f32 sums, with `sums_strides`, for a kernel that runs the epilogue's program afterwards.
     Sums,
@@ -102,13 +103,14 @@ impl Dnn {
         };
         let result = |b: &mut Builder| b.tensor(&out_dims, &out_strides, out_format, Home::Slot(2));
         match kind {
-            EpilogueKind::Store => {
+            EpilogueKind::Store | EpilogueKind::Accumulate => {
                 let y = result(&mut b)?;
-                convolve(&mut b, c, &left, &right, &y)?;
+                let adds = kind == EpilogueKind::Accumulate;
+                convolve(&mut b, c, [&left, &right, &y], adds)?;
             }
             EpilogueKind::Bias | EpilogueKind::BiasRelu => {
                 let sums = b.tensor(&out_dims, &out_strides, Format::F32, Home::Nowhere)?;
-                convolve(&mut b, c, &left, &right, &sums)?;
+                convolve(&mut b, c, [&left, &right, &sums], false)?;
                 let vector = &e.inputs[0];
                 let n = out_dims[1];
                 let bias =
@@ -143,9 +145,8 @@ impl Dnn {
 fn convolve(
     b: &mut Builder,
     c: &Conv,
-    left: &Tensor,
-    right: &Tensor,
-    out: &Tensor,
+    [left, right, out]: [&Tensor; 3],
+    adds: bool,
 ) -> Result<(), Refusal> {
     use Name::*;
     let g = &c.geometry;
@@ -155,6 +156,7 @@ fn convolve(
         after: [g.pad[2] as i64, g.pad[3] as i64],
         dilation: pair(g.dilation),
         stride: pair(g.stride),
+        adds,
     };
     match c.kind {
         ConvKind::Forward => b.convolution(

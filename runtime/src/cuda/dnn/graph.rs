@@ -277,7 +277,7 @@ impl Builder {
             .with(y, &tensors[2].desc)?
             .with(conv, &c)?
             .set(alpha, Values::Float(1.0))?
-            .set(beta, Values::Float(0.0))?
+            .set(beta, Values::Float(if shape.adds { 1.0 } else { 0.0 }))?
             .finalize()?;
         self.ops.push(op);
         Ok(())
@@ -415,6 +415,8 @@ pub struct Convolution {
     pub after: [i64; 2],
     pub dilation: [i64; 2],
     pub stride: [i64; 2],
+    /// The result is added to what stands where it goes: β is 1.
+    pub adds: bool,
 }
 
 /// Which engines may run a graph.

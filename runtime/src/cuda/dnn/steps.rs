@@ -10,7 +10,7 @@ use crate::cuda::graphs::Library;
 use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
 use crate::cuda::text;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -95,6 +95,8 @@ pub struct Steps {
     cache: Cache,
     deterministic: bool,
     tune: bool,
+    /// Graphs will be captured: what is chosen has been captured once.
+    captured: bool,
     /// Bytes of workspace, and where it is once the graphs are bound.
     workspace: u64,
     workspace_at: u64,
@@ -104,11 +106,12 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Opens cuDNN for a device, whose context is current.
+    /// Opens cuDNN for a device, whose context is current. `captured`: whether steps will run in a
+    /// graph that was captured.
     ///
     /// # Errors
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
-    pub fn new(context: &Arc<Context>, cache: Cache) -> Result<Steps> {
+    pub fn new(context: &Arc<Context>, cache: Cache, captured: bool) -> Result<Steps> {
         let on = |name: &str| env::var_os(name).is_none_or(|v| v != "0");
         Ok(Steps {
             uses: vec![],
@@ -121,6 +124,7 @@ impl Steps {
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
             tune: on(crate::cuda::blas::TUNE_VARIABLE),
+            captured,
             workspace: 0,
             workspace_at: 0,
             dnn: Dnn::new(For::Current)?,
@@ -246,8 +250,20 @@ impl Steps {
         Ok(least)
     }
 
+    /// Whether a candidate that ran can be captured, which a library may refuse alone.
+    fn rehearsed(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<()> {
+        if !self.captured || self.chosen.get(&u.key) == Some(&candidate) {
+            return Ok(());
+        }
+        stream.rehearse(|| self.trial(u, candidate)).map_err(|e| {
+            let text = format!("while it is captured: {}", e.message);
+            Error::new(e.code, text)
+        })
+    }
+
     /// The fastest candidate that runs, remembered or measured, or without tuning the first one;
-    /// else why none does. It has run once, so that a capture finds loaded what it needs.
+    /// else why none does. It has run once, so that a capture finds loaded what it needs, and has been
+    /// captured once.
     fn choose(&self, u: &Use, stream: &Stream) -> std::result::Result<usize, String> {
         let ways = u.graph.candidates();
         let key = self.cached(&u.key);
@@ -267,10 +283,11 @@ impl Steps {
         };
         if let Some(c) = known
             && tried(c, "the remembered", self.trial(u, c))
+            && tried(c, "the remembered", self.rehearsed(u, c, stream))
         {
             return Ok(c);
         }
-        let mut best: Option<(f64, usize)> = None;
+        let mut ran: Vec<(f64, usize)> = vec![];
         for c in (0..ways).filter(|&c| Some(c) != known) {
             if !tried(c, "the", self.trial(u, c)) {
                 continue;
@@ -285,13 +302,15 @@ impl Steps {
                 },
                 false => 0.0,
             };
-            if best.is_none_or(|b| seconds < b.0) {
-                best = Some((seconds, c));
-            }
-            if !self.tune {
-                break;
+            if self.tune {
+                ran.push((seconds, c));
+            } else if tried(c, "the", self.rehearsed(u, c, stream)) {
+                return Ok(c);
             }
         }
+        // Of equals the first.
+        ran.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let best = ran.into_iter().find(|r| tried(r.1, "the", self.rehearsed(u, r.1, stream)));
         let Some((_, c)) = best else {
             self.cache.forget("graph", key.as_bytes());
             return Err(refused.join("; "));

@@ -2,8 +2,9 @@
 
 use super::product::{Desc, F32, Layout, Product, Scalar, check};
 use super::{EXECUTION_FAILED, INVALID_VALUE, NOT_INITIALIZED, NOT_SUPPORTED, Status};
-use crate::device::{CURRENT, Op, device, refuses};
+use crate::device::{CURRENT, Op, device};
 use crate::driver::exports;
+use crate::refusals::refuses;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
@@ -270,7 +271,8 @@ exports! {
             Ok(n) => n,
             Err(status) => return status,
         };
-        if refuses("cublas", candidate) {
+        let captures = device().captures(stream);
+        if refuses("cublas", candidate, captures) {
             return NOT_SUPPORTED;
         }
         let workspace_bytes = wanted_workspace(candidate);

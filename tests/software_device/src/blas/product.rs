@@ -154,6 +154,10 @@ pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
     if k != k2 || (d.rows, d.columns) != (m, n) || (c.rows, c.columns) != (m, n) {
         return Err(INVALID_VALUE);
     }
+    // In place or not, C lies in the order that D does.
+    if d.order != c.order {
+        return Err(NOT_SUPPORTED);
+    }
     if d.batch != c.batch || [a, b].iter().any(|l| l.batch != d.batch) {
         return Err(INVALID_VALUE);
     }
@@ -355,6 +359,17 @@ impl Product {
         let eight = size_of(self.layout[0].dtype) == Some(1);
         if eight && self.at.iter().any(|at| at % 16 != 0) {
             return Err(format!("FP8 operands at {:x?}, which are not multiples of 16", self.at));
+        }
+        // The header: in place, C and D are one matrix; otherwise they do not overlap.
+        let (c, d) = (&self.layout[2], &self.layout[3]);
+        let adds = !matches!(self.beta, Scalar::Value(0.0));
+        let reach = |i: usize| self.at[i]..self.at[i] + self.layout[i].extent().unwrap_or(0) as u64;
+        let apart = reach(2).end <= reach(3).start || reach(3).end <= reach(2).start;
+        if adds && !apart && (self.at[2] != self.at[3] || c != d) {
+            return Err(format!(
+                "C {c:?} at {:#x} overlaps D {d:?} at {:#x} and is not the same",
+                self.at[2], self.at[3]
+            ));
         }
         for (what, at, bytes) in ranges {
             if !arena.holds(at, bytes) {

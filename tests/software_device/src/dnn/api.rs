@@ -3,8 +3,9 @@
 use super::desc::{Descriptor, Value, kind};
 use super::graph::{Graph, Run};
 use super::{BAD_PARAM, EXECUTION_FAILED, LIVE, NOT_SUPPORTED, Status};
-use crate::device::{CURRENT, Op, device, refuses};
+use crate::device::{CURRENT, Op, device};
 use crate::driver::exports;
+use crate::refusals::refuses;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_uint, c_void};
 use std::sync::Arc;
@@ -119,7 +120,8 @@ fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
 unsafe fn execute(handle: &Handle, plan: &Descriptor, pack: &Descriptor) -> Result<(), String> {
     let engine = plan.of(PLAN_CONFIG)?.of(CONFIG_ENGINE)?;
     let number = engine.int(ENGINE_NUMBER)?;
-    if refuses("cudnn", number as u64) {
+    let captures = device().captures(handle.stream);
+    if refuses("cudnn", number as u64, captures) {
         return Err(format!("engine {number} is told to refuse"));
     }
     let graph = Graph::new(engine.of(ENGINE_GRAPH)?)?;

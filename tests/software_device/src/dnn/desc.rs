@@ -145,6 +145,13 @@ impl Descriptor {
         }
     }
 
+    pub fn float(&self, name: u32) -> Result<f32, String> {
+        match self.values.get(&name) {
+            Some(Value::Floats(v)) if v.len() == 1 => Ok(v[0]),
+            _ => Err(format!("descriptor {} lacks the factor {name}", self.kind)),
+        }
+    }
+
     pub fn flag(&self, name: u32) -> bool {
         self.number(name).is_ok_and(|v| v != 0)
     }

@@ -172,6 +172,8 @@ enum Operation {
         x: Tensor,
         w: Tensor,
         y: Tensor,
+        /// What stood where the result goes is added times this.
+        beta: f32,
     },
 }
 
@@ -222,6 +224,7 @@ impl Graph {
 
 fn reads(operation: &Operation) -> Vec<&Tensor> {
     match operation {
+        Operation::Convolve { x, w, y, beta, .. } if *beta != 0.0 => vec![x, w, y],
         Operation::Pointwise { x, b, t, .. } => {
             [Some(x), b.as_ref(), t.as_ref()].into_iter().flatten().collect()
         }
@@ -238,6 +241,11 @@ fn step(d: &Descriptor) -> Result<(Operation, Tensor), String> {
     let tensor = |name: u32| -> Result<Tensor, String> { Tensor::new(d.of(name)?) };
     let convolve = |direction, [x, w, y, conv]: [u32; 4]| -> Result<(Operation, Tensor), String> {
         let c = d.of(conv)?;
+        // The factors stand before the description, in the header's numbers.
+        if d.float(conv - 2)? != 1.0 {
+            return Err("a convolution whose sums have a factor".into());
+        }
+        let beta = d.float(conv - 1)?;
         let (x, w, y) = (tensor(x)?, tensor(w)?, tensor(y)?);
         // 1 is a cross-correlation, which is what networks call a convolution.
         if c.number(101)? != 1 || [&x, &w, &y].iter().any(|t| t.dims.len() != 4) {
@@ -260,7 +268,10 @@ fn step(d: &Descriptor) -> Result<(Operation, Tensor), String> {
             Direction::Data => x.clone(),
             Direction::Filter => w.clone(),
         };
-        Ok((Operation::Convolve { direction, before, dilation, stride, x, w, y }, out))
+        if beta != 0.0 && out.inner {
+            return Err("a result that only the graph sees held nothing to add to".into());
+        }
+        Ok((Operation::Convolve { direction, before, dilation, stride, x, w, y, beta }, out))
     };
     Ok(match d.kind {
         kind::OPERATION_POINTWISE => {
@@ -520,7 +531,7 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
             };
             (0..y.count()).map(one).collect()
         }
-        Operation::Convolve { direction, before, dilation, stride, x, w, y: forward } => {
+        Operation::Convolve { direction, before, dilation, stride, x, w, y: forward, beta } => {
             let mut out = vec![0f64; y.count()];
             let dense =
                 |d: &[usize], i: [usize; 4]| ((i[0] * d[1] + i[1]) * d[2] + i[2]) * d[3] + i[3];
@@ -565,7 +576,11 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
                     out[at_y] = sum;
                 }
             }
-            out.into_iter().map(|v| v as f32).collect()
+            let sums = out.into_iter().map(|v| v as f32);
+            match *beta {
+                0.0 => sums.collect(),
+                beta => sums.zip(of(y)).map(|(v, old)| v + beta * old).collect(),
+            }
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use super::{call, exports, put};
 use crate::device::{
-    CAPTURE_UNSUPPORTED, CAPTURED_EVENT, HostFunction, INVALID_HANDLE, INVALID_VALUE, LEGACY, Mark,
-    NOT_READY, Op, Status, Stream, stream_id,
+    CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, HostFunction, INVALID_HANDLE,
+    INVALID_VALUE, LEGACY, Mark, NOT_READY, OUT_OF_MEMORY, Op, Status, Stream, stream_id,
 };
+use crate::refusals::told;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
@@ -75,6 +76,9 @@ exports! {
     fn cuStreamEndCapture(stream: u64, graph: *mut u64) -> Status {
         call(|d| {
             let captured = d.end_capture(stream_id(stream))?;
+            if told(|w| w == "capture") {
+                return Err(CAPTURE_INVALIDATED);
+            }
             let handle = d.handle();
             d.graphs.insert(handle, Arc::new(captured));
             put(graph, handle)
@@ -123,6 +127,9 @@ exports! {
     fn cuGraphInstantiateWithFlags(exec: *mut u64, graph: u64, _flags: c_ulonglong) -> Status {
         call(|d| {
             let graph = d.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
+            if told(|w| w == "instantiate") {
+                return Err(OUT_OF_MEMORY);
+            }
             let handle = d.handle();
             d.execs.insert(handle, graph);
             put(exec, handle)

@@ -1,0 +1,166 @@
+//! Which of the library's proposals runs a product.
+
+use super::super::api::Candidate;
+use super::super::driver::{Event, Stream};
+use super::super::launch::Place;
+use super::super::product::Product;
+use super::{Blas, Call, PROPOSALS, WORKSPACE};
+use crate::error::{Error, Result};
+use cudarc::cublaslt::sys as lt;
+
+/// Measured runs of each, after one that is not.
+const RUNS: usize = 5;
+
+impl Blas {
+    /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
+    /// result and loads its kernel, so that a capture finds it loaded; and captures it once, since a
+    /// library may refuse that alone. An equal product that was prepared before counts as this one.
+    /// Without `measured` the first proposal that runs is taken, as for what rarely runs. The inner
+    /// error says why the library runs none.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn prepare(
+        &self,
+        p: &Product,
+        address: &dyn Fn(Place) -> u64,
+        stream: &Stream,
+        measured: bool,
+    ) -> Result<std::result::Result<Call, String>> {
+        let mut call = match Call::new(self, p, address) {
+            Ok(call) => call,
+            Err(why) => return Ok(Err(why)),
+        };
+        let key = format!(
+            "{} {} cuBLASLt {} {}",
+            self.context.info.name,
+            self.context.info.facts.arch(),
+            self.version,
+            call.describe(p)
+        );
+        if let Some(&algorithm) = self.chosen.borrow().get(&key) {
+            call.algorithm = algorithm;
+            return Ok(Ok(call));
+        }
+        if let Some(algorithm) = self.remembered(&call, key.as_bytes()) {
+            call.algorithm = algorithm;
+            match call.run(stream).and_then(|()| self.rehearsed(&call, stream)) {
+                Ok(()) => {
+                    self.chosen.borrow_mut().insert(key, algorithm);
+                    return Ok(Ok(call));
+                }
+                Err(e) => tracing::debug!("what cuBLASLt ran before is refused: {e}"),
+            }
+        }
+        // Untuned the first is taken, but one may still be refused when it is run.
+        let proposals = match call.propose(PROPOSALS) {
+            Ok(list) => list,
+            Err(why) => return Ok(Err(why)),
+        };
+        let timed = self.tune && measured && proposals.len() > 1;
+        let algorithm = match self.fastest(&mut call, &proposals, stream, timed)? {
+            Ok(algorithm) => algorithm,
+            Err(why) => {
+                self.cache.forget("product", key.as_bytes());
+                return Ok(Err(why));
+            }
+        };
+        call.algorithm = algorithm;
+        if timed {
+            let bytes: Vec<u8> = algorithm.data.iter().flat_map(|w| w.to_le_bytes()).collect();
+            self.cache.put("product", key.as_bytes(), &bytes);
+        }
+        self.chosen.borrow_mut().insert(key, algorithm);
+        Ok(Ok(call))
+    }
+
+    /// Whether a product that ran can be captured.
+    fn rehearsed(&self, call: &Call, stream: &Stream) -> Result<()> {
+        if !self.captured {
+            return Ok(());
+        }
+        stream.rehearse(|| call.run(stream)).map_err(|e| {
+            let text = format!("while it is captured: {}", e.message);
+            Error::new(e.code, text)
+        })
+    }
+
+    /// The choice of an earlier run, if this library accepts it.
+    fn remembered(&self, call: &Call, key: &[u8]) -> Option<lt::cublasLtMatmulAlgo_t> {
+        if !self.tune {
+            return None;
+        }
+        let bytes = self.cache.get("product", key)?;
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("8"))).collect();
+        let algorithm = lt::cublasLtMatmulAlgo_t { data: words.try_into().ok()? };
+        let mut result = Candidate::NONE;
+        // SAFETY: the descriptors are alive; the result is a local.
+        let status = unsafe {
+            self.api.cublasLtMatmulAlgoCheck(
+                self.handle,
+                call.desc.raw,
+                call.a.raw,
+                call.b.raw,
+                call.d.raw,
+                call.d.raw,
+                &raw const algorithm,
+                &raw mut result,
+            )
+        };
+        (status == 0 && result.status == 0 && result.workspace as u64 <= WORKSPACE)
+            .then_some(algorithm)
+    }
+
+    /// The fastest proposal that runs, and can be captured; of equals the first. Where they are
+    /// not `timed`, the first that does; where none does, the library's words.
+    fn fastest(
+        &self,
+        call: &mut Call,
+        proposals: &[Candidate],
+        stream: &Stream,
+        timed: bool,
+    ) -> Result<std::result::Result<lt::cublasLtMatmulAlgo_t, String>> {
+        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let mut ran: Vec<(f64, lt::cublasLtMatmulAlgo_t)> = vec![];
+        let mut why = "cuBLASLt proposes no algorithm".to_string();
+        let mut declined = |e: Error| {
+            tracing::debug!("a proposal of cuBLASLt is refused: {e}");
+            why = e.message;
+        };
+        'proposals: for p in proposals {
+            call.algorithm = p.algorithm;
+            let mut least = f64::INFINITY;
+            // The first run is not measured.
+            for run in 0..if timed { 1 + RUNS } else { 1 } {
+                begin.record(stream)?;
+                if let Err(e) = call.run(stream) {
+                    declined(e);
+                    continue 'proposals;
+                }
+                end.record(stream)?;
+                if run > 0 {
+                    end.wait()?;
+                    least = least.min(end.since(&begin)?);
+                }
+            }
+            ran.push((least, p.algorithm));
+            self.measured.set(self.measured.get() + usize::from(timed));
+            if !timed {
+                match self.rehearsed(call, stream) {
+                    Ok(()) => return Ok(Ok(p.algorithm)),
+                    Err(e) => declined(e),
+                }
+            }
+        }
+        ran.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (_, algorithm) in ran.into_iter().filter(|_| timed) {
+            call.algorithm = algorithm;
+            match self.rehearsed(call, stream) {
+                Ok(()) => return Ok(Ok(algorithm)),
+                Err(e) => declined(e),
+            }
+        }
+        Ok(Err(why))
+    }
+}
