@@ -85,6 +85,30 @@ fn products_add_to_the_accumulators_of_their_weights() {
     }
 }
 
+/// The product of a weight gradient stores its bias gradient too; what adds it to its accumulator
+/// reads nothing else.
+#[test]
+fn bias_gradients_are_summed_beside_products() {
+    let plan = plan("tiny_gpt", "bf16", "h100", 4);
+    let mut vectors = vec![];
+    for s in &plan.micro {
+        let Kernel::Gemm(g) = &s.kernel else { continue };
+        if let Some(sums) = &g.sums {
+            assert_eq!(g.epilogue.kind, EpilogueKind::Accumulate, "`{}`", s.name);
+            vectors.push(sums.out.tensor);
+        }
+    }
+    assert_eq!(vectors.len(), 6, "of c_attn and both projections of two layers");
+    for s in &plan.micro {
+        let Kernel::Rows(r) = &s.kernel else { continue };
+        let i = &r.instances[0];
+        if i.inputs.iter().any(|a| vectors.contains(&a.tensor)) {
+            assert_eq!((i.reduced, i.inputs.len(), i.outputs.len()), (0, 2, 1), "`{}`", s.name);
+            assert!(accumulator(&plan, i.outputs[0].tensor), "`{}`", s.name);
+        }
+    }
+}
+
 /// Systems that run every operation by itself add the gradients up by themselves.
 #[test]
 fn an_eager_system_adds_in_kernels_of_its_own() {

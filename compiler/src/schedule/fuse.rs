@@ -16,6 +16,8 @@ use crate::ops::Op;
 
 mod accumulate;
 
+pub use accumulate::adds_to_variable;
+
 /// Items that run together.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -37,7 +39,8 @@ pub struct Group {
 }
 
 impl Group {
-    fn of(items: &Items, i: usize) -> Group {
+    /// One item by itself.
+    pub fn of(items: &Items, i: usize) -> Group {
         let item = &items.items[i];
         let rank = item.dims.len();
         let unit = |a: usize| (0..rank).map(|d| i64::from(d == a)).collect();

@@ -8,9 +8,9 @@
 
 use super::affine::Access;
 use super::deps;
-use super::fuse::{Group, over_product};
+use super::fuse::{Group, adds_to_variable, over_product};
 use super::items::{Body, Items};
-use super::program::Built;
+use super::program::{Built, build};
 use crate::ir::Shape;
 use crate::ir::view::View;
 use crate::ops::{MatMul, Op, matmul};
@@ -41,8 +41,12 @@ pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
         }
     }
     for s in 0..groups.len() {
-        let Some(found) = sums(&groups[s]) else { continue };
-        let item = groups[s].0.items[0];
+        let split = apart(items, &groups[s].0);
+        let Some(found) = sums(split.as_ref().map_or(&groups[s], |(of_operand, _)| of_operand))
+        else {
+            continue;
+        };
+        let item = split.as_ref().map_or(&groups[s].0, |(of_operand, _)| &of_operand.0).items[0];
         let mut later = None;
         let of = products.get(&found.from).into_iter().flatten();
         let product = of.copied().find_map(|p| {
@@ -55,7 +59,10 @@ pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
         });
         if let Some((p, (operand, out))) = product {
             groups[p].0.sums = Some(Sums { item, operand, out });
-            taken[s] = true;
+            match split {
+                Some((_, rest)) => groups[s] = rest,
+                None => taken[s] = true,
+            }
         }
     }
     let mut at = 0;
@@ -63,6 +70,22 @@ pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
         at += 1;
         !taken[at - 1]
     });
+}
+
+type Fused = (Group, Option<Built>);
+
+/// Sums that are added to a variable, as two groups: the product can store the sums, and then what
+/// adds them reads no operand.
+fn apart(items: &Items, group: &Group) -> Option<(Fused, Fused)> {
+    let &[sums, adds] = &group.items[..] else { return None };
+    let added = group.product.is_none() && adds_to_variable(items, adds);
+    let alone = |i: usize| -> Option<Fused> {
+        let group = Group::of(items, i);
+        let built = build(items, &group, |_| true).ok()?;
+        Some((group, Some(built)))
+    };
+    added.then_some(())?;
+    Some((alone(sums)?, alone(adds)?))
 }
 
 /// What a group reads and writes that only sums: kept and reduced axes as (extent, stride), outermost
@@ -126,9 +149,14 @@ fn of_product(
     else {
         return None;
     };
-    // The library sums beside a product that it only stores, into the result's format: gradients of
+    // The library sums beside a product that it only stores, or adds to what stands there, into the result's format: gradients of
     // parameters are f32.
-    let stores = built.program.code[..] == [Instr::Load { port: 0 }] && built.outputs.len() == 1;
+    let adds = |&i: &usize| i == product || adds_to_variable(items, i);
+    let stores = match group.items.len() {
+        1 => built.program.code[..] == [Instr::Load { port: 0 }],
+        2 => group.items.iter().all(adds),
+        _ => false,
+    } && built.outputs.len() == 1;
     let result = built.program.outputs.first()?.dtype;
     let one = item.dims[..item.dims.len() - 2].iter().all(|&n| n == 1);
     if !stores || !one || [s.dtype.1, result] != [DType::F32; 2] {

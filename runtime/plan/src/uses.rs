@@ -276,8 +276,8 @@ impl Collector<'_, '_> {
         if g.batch != [1, 1] {
             self.error("a product of many matrices does not sum an operand");
         }
-        if g.epilogue.kind != EpilogueKind::Store {
-            self.error("a product that sums an operand only stores its result");
+        if !matches!(g.epilogue.kind, EpilogueKind::Store | EpilogueKind::Accumulate) {
+            self.error("a product that sums an operand only stores or accumulates its result");
         }
         self.exactly("operand sums", &s.out, DType::F32);
         let n = if s.operand == Operand::A { g.m } else { g.n };

@@ -106,17 +106,20 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
         let fits = fits && dtype(plan, a) == format;
         fits.then(|| Vector { place: place(plan, a), dtype: dtype(plan, a) })
     };
+    let sums = |rows: Rows| -> Option<Fused> {
+        let Some(s) = &g.sums else { return Some(Fused::None) };
+        let vector = Vector { place: place(plan, &s.out), dtype: dtype(plan, &s.out) };
+        let n = if s.operand == Operand::A { g.m } else { g.n };
+        // The vector of the library has the format of the result.
+        let fits = (s.out.strides[0] == 1 || n == 1) && vector.dtype == format;
+        // With rows along n the plan's second operand is the library's first.
+        let of_a = (rows == Rows::N) == (s.operand == Operand::B);
+        fits.then_some(Fused::Sums { of_a, vector })
+    };
     match e.kind {
-        EpilogueKind::Store => calls(plan, g, d.clone(), |rows, _| {
-            let Some(s) = &g.sums else { return Some(finish()) };
-            let vector = Vector { place: place(plan, &s.out), dtype: dtype(plan, &s.out) };
-            let n = if s.operand == Operand::A { g.m } else { g.n };
-            // The vector of the library has the format of the result.
-            let fits = (s.out.strides[0] == 1 || n == 1) && vector.dtype == d.dtype;
-            // With rows along n the plan's second operand is the library's first.
-            let of_a = (rows == Rows::N) == (s.operand == Operand::B);
-            fits.then_some(Finish { fused: Fused::Sums { of_a, vector }, ..finish() })
-        }),
+        EpilogueKind::Store => {
+            calls(plan, g, d, |rows, _| Some(Finish { fused: sums(rows)?, ..finish() }))
+        }
         EpilogueKind::Bias if inputs.len() == 1 => calls(plan, g, d, |rows, _| {
             Some(Finish { fused: Fused::Bias(bias(rows)?), ..finish() })
         }),
@@ -151,7 +154,9 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
             let old = View::of(plan, input(0)?);
             let same = old.place == d.place && old.dtype == d.dtype && old.strides == d.strides;
             same.then_some(())?;
-            calls(plan, g, d, |_, shift| Some(Finish { c: Some(old.shifted(shift)), ..finish() }))
+            calls(plan, g, d, |rows, shift| {
+                Some(Finish { c: Some(old.shifted(shift)), fused: sums(rows)?, ..finish() })
+            })
         }
         EpilogueKind::Program
             if e.outputs.len() == 1 && e.inputs.len() == 1 && e.scale.is_none() =>

@@ -309,8 +309,14 @@ fn gradients_are_added_where_they_stand() {
         let calls = fused(&c.plan, &c.g).expect("found");
         assert!(calls.iter().all(|p| p.c == Some(p.d.place)), "in place: {calls:?}");
     }
-    // FP8's factor comes first.
+    // The sums of an operand beside it are stored, not added.
     let strides = [[0, 0, 5, 1], [0, 0, 4, 1], [0, 0, 4, 1]];
+    let mut c = case([1, 1], (3, 4, 5), strides);
+    c = c.end(EpilogueKind::Accumulate, add, access(2, 7, strides[2]));
+    let out = Access { tensor: 4, offset: 2, strides: vec![1] };
+    c.g.sums = Some(precast_plan::OperandSums { operand: Operand::B, out });
+    agree(&c, 1, |x, y| x + y);
+    // FP8's factor comes first.
     let mut c = case([1, 1], (3, 4, 5), strides).end(
         EpilogueKind::Accumulate,
         "load 0|load 2|mul %0 %1|load 1|add %2 %3",

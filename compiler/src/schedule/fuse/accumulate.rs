@@ -32,7 +32,7 @@ impl Fuser<'_> {
 }
 
 /// Whether an item adds something to what an f32 variable held.
-fn adds_to_variable(items: &Items, i: usize) -> bool {
+pub fn adds_to_variable(items: &Items, i: usize) -> bool {
     let item = &items.items[i];
     let Body::Rows(Op::Binary(Binary { f: BinaryOp::Add })) = item.body else { return false };
     let [w] = &item.writes[..] else { return false };
