@@ -1,6 +1,5 @@
 //! A file of weights beside the model: what it has, and how its names fit the model's.
 
-use super::warnings::shown;
 use crate::diagnostic::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,5 +175,15 @@ impl WeightFile {
                 .help("weights are read from F32, F16 or BF16"));
         }
         Ok(())
+    }
+}
+
+/// A few names and how many more there are.
+pub fn shown(names: &[String]) -> String {
+    const MOST: usize = 5;
+    let first = names[..names.len().min(MOST)].join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
