@@ -1,5 +1,8 @@
 //! A file of weights beside the model: what it has, and how its names fit the model's.
 
+// A diagnostic ends the import, so the size of its move does not matter.
+#![allow(clippy::result_large_err)]
+
 use crate::diagnostic::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet};
 
