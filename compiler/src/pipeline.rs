@@ -247,8 +247,9 @@ fn choose(
             any_epilogue: target.any_epilogue(),
             casts_alone,
             channels_last: target.channels_last(),
-            // Systems that cast eagerly sum bias gradients on their own.
+            // Systems that cast eagerly sum bias gradients, and differentiate activations, on their own.
             operand_sums: !target.any_epilogue() && !casts_alone,
+            gelu_gradients: !target.any_epilogue() && !casts_alone,
         },
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,

@@ -342,3 +342,41 @@ fn bias_gradients_need_no_kernel() {
         _ => true,
     }));
 }
+
+/// The gradient of a GELU by tanh leaves the product that makes its cotangent, which is not stored;
+/// the bias gradient leaves the product of the weight gradient, in f32.
+#[test]
+fn the_derivative_of_a_gelu_ends_its_product() {
+    let ends = |plan: &Plan| -> Vec<Vec<DType>> {
+        let format = |a: &Access| plan.tensors[a.tensor as usize].dtype;
+        let of = |s: &precast_plan::Step| match &s.kernel {
+            Kernel::Gemm(g) if g.epilogue.kind == EpilogueKind::GeluTanhGrad => {
+                let (e, place) =
+                    (&g.epilogue, |a: &Access| &plan.tensors[a.tensor as usize].storage);
+                // The library is not known to write over what it reads.
+                assert_ne!(place(&e.inputs[0]), place(&e.outputs[0]), "`{}`", s.name);
+                let all = [&g.a, &g.b].into_iter().chain(&e.inputs).chain(&e.outputs);
+                Some(all.map(format).collect())
+            }
+            _ => None,
+        };
+        plan.micro.iter().filter_map(of).collect()
+    };
+    for (policy, d) in [("bf16", DType::Bf16), ("f16", DType::F16)] {
+        let plan = plan("tiny_gpt", policy, "sm_90");
+        assert_eq!(ends(&plan), [[d; 4]; 2], "{policy}");
+        let tanh = |i: &precast_plan::Instr| {
+            matches!(i, precast_plan::Instr::Unary(precast_plan::UnaryOp::Tanh, _))
+        };
+        for s in &plan.micro {
+            let Kernel::Rows(r) = &s.kernel else { continue };
+            let code = &plan.programs[r.program as usize].code;
+            assert!(!code.iter().any(tanh), "{policy}: `{}`", s.name);
+        }
+        assert_eq!(plan.micro, self::plan("tiny_gpt", policy, "sm_90").micro, "{policy}");
+    }
+    // The library's derivative is for 16 bits; other systems' plans have theirs on their own.
+    for policy in ["f32", "torch-autocast-bf16"] {
+        assert_eq!(ends(&plan("tiny_gpt", policy, "sm_90")), [[DType::F32; 0]; 0], "{policy}");
+    }
+}

@@ -54,8 +54,13 @@ pub fn replay(recipe: &Recipe, options: &Options) -> Result<Watched> {
     let (outcome, _) = choose(recipe, options, &target, &forward, &joint)?;
     let casts_alone = matches!(super::policy(recipe, options), Policy::Baseline(_));
     // Layouts change no value, and the processor's kernels take dense operands.
-    let capabilities =
-        Capabilities { any_epilogue: target.any_epilogue(), casts_alone, ..Capabilities::CPU };
+    let any_epilogue = target.any_epilogue();
+    let capabilities = Capabilities {
+        any_epilogue,
+        casts_alone,
+        gelu_gradients: !any_epilogue && !casts_alone,
+        ..Capabilities::CPU
+    };
     watched(recipe, options, &forward, &outcome.graph, capabilities)
 }
 

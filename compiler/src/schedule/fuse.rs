@@ -14,6 +14,8 @@ use super::{Capabilities, deps};
 use crate::ir::Phase;
 use crate::ops::Op;
 
+mod gelu;
+
 /// Items that run together.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -32,6 +34,9 @@ pub struct Group {
     pub opaque: bool,
     /// Sums of an operand that the product stores beside its result.
     pub sums: Option<Sums>,
+    /// The product ends in the derivative of a GELU by tanh as a library does it: nothing more joins,
+    /// and the result is not written over what is read.
+    pub gelu_gradient: bool,
 }
 
 impl Group {
@@ -49,6 +54,7 @@ impl Group {
             fixed: matches!(item.body, Body::Rows(Op::Dropout(_))),
             opaque: !item.fuses(),
             sums: None,
+            gelu_gradient: false,
         }
     }
 
@@ -138,6 +144,8 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
     };
     if caps.any_epilogue {
         f.epilogues();
+    } else if caps.gelu_gradients {
+        f.gelu_gradients();
     }
     f.chains();
     f.scalars();
@@ -337,6 +345,8 @@ impl Fuser<'_> {
             || p.opaque
             || c.opaque
             || (p.product.is_some() && c.product.is_some())
+            || p.gelu_gradient
+            || c.gelu_gradient
         {
             return None;
         }
@@ -461,5 +471,6 @@ fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced
         fixed: a.fixed || b.fixed,
         opaque: false,
         sums: None,
+        gelu_gradient: false,
     }
 }

@@ -45,6 +45,9 @@ pub struct Capabilities {
     pub channels_last: usize,
     /// A product that only stores its result may store the sums of an operand beside it.
     pub operand_sums: bool,
+    /// A product in 16 bits may end in the derivative of a GELU by tanh, where it cannot end in any
+    /// program.
+    pub gelu_gradients: bool,
 }
 
 impl Capabilities {
@@ -53,6 +56,7 @@ impl Capabilities {
         casts_alone: false,
         channels_last: 0,
         operand_sums: false,
+        gelu_gradients: false,
     };
 }
 

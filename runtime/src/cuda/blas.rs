@@ -377,16 +377,25 @@ impl Call {
             Fused::Sums { of_a: false, vector } => {
                 bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADB)?;
             }
-            Fused::BiasGeluTanhAux { bias: v, aux, aux_ld, aux_batch_stride } => {
+            Fused::BiasGeluTanhAux { bias: v, .. } => {
                 bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
-                let at = address(*aux);
-                beside.push(at);
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_ne_bytes())?;
-                let ld = (*aux_ld as i64).to_ne_bytes();
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
-                let stride = (*aux_batch_stride as i64).to_ne_bytes();
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, &stride)?;
             }
+            Fused::GeluTanhGrad { .. } => {
+                let kind = Epilogue::CUBLASLT_EPILOGUE_DGELU as u32;
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind.to_ne_bytes())?;
+            }
+        }
+        // Its format is left unset, which is D's.
+        if let Fused::BiasGeluTanhAux { aux, aux_ld, aux_batch_stride, .. }
+        | Fused::GeluTanhGrad { aux, aux_ld, aux_batch_stride } = &p.fused
+        {
+            let at = address(*aux);
+            beside.push(at);
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_ne_bytes())?;
+            let ld = (*aux_ld as i64).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
+            let stride = (*aux_batch_stride as i64).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, &stride)?;
         }
         let beta = if p.c.is_some() { 1.0 } else { 0.0 };
         // FP8 kernels take their factor as the scale of an operand.
@@ -494,6 +503,7 @@ impl Call {
             Fused::BiasGeluTanhAux { bias, aux_ld, .. } => {
                 format!("bias gelu {} ld {aux_ld}", bias.dtype)
             }
+            Fused::GeluTanhGrad { aux_ld, .. } => format!("gelu's derivative ld {aux_ld}"),
         };
         format!(
             "{}x{}x{} times {}: a {}, b {}, d {}{}{}{}, then {finish}, aligned {:?}",
