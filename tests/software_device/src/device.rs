@@ -191,7 +191,8 @@ pub fn refuse(words: String) {
 }
 
 /// Whether a library is to refuse to run one of its candidates, by the words of
-/// `PRECAST_SOFTWARE_DEVICE_REFUSES`: `cudnn:1,cublas` is cuDNN's engine 1 and all of cuBLASLt's.
+/// `PRECAST_SOFTWARE_DEVICE_REFUSES`: `cudnn:1,cublas` is cuDNN's engine 1 and all of cuBLASLt's,
+/// `cublas-epilogue:192` a value of `cublasLtEpilogue_t`.
 pub fn refuses(library: &str, candidate: u64) -> bool {
     let mut words = REFUSED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let words = words.get_or_insert_with(|| {

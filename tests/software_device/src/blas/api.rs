@@ -270,7 +270,7 @@ exports! {
             Ok(n) => n,
             Err(status) => return status,
         };
-        if refuses("cublas", candidate) {
+        if refuses("cublas", candidate) || refuses("cublas-epilogue", u64::from(desc.epilogue)) {
             return NOT_SUPPORTED;
         }
         let workspace_bytes = wanted_workspace(candidate);

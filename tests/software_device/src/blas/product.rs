@@ -192,6 +192,13 @@ pub fn check(desc: &Desc, [a, b, c, d]: [&Layout; 4]) -> Result<(), Status> {
         if desc.aux_ld < m as i64 || desc.aux_ld % unit != 0 {
             return Err(INVALID_VALUE);
         }
+        if d.batch > 1 && desc.aux_stride % unit != 0 {
+            return Err(INVALID_VALUE);
+        }
+        // What GELU takes has D's format; a mask has none.
+        if unit == 8 && desc.aux_dtype.is_some_and(|t| t != d.dtype) {
+            return Err(INVALID_VALUE);
+        }
     }
     Ok(())
 }
@@ -356,7 +363,7 @@ impl Product {
         if eight && self.at.iter().any(|at| at % 16 != 0) {
             return Err(format!("FP8 operands at {:x?}, which are not multiples of 16", self.at));
         }
-        for (what, at, bytes) in ranges {
+        for &(what, at, bytes) in &ranges {
             if !arena.holds(at, bytes) {
                 let [a, b, _, d] = &self.layout;
                 return Err(format!(
@@ -365,6 +372,16 @@ impl Product {
                     a.rows, a.columns, b.rows, b.columns, d.rows, d.columns, self.desc.epilogue
                 ));
             }
+        }
+        // Nothing is said of a derivative whose argument lies where the result goes.
+        let range =
+            |name: &str| ranges.iter().find(|r| r.0 == name).map(|r| (r.1, r.1 + r.2 as u64));
+        let derivative = epilogue(self.desc.epilogue).is_some_and(|e| e.drelu || e.dgelu);
+        if let (true, Some(x), Some(d)) = (derivative, range("the auxiliary matrix"), range("D"))
+            && x.0 < d.1
+            && d.0 < x.1
+        {
+            return Err(format!("a derivative reads {x:x?}, over which D lies, {d:x?}"));
         }
         Ok(())
     }
