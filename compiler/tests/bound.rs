@@ -40,7 +40,7 @@ fn network(dice: &mut Dice) -> Result<String, std::fmt::Error> {
         writeln!(code, "  %a{i} = broadcast %r{i} {{shape=[{rows},{w}]}} @a{i}")
     };
     for i in 1..=4 + dice.roll(4) {
-        match dice.roll(8) {
+        match dice.roll(9) {
             0 | 1 => {
                 param(&mut code, &format!("w{i}"), &format!("{w},{w}"))?;
                 writeln!(code, "  %v{i} = matmul %v{at}, %w{i} {{fused=none}} @v{i}")?;
@@ -67,6 +67,19 @@ fn network(dice: &mut Dice) -> Result<String, std::fmt::Error> {
             }
             5 => writeln!(code, "  %v{i} = binary %v{at}, %v{older} {{f=add}} @v{i}")?,
             6 => {
+                // The gradient of this activation may leave the product that makes its cotangent.
+                param(&mut code, &format!("w{i}"), &format!("{w},{w}"))?;
+                let act = ["gelu_tanh", "gelu_tanh", "relu"][dice.roll(3)];
+                writeln!(code, "  %h{i} = activate %v{at} {{act={act}}} @h{i}")?;
+                // It is read by more than a product, now and then.
+                let sum = ["%h", "%o"][usize::from(dice.roll(3) == 0)];
+                writeln!(code, "  %y{i} = matmul %h{i}, %w{i} {{fused=none}} @y{i}")?;
+                writeln!(code, "  %o{i} = binary %y{i}, %h{i} {{f=add}} @o{i}")?;
+                writeln!(code, "  %g{i} = activate {sum}{i} {{act=gelu_tanh}} @g{i}")?;
+                param(&mut code, &format!("u{i}"), &format!("{w},{w}"))?;
+                writeln!(code, "  %v{i} = matmul %g{i}, %u{i} {{fused=none}} @v{i}")?;
+            }
+            7 => {
                 writeln!(code, "  %t{i} = transpose %v{older} {{perm=[1,0]}} @t{i}")?;
                 writeln!(code, "  %q{i} = matmul %v{at}, %t{i} {{fused=none}} @q{i}")?;
                 writeln!(code, "  %f{i} = softmax %q{i} {{log=false}} @f{i}")?;

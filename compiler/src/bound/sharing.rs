@@ -142,7 +142,8 @@ impl Sharing {
         for (id, node) in g.nodes() {
             let i = id.0 as usize;
             match kind[i] {
-                Kind::Rows => {
+                // A sum that a product may do is a row program where it does not.
+                Kind::Rows | Kind::Maybe if node.op.lowering() == Lowering::Rows => {
                     let x: Vec<_> = node.inputs.iter().map(|&v| g.ty(v)).collect();
                     let y: Vec<_> = node.outputs.iter().map(|&v| g.ty(v)).collect();
                     let spec = node.op.def().row_spec(&x, &y);
@@ -151,7 +152,9 @@ impl Sharing {
                         kept: spec.dims[..kept].iter().product(),
                         reduced: spec.dims[kept..].iter().product(),
                     };
-                    space[i] = s;
+                    if kind[i] == Kind::Rows {
+                        space[i] = s;
+                    }
                     if s.reduced > 1 {
                         spaces.insert((s.kept, s.kept * s.reduced));
                     } else if spec.reduced > 0 {
