@@ -357,9 +357,9 @@ impl Call {
         let operation = |m: &Matrix| i32::from(m.transposed).to_ne_bytes();
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, &operation(&p.a))?;
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &operation(&p.b))?;
-        use lt::cublasLtEpilogue_t as Epilogue;
+        use lt::cublasLtEpilogue_t as E;
         let mut beside = vec![];
-        let mut bias = |v: &Vector, kind: Epilogue| -> std::result::Result<(), String> {
+        let mut bias = |v: &Vector, kind: E| -> std::result::Result<(), String> {
             set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &(kind as u32).to_ne_bytes())?;
             // Without a type of its own it has D's, which is the only one the library adds.
             assert_eq!(v.dtype, p.d.dtype, "the lowering refuses other biases");
@@ -369,19 +369,13 @@ impl Call {
         };
         match &p.fused {
             Fused::None => {}
-            Fused::Bias(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_BIAS)?,
-            Fused::BiasRelu(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS)?,
-            Fused::Sums { of_a: true, vector } => {
-                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADA)?;
-            }
-            Fused::Sums { of_a: false, vector } => {
-                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADB)?;
-            }
-            Fused::BiasGeluTanhAux { bias: v, .. } => {
-                bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
-            }
+            Fused::Bias(v) => bias(v, E::CUBLASLT_EPILOGUE_BIAS)?,
+            Fused::BiasRelu(v) => bias(v, E::CUBLASLT_EPILOGUE_RELU_BIAS)?,
+            Fused::Sums { of_a: true, vector } => bias(vector, E::CUBLASLT_EPILOGUE_BGRADA)?,
+            Fused::Sums { of_a: false, vector } => bias(vector, E::CUBLASLT_EPILOGUE_BGRADB)?,
+            Fused::BiasGeluTanhAux { bias: v, .. } => bias(v, E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?,
             Fused::GeluTanhGrad { .. } => {
-                let kind = Epilogue::CUBLASLT_EPILOGUE_DGELU as u32;
+                let kind = E::CUBLASLT_EPILOGUE_DGELU as u32;
                 set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind.to_ne_bytes())?;
             }
         }
