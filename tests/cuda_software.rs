@@ -119,6 +119,37 @@ fn cnn_gradients() {
     gradients("cifar_cnn", "bf16", |p| 2.0 * far(p));
 }
 
+/// Where cuBLASLt refuses the derivative of GELU, the product leaves its sums and a kernel of ours
+/// takes the derivative: the same step, but for ties in the rounding of one tensor.
+#[test]
+fn a_refused_derivative_is_a_kernel_of_ours() {
+    let alone = Alone::new();
+    let f = Fixture::open("tiny_gpt");
+    let plan = f.compile_gpu("model.onnx", "bf16", SGD, "", true).plan;
+    let step = |refused: &str| {
+        alone.device.refuse(refused);
+        let (mut session, batch) = session_with(&f, &plan, true);
+        alone.device.refuse("");
+        run(&mut session, &batch, 1);
+        let gradients = plan.results.iter().filter(|r| r.name.starts_with("grad."));
+        let gradients =
+            gradients.map(|r| (&r.name, session.result(&r.name).expect("listed").to_f32()));
+        (session.describe(), gradients.collect::<Vec<_>>())
+    };
+    let (whole, want) = step("");
+    assert!(!whole.contains("an epilogue of their own"), "{whole}");
+    // CUBLASLT_EPILOGUE_DGELU
+    let (apart, have) = step("cublas-epilogue:192");
+    assert!(apart.contains("2 products with an epilogue of their own"), "{apart}");
+    assert!(!want.is_empty());
+    for ((name, have), (_, want)) in have.iter().zip(&want) {
+        let d: f64 = have.iter().zip(want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let n: f64 = want.iter().map(|b| f64::from(*b).powi(2)).sum();
+        assert!(d.sqrt() <= 1e-3 * n.sqrt(), "`{name}`: {:e}", (d / n).sqrt());
+        println!("{name} {:e}", (d / n).sqrt());
+    }
+}
+
 fn run(session: &mut Session, batch: &Batch, steps: usize) -> Vec<StepReport> {
     let step = |_| session.step(std::slice::from_ref(batch)).unwrap_or_else(|e| panic!("{e}"));
     (0..steps).map(step).collect()

@@ -60,7 +60,7 @@ fn rows(dice: &mut Dice) -> (usize, String) {
     t.line(format!("%v0 = input {{name=\"x\"}} : f32[{n},{w}] @x"));
     let (mut at, mut older) = (0, 0);
     for i in 1..=3 + dice.roll(5) {
-        match dice.roll(12) {
+        match dice.roll(13) {
             0 | 1 => {
                 t.param(&format!("w{i}"), &format!("{w},{w}"));
                 t.param(&format!("b{i}"), &w.to_string());
@@ -75,6 +75,17 @@ fn rows(dice: &mut Dice) -> (usize, String) {
             2 => {
                 t.param(&format!("w{i}"), &format!("{w},{w}"));
                 t.line(format!("%v{i} = matmul %v{at}, %w{i} {{fused=none}} @v{i}"));
+            }
+            // The gradient of this activation may leave the product that makes its cotangent.
+            12 => {
+                t.param(&format!("w{i}"), &format!("{w},{}", 2 * w));
+                t.param(&format!("b{i}"), &(2 * w).to_string());
+                t.param(&format!("u{i}"), &format!("{},{w}", 2 * w));
+                t.line(format!("%p{i} = matmul %v{at}, %w{i} {{fused=none}} @p{i}"));
+                t.row(i, &format!("b{i}"), n, 2 * w);
+                t.line(format!("%s{i} = binary %p{i}, %a{i} {{f=add}} @s{i}"));
+                t.line(format!("%g{i} = activate %s{i} {{act=gelu_tanh}} @g{i}"));
+                t.line(format!("%v{i} = matmul %g{i}, %u{i} {{fused=none}} @v{i}"));
             }
             3 => {
                 let act = dice.of(&["gelu", "gelu_tanh", "relu", "silu"]);

@@ -342,3 +342,95 @@ fn bias_gradients_need_no_kernel() {
         _ => true,
     }));
 }
+
+/// Steps of a small network, forward and backward: a bias and a GELU by tanh, and what their gradients
+/// became.
+#[test]
+fn steps_of_a_small_network_with_a_gelu() {
+    let text = "graph mlp\n\nvar w1: f32[32,128] param uniform(0.2, 1)\n\
+                var b1: f32[128] param zeros\nvar w2: f32[128,16] param uniform(0.2, 2)\n\nforward:\n  \
+                %x = input {name=\"x\"} : f32[64,32] @x\n  \
+                %w1 = var {name=\"w1\"} : f32[32,128] @w1\n  \
+                %p = matmul %x, %w1 {fused=none} @fc\n  \
+                %b1 = var {name=\"b1\"} : f32[128] @b1\n  \
+                %r = reshape %b1 {shape=[1,128]} @fc.row\n  \
+                %a = broadcast %r {shape=[64,128]} @fc.rows\n  \
+                %s = binary %p, %a {f=add} @fc.bias\n  \
+                %h = activate %s {act=gelu_tanh} @act\n  \
+                %w2 = var {name=\"w2\"} : f32[128,16] @w2\n  \
+                %logits = matmul %h, %w2 {fused=none} @head\n\nresult out.logits = %logits\n";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mlp.pir"), text).unwrap();
+    let recipe = "model = \"mlp.pir\"\n[data]\ntargets = { targets = \"targets\" }\n\
+                  [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
+                  [optimizer]\nkind = \"sgd\"\nlr = 0.1\n[precision]\npolicy = \"bf16\"\n\
+                  [train]\nsteps = 1\n[target]\ndevice = \"sm_90\"\n";
+    let recipe = Recipe::parse(folder.path().join("recipe.toml"), recipe);
+    let recipe = recipe.unwrap_or_else(|e| panic!("{e}"));
+    let mut options = Options::default();
+    options.shapes.insert("targets".into(), vec![64]);
+    let plan = compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    let mut table = String::new();
+    for s in &plan.micro {
+        let list = |l: &[Access]| -> String {
+            let one = |a: &Access| {
+                let t = &plan.tensors[a.tensor as usize];
+                format!(" {}:{}{:?}", t.name, t.dtype, t.shape).replace(", ", ",")
+            };
+            l.iter().map(one).collect()
+        };
+        table += &match &s.kernel {
+            Kernel::Gemm(g) => {
+                let operands = list(&[g.a.clone(), g.b.clone()]);
+                let (e, sums) = (&g.epilogue, g.sums.iter().map(|s| s.out.clone()));
+                let sums = list(&sums.collect::<Vec<_>>());
+                let (inputs, outputs) = (list(&e.inputs), list(&e.outputs));
+                format!("product{operands}, {:?}{inputs} ->{outputs}{sums}\n", e.kind)
+            }
+            Kernel::Rows(r) => {
+                let i = &r.instances[0];
+                format!("rows{} ->{}\n", list(&i.inputs), list(&i.outputs))
+            }
+            other => format!("{other:?}\n"),
+        };
+    }
+    insta::assert_snapshot!(table);
+}
+
+/// The gradient of a GELU by tanh leaves the product that makes its cotangent, which is not stored;
+/// the bias gradient leaves the product of the weight gradient, in f32.
+#[test]
+fn the_derivative_of_a_gelu_ends_its_product() {
+    let ends = |plan: &Plan| -> Vec<Vec<DType>> {
+        let format = |a: &Access| plan.tensors[a.tensor as usize].dtype;
+        let of = |s: &precast_plan::Step| match &s.kernel {
+            Kernel::Gemm(g) if g.epilogue.kind == EpilogueKind::GeluTanhGrad => {
+                let (e, place) =
+                    (&g.epilogue, |a: &Access| &plan.tensors[a.tensor as usize].storage);
+                // The library is not known to write over what it reads.
+                assert_ne!(place(&e.inputs[0]), place(&e.outputs[0]), "`{}`", s.name);
+                let all = [&g.a, &g.b].into_iter().chain(&e.inputs).chain(&e.outputs);
+                Some(all.map(format).collect())
+            }
+            _ => None,
+        };
+        plan.micro.iter().filter_map(of).collect()
+    };
+    for (policy, d) in [("bf16", DType::Bf16), ("f16", DType::F16)] {
+        let plan = plan("tiny_gpt", policy, "sm_90");
+        assert_eq!(ends(&plan), [[d; 4]; 2], "{policy}");
+        let tanh = |i: &precast_plan::Instr| {
+            matches!(i, precast_plan::Instr::Unary(precast_plan::UnaryOp::Tanh, _))
+        };
+        for s in &plan.micro {
+            let Kernel::Rows(r) = &s.kernel else { continue };
+            let code = &plan.programs[r.program as usize].code;
+            assert!(!code.iter().any(tanh), "{policy}: `{}`", s.name);
+        }
+        assert_eq!(plan.micro, self::plan("tiny_gpt", policy, "sm_90").micro, "{policy}");
+    }
+    // The library's derivative is for 16 bits; other systems' plans have theirs on their own.
+    for policy in ["f32", "torch-autocast-bf16"] {
+        assert_eq!(ends(&plan("tiny_gpt", policy, "sm_90")), [[DType::F32; 0]; 0], "{policy}");
+    }
+}

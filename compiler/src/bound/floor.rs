@@ -1,7 +1,7 @@
 //! The terms of the bound, and their least over all formats.
 
 use super::launches::launches;
-use super::sharing::{Kind, Sharing};
+use super::sharing::{Ends, Kind, Sharing};
 use super::touched::{touched, writes_apart};
 use super::work::{self, RowWork};
 use crate::cost::Prices;
@@ -131,7 +131,8 @@ impl<'a> Builder<'a> {
         micro: u32,
         scales: bool,
     ) -> Builder<'a> {
-        let sharing = Sharing::new(g, prices.target.any_epilogue(), scales);
+        let ends = Ends::of(prices.target, admitted != Admitted::Full);
+        let sharing = Sharing::new(g, ends, scales);
         let storage = storages(g);
         let n = g.value_count();
         let mut b = Builder {

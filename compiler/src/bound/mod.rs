@@ -26,4 +26,4 @@ mod touched;
 mod work;
 
 pub use floor::{Admitted, Floor, Formats, floor};
-pub use sharing::Sharing;
+pub use sharing::{Ends, Sharing};

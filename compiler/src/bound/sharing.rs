@@ -5,7 +5,8 @@
 //!
 //! - what is no row program or product runs alone, and a product takes company only on targets
 //!   whose products end in any program, but for a gradient that a library's product adds to an
-//!   accumulator (`added.rs`);
+//!   accumulator (`added.rs`), and the derivative of a GELU by tanh, which a library's product ends in
+//!   where it makes that derivative's cotangent;
 //! - no third kernel lies on a path between two operations of one kernel, so nothing that is
 //!   separated by a kernel that runs alone, or by a tensor put together from parts, meets;
 //! - a kernel grows along values that one of its operations makes and another reads, so two that
@@ -17,9 +18,11 @@
 
 use super::added::added;
 use crate::ir::{Graph, NodeId, Phase, ValueId};
+use crate::ops::activation::Act;
 use crate::ops::matmul::Fused;
-use crate::ops::{Lowering, Op};
+use crate::ops::{ActivateGrad, Lowering, Op};
 use crate::precision::storages;
+use precast_plan::Target;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// What a node becomes.
@@ -70,6 +73,27 @@ impl Bits {
     }
 }
 
+/// What products may end in, beside what their own operations fuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Any row program without reduction.
+    Any,
+    /// The derivative of a GELU by tanh whose cotangent the product is.
+    Gradients,
+    Nothing,
+}
+
+impl Ends {
+    /// `half`: whether products may be in 16 bits, which a library's derivative is for.
+    pub fn of(target: &Target, half: bool) -> Ends {
+        match (target.any_epilogue(), half) {
+            (true, _) => Ends::Any,
+            (false, true) => Ends::Gradients,
+            (false, false) => Ends::Nothing,
+        }
+    }
+}
+
 /// See the module.
 pub struct Sharing {
     pub kind: Vec<Kind>,
@@ -86,15 +110,18 @@ pub struct Sharing {
     epilogues: bool,
     /// Products and the additions to accumulators that they could end in, by index.
     added: FxHashSet<(usize, usize)>,
+    /// Products and the derivatives that they could end in, by index.
+    gradients: FxHashSet<(usize, usize)>,
     /// Nodes that could share a kernel and of which one reads what the other makes, or writes the
     /// variable that the other reads.
     neighbours: Vec<Vec<usize>>,
 }
 
 impl Sharing {
-    /// `epilogues`: whether products take row programs behind them. `scales`: whether factors may be
-    /// anywhere, as rules move them, so that a multiplication by one may vanish.
-    pub fn new(g: &Graph, epilogues: bool, scales: bool) -> Sharing {
+    /// `scales`: whether factors may be anywhere, as rules move them, so that a multiplication by one
+    /// may vanish.
+    pub fn new(g: &Graph, ends: Ends, scales: bool) -> Sharing {
+        let epilogues = ends == Ends::Any;
         let n = g.node_count();
         let storage = storages(g);
         let of = |node: &crate::ir::Node| match &node.op {
@@ -119,7 +146,8 @@ impl Sharing {
         for (id, node) in g.nodes() {
             let i = id.0 as usize;
             match kind[i] {
-                Kind::Rows => {
+                // A sum that a product may do is a row program where it does not.
+                Kind::Rows | Kind::Maybe if node.op.lowering() == Lowering::Rows => {
                     let x: Vec<_> = node.inputs.iter().map(|&v| g.ty(v)).collect();
                     let y: Vec<_> = node.outputs.iter().map(|&v| g.ty(v)).collect();
                     let spec = node.op.def().row_spec(&x, &y);
@@ -128,7 +156,9 @@ impl Sharing {
                         kept: spec.dims[..kept].iter().product(),
                         reduced: spec.dims[kept..].iter().product(),
                     };
-                    space[i] = s;
+                    if kind[i] == Kind::Rows {
+                        space[i] = s;
+                    }
                     if s.reduced > 1 {
                         spaces.insert((s.kept, s.kept * s.reduced));
                     } else if spec.reduced > 0 {
@@ -180,10 +210,14 @@ impl Sharing {
             units,
             epilogues,
             added: FxHashSet::default(),
+            gradients: FxHashSet::default(),
             neighbours: vec![],
         };
         if !epilogues {
             s.added = added(g, &storage, &s.kind);
+        }
+        if ends == Ends::Gradients {
+            s.gradients = gradients(g, &storage, &s.kind);
         }
         s.neighbours = s.adjacent(g, &storage, &next);
         s
@@ -285,10 +319,11 @@ impl Sharing {
             _ => false,
         };
         let products = [a, b].map(|i| self.kind[i] == Kind::Product);
+        let ends = self.ends_in(a, b);
         if self.phase[a] != self.phase[b] || products == [true; 2] {
             return false;
         }
-        if !self.added.contains(&(a, b)) && (!company(a) || !company(b)) {
+        if !ends && (!company(a) || !company(b)) {
             return false;
         }
         let (x, y) = (self.space[a], self.space[b]);
@@ -304,10 +339,16 @@ impl Sharing {
         fits && !self.parted.get(self.dense[a], self.dense[b])
     }
 
+    /// Whether a library's product may end in an operation.
+    fn ends_in(&self, product: usize, operation: usize) -> bool {
+        let pair = (product, operation);
+        self.added.contains(&pair) || self.gradients.contains(&pair)
+    }
+
     /// Whether a product stores its own results in every schedule.
     pub fn stores(&self, product: NodeId) -> bool {
         let a = product.0 as usize;
-        !self.epilogues && self.added.iter().all(|pair| pair.0 != a)
+        !self.epilogues && self.neighbours[a].iter().all(|&b| !self.ends_in(a, b))
     }
 
     /// Whether a node without reduction could be computed once a row of a kernel it shares.
@@ -341,6 +382,31 @@ fn kind(g: &Graph, node: &crate::ir::Node) -> Kind {
             _ => Kind::Alone,
         },
     }
+}
+
+/// Derivatives of a GELU by tanh with the products that make their cotangents: up to views, and to what
+/// may vanish in between.
+fn gradients(g: &Graph, storage: &[ValueId], kind: &[Kind]) -> FxHashSet<(usize, usize)> {
+    let mut found = FxHashSet::default();
+    for (id, n) in g.nodes() {
+        if n.op != Op::ActivateGrad(ActivateGrad { act: Act::GeluTanh }) {
+            continue;
+        }
+        let mut stack = vec![n.inputs[1]];
+        let mut seen = FxHashSet::default();
+        while let Some(v) = stack.pop() {
+            let from = g.value(storage[v.0 as usize]).node;
+            let def = g.node(from);
+            match kind[from.0 as usize] {
+                Kind::Product if matches!(def.op, Op::MatMul(_)) => {
+                    found.insert((from.0 as usize, id.0 as usize));
+                }
+                Kind::Maybe => stack.extend(def.inputs.iter().filter(|v| seen.insert(v.0))),
+                _ => {}
+            }
+        }
+    }
+    found
 }
 
 /// Products of a vendor's library may sum their operands on the way.

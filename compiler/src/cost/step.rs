@@ -125,7 +125,9 @@ impl Coster<'_> {
         let one_format = e.inputs.iter().chain(&e.outputs).all(|a| self.format(a) == d);
         let apart = match e.kind {
             EpilogueKind::BiasGeluAux => true,
-            EpilogueKind::BiasGeluTanhAux => !one_format || d.size() != 2,
+            EpilogueKind::BiasGeluTanhAux | EpilogueKind::GeluTanhGrad => {
+                !one_format || d.size() != 2
+            }
             EpilogueKind::Bias | EpilogueKind::BiasRelu => !one_format,
             _ => false,
         };

@@ -63,6 +63,7 @@ pub fn kind(
     let kind = match p.outputs[..] {
         [y] if sum(y.reg) => EpilogueKind::Store,
         [y] if y.dtype == DType::F32 && added(y.reg) => EpilogueKind::Accumulate,
+        [_] if g.gelu_gradient => EpilogueKind::GeluTanhGrad,
         [y] if biased(y.reg) => EpilogueKind::Bias,
         [y] if relu(y.reg) => EpilogueKind::BiasRelu,
         [_, pre] if g.items.len() == 1 && biased(pre.reg) => match op {

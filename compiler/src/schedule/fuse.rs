@@ -15,6 +15,7 @@ use crate::ir::Phase;
 use crate::ops::Op;
 
 mod accumulate;
+mod gelu;
 
 pub use accumulate::adds_to_variable;
 
@@ -36,6 +37,9 @@ pub struct Group {
     pub opaque: bool,
     /// Sums of an operand that the product stores beside its result.
     pub sums: Option<Sums>,
+    /// The product ends in the derivative of a GELU by tanh as a library does it: nothing more joins,
+    /// and the result is not written over what is read.
+    pub gelu_gradient: bool,
 }
 
 impl Group {
@@ -54,6 +58,7 @@ impl Group {
             fixed: matches!(item.body, Body::Rows(Op::Dropout(_))),
             opaque: !item.fuses(),
             sums: None,
+            gelu_gradient: false,
         }
     }
 
@@ -143,8 +148,13 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
     };
     if caps.any_epilogue {
         f.epilogues();
-    } else if caps.accumulates {
-        f.accumulations();
+    } else {
+        if caps.accumulates {
+            f.accumulations();
+        }
+        if caps.gelu_gradients {
+            f.gelu_gradients();
+        }
     }
     f.chains();
     f.scalars();
@@ -344,6 +354,8 @@ impl Fuser<'_> {
             || p.opaque
             || c.opaque
             || (p.product.is_some() && c.product.is_some())
+            || p.gelu_gradient
+            || c.gelu_gradient
         {
             return None;
         }
@@ -468,5 +480,6 @@ fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced
         fixed: a.fixed || b.fixed,
         opaque: false,
         sums: None,
+        gelu_gradient: false,
     }
 }

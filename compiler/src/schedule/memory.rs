@@ -178,6 +178,9 @@ fn dying_twin(
 ) -> Option<usize> {
     let &[g] = step.groups.as_slice() else { return None };
     let (group, Some(built)) = &groups[g] else { return None };
+    if group.gelu_gradient {
+        return None;
+    }
     // Inside a part-filled tensor other parts may already lie.
     let mut writes = built
         .outputs

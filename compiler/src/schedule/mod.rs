@@ -49,6 +49,9 @@ pub struct Capabilities {
     /// A product that only stores its result may be added to an f32 variable where it stands, where
     /// [`Capabilities::any_epilogue`] does not say so of every program.
     pub accumulates: bool,
+    /// A product in 16 bits may end in the derivative of a GELU by tanh, where it cannot end in any
+    /// program.
+    pub gelu_gradients: bool,
 }
 
 impl Capabilities {
@@ -58,10 +61,11 @@ impl Capabilities {
         channels_last: 0,
         operand_sums: false,
         accumulates: false,
+        gelu_gradients: false,
     };
 
-    /// What the kernels of a target can do; with `eager`, for systems that cast, sum bias gradients
-    /// and add up gradients in kernels of their own.
+    /// What the kernels of a target can do; with `eager`, for systems that cast, sum bias gradients,
+    /// add up gradients and differentiate activations in kernels of their own.
     pub fn of(target: &Target, eager: bool) -> Capabilities {
         let library = !target.any_epilogue() && !eager;
         Capabilities {
@@ -70,6 +74,7 @@ impl Capabilities {
             channels_last: target.channels_last(),
             operand_sums: library,
             accumulates: library,
+            gelu_gradients: library,
         }
     }
 }

@@ -40,7 +40,10 @@ pub fn recompute(items: &Items, groups: &[(Group, Option<Built>)]) -> Option<Ite
                     && writers[w.value].len() == 1
                     && outside.iter().all(|&r| {
                         let h = &groups[group_of[r]].0;
-                        !h.opaque && h.phase == group.phase && !is_operand(&items.items[r], w.value)
+                        !h.opaque
+                            && !h.gelu_gradient
+                            && h.phase == group.phase
+                            && !is_operand(&items.items[r], w.value)
                     });
                 if !free {
                     continue;

@@ -337,6 +337,8 @@ pub enum EpilogueKind {
     /// With the pre-activation stored as output 1.
     BiasGeluAux,
     BiasGeluTanhAux,
+    /// Multiply by the derivative of GELU by tanh at the input, which lies as the result does.
+    GeluTanhGrad,
     /// Add the f32 values that stand where the result goes.
     Accumulate,
     /// Anything else: run the program.

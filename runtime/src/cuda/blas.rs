@@ -253,9 +253,9 @@ impl Call {
         let operation = |m: &Matrix| i32::from(m.transposed).to_ne_bytes();
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, &operation(&p.a))?;
         set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &operation(&p.b))?;
-        use lt::cublasLtEpilogue_t as Epilogue;
+        use lt::cublasLtEpilogue_t as E;
         let mut beside = vec![];
-        let mut bias = |v: &Vector, kind: Epilogue| -> std::result::Result<(), String> {
+        let mut bias = |v: &Vector, kind: E| -> std::result::Result<(), String> {
             set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &(kind as u32).to_ne_bytes())?;
             // Without a type of its own it has D's, which is the only one the library adds.
             assert_eq!(v.dtype, p.d.dtype, "the lowering refuses other biases");
@@ -265,24 +265,27 @@ impl Call {
         };
         match &p.fused {
             Fused::None => {}
-            Fused::Bias(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_BIAS)?,
-            Fused::BiasRelu(v) => bias(v, Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS)?,
-            Fused::Sums { of_a: true, vector } => {
-                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADA)?;
+            Fused::Bias(v) => bias(v, E::CUBLASLT_EPILOGUE_BIAS)?,
+            Fused::BiasRelu(v) => bias(v, E::CUBLASLT_EPILOGUE_RELU_BIAS)?,
+            Fused::Sums { of_a: true, vector } => bias(vector, E::CUBLASLT_EPILOGUE_BGRADA)?,
+            Fused::Sums { of_a: false, vector } => bias(vector, E::CUBLASLT_EPILOGUE_BGRADB)?,
+            Fused::BiasGeluTanhAux { bias: v, .. } => bias(v, E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?,
+            Fused::GeluTanhGrad { .. } => {
+                let kind = E::CUBLASLT_EPILOGUE_DGELU as u32;
+                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind.to_ne_bytes())?;
             }
-            Fused::Sums { of_a: false, vector } => {
-                bias(vector, Epilogue::CUBLASLT_EPILOGUE_BGRADB)?;
-            }
-            Fused::BiasGeluTanhAux { bias: v, aux, aux_ld, aux_batch_stride } => {
-                bias(v, Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS)?;
-                let at = address(*aux);
-                beside.push(at);
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_ne_bytes())?;
-                let ld = (*aux_ld as i64).to_ne_bytes();
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
-                let stride = (*aux_batch_stride as i64).to_ne_bytes();
-                set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, &stride)?;
-            }
+        }
+        // Its format is left unset, which is D's.
+        if let Fused::BiasGeluTanhAux { aux, aux_ld, aux_batch_stride, .. }
+        | Fused::GeluTanhGrad { aux, aux_ld, aux_batch_stride } = &p.fused
+        {
+            let at = address(*aux);
+            beside.push(at);
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_ne_bytes())?;
+            let ld = (*aux_ld as i64).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld)?;
+            let stride = (*aux_batch_stride as i64).to_ne_bytes();
+            set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, &stride)?;
         }
         let beta = if p.c.is_some() { 1.0 } else { 0.0 };
         // FP8 kernels take their factor as the scale of an operand.
@@ -390,6 +393,7 @@ impl Call {
             Fused::BiasGeluTanhAux { bias, aux_ld, .. } => {
                 format!("bias gelu {} ld {aux_ld}", bias.dtype)
             }
+            Fused::GeluTanhGrad { aux_ld, .. } => format!("gelu's derivative ld {aux_ld}"),
         };
         format!(
             "{}x{}x{} times {}: a {}, b {}, d {}{}{}{}, then {finish}, aligned {:?}",

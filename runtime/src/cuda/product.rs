@@ -40,6 +40,12 @@ pub enum Fused {
         aux_ld: u64,
         aux_batch_stride: u64,
     },
+    /// Multiplies by the derivative of GELU by tanh at an argument of D's format.
+    GeluTanhGrad {
+        aux: Place,
+        aux_ld: u64,
+        aux_batch_stride: u64,
+    },
     /// Stores the sums of A, or of B, over the inner extent in a vector: along the rows of the
     /// result, or along its columns.
     Sums {
@@ -158,6 +164,28 @@ pub fn fused(plan: &Plan, g: &Gemm) -> Option<Vec<Product>> {
                 Some(Finish { c: Some(old.shifted(shift)), fused: sums(rows)?, ..finish() })
             })
         }
+        EpilogueKind::GeluTanhGrad if inputs.len() == 1 && e.outputs.len() == 1 => {
+            let aux = View::of(plan, inputs[0]);
+            let dims = [g.batch[0], g.batch[1], g.m, g.n];
+            let mut strides = aux.strides.iter().zip(&d.strides).zip(dims);
+            if d.dtype.size() != 2
+                || aux.dtype != d.dtype
+                || !strides.all(|((x, y), n)| x == y || n == 1)
+            {
+                return None;
+            }
+            calls(plan, g, d.clone(), |rows, shift| {
+                let matrix = d.result(g, rows)?;
+                // As for what the forward product stores.
+                (matrix.ld % 8 == 0).then_some(())?;
+                let fused = Fused::GeluTanhGrad {
+                    aux: aux.shifted(shift),
+                    aux_ld: matrix.ld,
+                    aux_batch_stride: matrix.batch_stride,
+                };
+                Some(Finish { fused, ..finish() })
+            })
+        }
         EpilogueKind::Program
             if e.outputs.len() == 1 && e.inputs.len() == 1 && e.scale.is_none() =>
         {
@@ -196,13 +224,16 @@ pub fn why_apart(plan: &Plan, g: &Gemm) -> &'static str {
     let one_format = e.inputs.iter().chain(&e.outputs).all(|a| dtype(plan, a) == d);
     match e.kind {
         EpilogueKind::BiasGeluAux => "cuBLASLt's GELU is the one by tanh",
-        EpilogueKind::BiasGeluTanhAux if d.size() != 2 => {
+        EpilogueKind::BiasGeluTanhAux | EpilogueKind::GeluTanhGrad if d.size() != 2 => {
             "cuBLASLt's tanh is too coarse for an f32 result"
         }
         EpilogueKind::Bias | EpilogueKind::BiasRelu | EpilogueKind::BiasGeluTanhAux
             if !one_format =>
         {
             "cuBLASLt's bias has the format of the result"
+        }
+        EpilogueKind::GeluTanhGrad if !one_format => {
+            "cuBLASLt's derivative of GELU reads the format of the result"
         }
         EpilogueKind::Program => "cuBLASLt has no such epilogue",
         _ => "cuBLASLt cannot read or write the tensors as they lie",
@@ -342,8 +373,8 @@ fn eight_bits(p: &Product) -> bool {
         Fused::None => None,
         Fused::Bias(v) | Fused::BiasRelu(v) => Some(v.dtype),
         Fused::BiasGeluTanhAux { bias, .. } => Some(bias.dtype),
-        // Sums of rounded operands are not sums of the tensor.
-        Fused::Sums { .. } => return false,
+        // Sums of rounded operands are not sums of the tensor, and no derivative is asked for.
+        Fused::Sums { .. } | Fused::GeluTanhGrad { .. } => return false,
     };
     let fits = if p.d.dtype == DType::F16 { DType::F16 } else { DType::Bf16 };
     p.a.transposed
@@ -412,6 +443,9 @@ fn calls(
             let fused = match finish.fused {
                 Fused::BiasGeluTanhAux { bias, aux, aux_ld, .. } => {
                     Fused::BiasGeluTanhAux { bias, aux, aux_ld, aux_batch_stride: stride(&d) }
+                }
+                Fused::GeluTanhGrad { aux, aux_ld, .. } => {
+                    Fused::GeluTanhGrad { aux, aux_ld, aux_batch_stride: stride(&d) }
                 }
                 other => other,
             };

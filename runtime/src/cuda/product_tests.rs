@@ -132,6 +132,11 @@ fn run(memory: &mut [f64], p: &Product) {
                         memory[index(aux, p.d.dtype) + at] = x;
                         x = x.tanh();
                     }
+                    Fused::GeluTanhGrad { aux, aux_ld, aux_batch_stride } => {
+                        let at = (batch * aux_batch_stride + i + j * aux_ld) as usize;
+                        // A stand-in for the derivative that small integers keep exact.
+                        x *= before[index(aux, p.d.dtype) + at];
+                    }
                 }
                 memory[index(p.d.place, p.d.dtype) + at] = x;
             }
@@ -370,6 +375,51 @@ fn the_gelu_by_tanh_keeps_its_argument_and_the_one_by_erf_is_never_asked_for() {
     // f32 would show the library's approximate tanh.
     let c = make(EpilogueKind::BiasGeluTanhAux).dtypes(DType::F32);
     assert_eq!(fused(&c.plan, &c.g), None);
+}
+
+/// A product with the derivative of a GELU behind it; its argument (tensor 3) lies as the result.
+fn derivative(batch: [u64; 2], (m, n, k): (u64, u64, u64), strides: [[i64; 4]; 3]) -> Case {
+    let c = case(batch, (m, n, k), strides).dtypes(DType::F16);
+    c.end(EpilogueKind::GeluTanhGrad, "load 0|load 1|mul %0 %1", access(3, 8, strides[2]))
+}
+
+#[test]
+fn the_derivative_of_a_gelu_is_taken_at_what_lies_as_the_result() {
+    let (a, b) = ([0, 0, 5, 1], [0, 0, 8, 1]);
+    agree(&derivative([1, 1], (3, 8, 5), [a, b, [0, 0, 8, 1]]), 1, |x, y| x * y);
+    // In the other order; with gaps between lines; a single row.
+    agree(&derivative([1, 1], (8, 3, 5), [a, [0, 0, 3, 1], [0, 0, 1, 8]]), 1, |x, y| x * y);
+    agree(&derivative([1, 1], (3, 8, 5), [a, b, [0, 0, 16, 1]]), 1, |x, y| x * y);
+    agree(&derivative([1, 1], (1, 8, 5), [[0, 0, 0, 1], b, [0, 0, 0, 1]]), 1, |x, y| x * y);
+    // Batches that are one call, and that are many.
+    let dense = [[30, 10, 5, 1], [0, 0, 8, 1], [48, 16, 8, 1]];
+    agree(&derivative([2, 3], (2, 8, 5), dense), 1, |x, y| x * y);
+    let heads = [[10, 20, 5, 1], [0, 0, 8, 1], [16, 32, 8, 1]];
+    agree(&derivative([2, 3], (2, 8, 5), heads), 2, |x, y| x * y);
+}
+
+#[test]
+fn a_derivative_that_cublaslt_has_not_is_refused() {
+    let lies = [[0, 0, 5, 1], [0, 0, 8, 1], [0, 0, 8, 1]];
+    let make = || derivative([1, 1], (3, 8, 5), lies);
+    let refused = |c: &Case, why: &str| {
+        assert_eq!(fused(&c.plan, &c.g), None, "{why}");
+        assert_eq!(why_apart(&c.plan, &c.g), why);
+        // The sums and the derivative are two kernels then.
+        assert!(plain(&c.plan, &c.g, 0).is_some(), "{why}");
+    };
+    let c = make();
+    assert!(fused(&c.plan, &c.g).is_some());
+    refused(&make().dtypes(DType::F32), "cuBLASLt's tanh is too coarse for an f32 result");
+    let mut c = make();
+    c.plan.tensors[3].dtype = DType::F32;
+    refused(&c, "cuBLASLt's derivative of GELU reads the format of the result");
+    let elsewhere = "cuBLASLt cannot read or write the tensors as they lie";
+    let mut c = make();
+    c.g.epilogue.inputs[0].strides = vec![0, 0, 1, 3];
+    refused(&c, elsewhere);
+    let narrow = derivative([1, 1], (3, 4, 5), [lies[0], [0, 0, 4, 1], [0, 0, 4, 1]]);
+    refused(&narrow, elsewhere);
 }
 
 #[test]

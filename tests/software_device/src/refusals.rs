@@ -23,7 +23,7 @@ pub fn told(is: impl Fn(&str) -> bool) -> bool {
 }
 
 /// Whether a library is to refuse one of its candidates in a stream: `cudnn:1,cublas` is cuDNN's engine
-/// 1 and all of cuBLASLt's. With `captured-` before it, only where the stream captures; and
+/// 1 and all of cuBLASLt's, `cublas-epilogue:192` a value of `cublasLtEpilogue_t`. With `captured-` before it, only where the stream captures; and
 /// `captured-cublas#3` is the third product that is captured, whichever candidate it has.
 pub fn refuses(library: &str, candidate: u64, captures: bool) -> bool {
     let one = format!("{library}:{candidate}");

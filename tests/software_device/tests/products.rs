@@ -480,6 +480,7 @@ fn a_captured_product_runs_with_its_graph() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let set = Set::new();
+    let message = || SoftwareDevice::open().unwrap().message();
     let memory = set.upload(&[0; 4096]);
     let at = set.at(&memory);
     // SAFETY: refused before anything is read.
@@ -525,6 +526,7 @@ fn what_does_not_fit_is_refused() {
         assert_eq!(product(small, small, wide), invalid, "shapes");
         assert_eq!(product(wide, wide, wide), invalid, "shapes");
         assert_eq!(product(large, large, large), invalid, "memory");
+        assert!(message().contains("A has 16384 bytes"), "{}", message());
         use lt::cublasLtMatmulDescAttributes_t as D;
         let set_desc = |d: D, v: &[u8]| {
             let v = (v.as_ptr().cast(), v.len());
@@ -538,12 +540,26 @@ fn what_does_not_fit_is_refused() {
         assert_eq!(product(small, small, small), invalid, "a bias of another type than D's");
         set_desc(D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of(Type::F32));
         assert_eq!(product(small, small, small), ok);
+        let derivative = (E::CUBLASLT_EPILOGUE_DGELU as u32).to_le_bytes();
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE, &derivative);
+        assert_eq!(product(small, small, small), invalid, "no argument");
+        let beside = at + 2048;
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &beside.to_le_bytes());
+        for (ld, fits) in [(8i64, false), (20, false), (24, true), (16, true)] {
+            set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld.to_le_bytes());
+            assert_eq!(product(small, small, small) == ok, fits, "lines of {ld}");
+        }
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &of(Type::Bf16));
+        assert_eq!(product(small, small, small), invalid, "an argument of another type than D's");
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &of(Type::F32));
+        assert_eq!(product(small, small, small), ok);
+        set_desc(D::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &at.to_le_bytes());
+        assert_eq!(product(small, small, small), invalid, "an argument that D lies over");
         for l in [small, wide, large] {
             lt::cublasLtMatrixLayoutDestroy(l);
         }
         lt::cublasLtMatmulDescDestroy(desc);
     }
-    let message = SoftwareDevice::open().unwrap().message();
-    assert!(message.contains("A has 16384 bytes"), "{message}");
+    assert!(message().contains("over which D lies"), "{}", message());
     set.stream.synchronize().unwrap();
 }

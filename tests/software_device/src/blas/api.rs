@@ -272,7 +272,9 @@ exports! {
             Err(status) => return status,
         };
         let captures = device().captures(stream);
-        if refuses("cublas", candidate, captures) {
+        if refuses("cublas", candidate, captures)
+            || refuses("cublas-epilogue", u64::from(desc.epilogue), captures)
+        {
             return NOT_SUPPORTED;
         }
         let workspace_bytes = wanted_workspace(candidate);
