@@ -249,6 +249,7 @@ fn choose(
             channels_last: target.channels_last(),
             // Systems that cast eagerly sum bias gradients on their own.
             operand_sums: !target.any_epilogue() && !casts_alone,
+            row_bytes: target.row_bytes(),
         },
         accumulate: recipe.train.accumulate,
         seed: recipe.weights.seed,

@@ -137,6 +137,7 @@ fn scheduled(g: &Graph, target: &Target, micro: u32) -> f64 {
             casts_alone: false,
             channels_last: target.channels_last(),
             operand_sums: !target.any_epilogue(),
+            row_bytes: target.row_bytes(),
         },
         accumulate: micro,
         seed: 0,

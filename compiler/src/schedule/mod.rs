@@ -1,10 +1,11 @@
 //! From a graph whose values carry storage formats to steps in order over planned memory.
 //!
-//! `weight copies → layouts → items → parts placed → fusion → order → arena`. Views cost nothing, values
+//! `weight copies → layouts → items → parts placed → fusion → rows aligned → order → arena`. Views cost nothing, values
 //! that only one fused program reads are never stored, and the optimizer writes weights, moments
 //! and low-precision copies in place.
 
 pub mod affine;
+mod aligned;
 pub mod channels;
 mod copies;
 mod deps;
@@ -45,6 +46,9 @@ pub struct Capabilities {
     pub channels_last: usize,
     /// A product that only stores its result may store the sums of an operand beside it.
     pub operand_sums: bool,
+    /// Rows of what products of two axes read and write begin on multiples of this many bytes
+    /// ([`aligned`]); 0 leaves them dense.
+    pub row_bytes: usize,
 }
 
 impl Capabilities {
@@ -53,6 +57,7 @@ impl Capabilities {
         casts_alone: false,
         channels_last: 0,
         operand_sums: false,
+        row_bytes: 0,
     };
 }
 
@@ -88,6 +93,7 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
     if caps.operand_sums {
         sums::join(&items, &mut groups);
     }
+    aligned::align_rows(&mut items, &groups, caps.row_bytes);
     let mut steps = order::order(&items, &groups);
     let mut layout = memory::layout(&items, &groups, &steps);
     // What can be computed again is, where every clone fuses and less memory is needed.
@@ -98,6 +104,7 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
             if caps.operand_sums {
                 sums::join(&again, &mut fused);
             }
+            aligned::align_rows(&mut again, &fused, caps.row_bytes);
             let order = order::order(&again, &fused);
             let less = memory::layout(&again, &fused, &order);
             if less.bytes < layout.bytes {
