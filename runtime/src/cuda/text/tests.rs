@@ -2,7 +2,7 @@
 //! formats, and the forms that real plans take.
 
 use super::{PRELUDE, lower_rows};
-use crate::cuda::launch::{Facts, Lowered};
+use crate::cuda::launch::{Facts, Lowered, Task};
 use crate::cuda::testing::{Kernels, Memory, Tolerance, difference, expected};
 use precast_plan::*;
 
@@ -509,4 +509,37 @@ fn means_and_squares_are_found_in_one_pass() {
         0 => 30.0 + ((i * 7919) % 1009) as f32 / 500.0,
         _ => spread(t, i),
     });
+}
+
+/// Rows of odd length that begin on boundaries, with gaps between them: vectors, and a tail.
+#[test]
+fn rows_with_gaps_are_read_in_vectors() {
+    let mut cases = vec![];
+    let sum = program(&[(DType::F16, false)], "load 0|reduce.sum %0", &[(DType::F32, 1)]);
+    for p in stages().into_iter().chain([sum]) {
+        for (m, n, gap) in [(70, 2051, 5), (5, 6001, 7), (3, 25_003, 5), (2, 66_005, 3)] {
+            let mut case = Case::new(p.clone());
+            let infos = p.check().expect("well formed");
+            let pitch = (n + gap) as i64;
+            let ins =
+                p.inputs.iter().map(|i| case.access(i.dtype, &[m, n], 0, &[pitch, 1])).collect();
+            let outs = p
+                .outputs
+                .iter()
+                .map(|o| match infos[o.reg as usize].row {
+                    true => case.access(o.dtype, &[m, 1], 0, &[1, 0]),
+                    false => case.access(o.dtype, &[m, n], 0, &[pitch, 1]),
+                })
+                .collect();
+            case.instance(&[m, n], 1, ins, outs);
+            let case = case.whole();
+            let lowered = case.lower(&facts());
+            let Some(Task::Launch(first)) = lowered.tasks.first() else { panic!("a launch") };
+            let text = &first.source.text;
+            assert!(text.contains("lane < ") && !text.contains("v += 1)"), "{text}");
+            assert!(text.contains("load<8>(") || text.contains("load<4>("), "{text}");
+            cases.push((case, 3e-4));
+        }
+    }
+    check(&cases, spread);
 }
