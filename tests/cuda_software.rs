@@ -6,10 +6,14 @@ mod common;
 mod steps;
 
 use common::Fixture;
+use precast_compiler::frontend::recipe::Recipe;
+use precast_compiler::pipeline;
 use precast_plan::{Plan, Precision, Role, Storage};
 use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
-use precast_runtime::{HostTensor, Options, Session, StepReport, TensorFile, WeightSource};
+use precast_runtime::{
+    HostTensor, ModelWeights, Options, Session, StepReport, TensorFile, WeightSource,
+};
 use precast_software_device::SoftwareDevice;
 use std::sync::{Mutex, MutexGuard};
 
@@ -559,4 +563,60 @@ fn tf32_follows_the_cpu() {
 fn fp8_follows_the_cpu() {
     rounded("mlp_mnist", "fp8", Precision::Fp8, 0.1);
     rounded("tiny_gpt", "fp8", Precision::Fp8, 0.1);
+}
+
+/// Logits of 131 classes are stored with a gap behind every row; losses and weights are those of the
+/// CPU backend, which stores them without.
+#[test]
+fn rows_with_gaps_mean_the_same() {
+    let _alone = Alone::new();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = "graph odd
+var w1: f32[40,48] param uniform(0.3, 1)
+var w2: f32[48,131] param uniform(0.3, 2)
+forward:
+  %x = input {name=\"x\"} : f32[96,40]
+  %w1 = var {name=\"w1\"} : f32[40,48] @w1
+  %w2 = var {name=\"w2\"} : f32[48,131] @w2
+  %h = matmul %x, %w1 {fused=none} @fc1
+  %a = activate %h {act=relu} @act
+  %y = matmul %a, %w2 {fused=none} @fc2
+result out.y = %y
+";
+    std::fs::write(dir.path().join("model.pir"), model).expect("written");
+    let session = |device: &str| -> Session {
+        let text = format!(
+            "model = \"model.pir\"\n[data]\ntargets = {{ t = \"t\" }}\n[loss]\nkind = \"cross_entropy\"\n\
+             [optimizer]\n{SGD}\n[precision]\npolicy = \"bf16\"\n[train]\nsteps = 4\n\
+             [target]\ndevice = \"{device}\"\n"
+        );
+        let recipe = Recipe::parse(dir.path().join("recipe.toml"), &text);
+        let mut options = pipeline::Options::default();
+        options.shapes.insert("t".into(), vec![96]);
+        let compiled = pipeline::compile(&recipe.unwrap_or_else(|e| panic!("{e}")), &options);
+        let plan = compiled.unwrap_or_else(|e| panic!("{e}")).plan;
+        let gaps = plan.tensors.iter().filter(|t| t.shape == [96, 136]).count();
+        assert_eq!(gaps, if device == "sm_90" { 2 } else { 0 }, "{device}");
+        let weights = ModelWeights::for_plan(&plan, dir.path(), None).expect("drawn");
+        Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let [mut gpu, mut cpu] = ["sm_90", "cpu-generic"].map(session);
+    let number = |i: usize| ((i * 37 + 11) % 29) as f32 / 14.0 - 1.0;
+    let x: Vec<f32> = (0..96 * 40).map(number).collect();
+    let t: Vec<f32> = (0..96).map(|i| (i * 17 % 131) as f32).collect();
+    let batch = |s: &Session| {
+        let t = HostTensor::from_f32(&[96], &t);
+        batch_of(&s.wanted(), &[("x", HostTensor::from_f32(&[96, 40], &x)), ("t", t)])
+            .expect("a batch")
+    };
+    let (to_gpu, to_cpu) = (batch(&gpu), batch(&cpu));
+    for (h, w) in run(&mut gpu, &to_gpu, 4).iter().zip(run(&mut cpu, &to_cpu, 4)) {
+        assert!((h.loss - w.loss).abs() <= 1e-3 * w.loss, "{h:?}, the CPU {w:?}");
+    }
+    for name in ["w1", "w2"] {
+        let [g, c] = [&gpu, &cpu].map(|s| s.read(name).expect("a weight").to_f64());
+        let d: f64 = g.iter().zip(&c).map(|(g, c)| (g - c).powi(2)).sum();
+        let n: f64 = c.iter().map(|c| c * c).sum();
+        assert!(d.sqrt() <= 2e-3 * n.sqrt(), "`{name}`: {:e}", (d / n).sqrt());
+    }
 }

@@ -33,7 +33,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         tensors.insert(name, (dtype, t.shape, t.bytes.into_owned()));
     };
     for r in &session.plan().results {
-        add(r.name.clone(), session.result(&r.name)?);
+        // Outputs may be stored in 16 bits, which f32 holds exactly.
+        let t = session.result(&r.name)?;
+        let wide = matches!(t.element, Element::Plan(d) if d.is_real());
+        add(r.name.clone(), if wide { HostTensor::from_f32(&t.shape, &t.to_f32()) } else { t });
     }
     for t in &session.plan().tensors {
         if let Storage::Persistent { role, .. } = t.storage

@@ -434,3 +434,58 @@ fn the_derivative_of_a_gelu_ends_its_product() {
         assert_eq!(ends(&plan("tiny_gpt", policy, "sm_90")), [[DType::F32; 0]; 0], "{policy}");
     }
 }
+
+/// A network with 131 classes, whose rows of 16 bits do not begin on boundaries of 16 bytes.
+fn of_131_classes(device: &str) -> Plan {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = "graph odd
+var w: f32[40,131] param uniform(0.2, 1)
+forward:
+  %x = input {name=\"x\"} : f32[96,40]
+  %w = var {name=\"w\"} : f32[40,131] @w
+  %y = matmul %x, %w {fused=none} @fc
+result out.logits = %y
+";
+    std::fs::write(folder.path().join("model.pir"), text).expect("written");
+    let recipe = format!(
+        "model = \"model.pir\"\n[data]\ntargets = {{ targets = \"targets\" }}\n\
+         [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
+         [optimizer]\nkind = \"sgd\"\nlr = 0.1\n[precision]\npolicy = \"bf16\"\n\
+         [train]\nsteps = 1\n[target]\ndevice = \"{device}\"\n"
+    );
+    let recipe = Recipe::parse(folder.path().join("recipe.toml"), &recipe);
+    let mut options = Options::default();
+    options.shapes.insert("targets".into(), vec![96]);
+    let plan = compile(&recipe.unwrap_or_else(|e| panic!("{e}")), &options);
+    let plan = plan.unwrap_or_else(|e| panic!("{e}")).plan;
+    plan.validate().unwrap_or_else(|e| panic!("{e:?}"));
+    plan
+}
+
+#[test]
+fn rows_of_odd_length_begin_on_boundaries() {
+    // Logits and their cotangent, which three products write and read.
+    let wide = |plan: &Plan| {
+        plan.tensors.iter().filter(|t| t.shape == [96, 136] && t.dtype == DType::Bf16).count()
+    };
+    let plan = of_131_classes("sm_90");
+    assert_eq!(wide(&plan), 2, "{plan:?}");
+    // The cotangent takes the place of the logits, gaps included.
+    let gaps = plan.tensors.iter().filter(|t| t.shape == [96, 136]);
+    let places: Vec<_> = gaps.map(|t| format!("{:?}", t.storage)).collect();
+    assert_eq!(places[0], places[1]);
+    let mut seen = 0;
+    for s in &plan.micro {
+        let Kernel::Gemm(g) = &s.kernel else { continue };
+        for a in [&g.a, &g.b].into_iter().chain(&g.epilogue.outputs) {
+            let t = &plan.tensors[a.tensor as usize];
+            let odd = a.strides.iter().any(|x| *x > 1 && x % (16 / t.dtype.size() as i64) != 0);
+            // The weight and its gradient are the model's own, and dense.
+            assert!(!odd || t.shape == [40, 131], "`{}` `{}` {:?}", s.name, t.name, a.strides);
+            seen += usize::from(t.shape == [96, 136]);
+        }
+    }
+    assert!(seen >= 2, "{seen}");
+    assert!(plan.tensors.iter().any(|t| t.shape == [40, 131]));
+    assert_eq!(wide(&of_131_classes("cpu-generic")), 0);
+}

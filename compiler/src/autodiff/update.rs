@@ -14,7 +14,8 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 
 /// Turns a forward graph with a scalar result `loss` into the joint graph of a training step.
 ///
-/// Results added: `grad.<parameter>` (unscaled, for `accumulate` 1), `grad_norm`, `loss_scale`,
+/// Without `keep_gradients` the outputs of the model are no results of the step. Results added:
+/// with it `grad.<parameter>` (unscaled, for `accumulate` 1), `grad_norm`, `loss_scale`,
 /// `skipped` (0 or 1), `lr`.
 ///
 /// With a loss scale S the gradients are `scale_by(S, g)` and the updates multiply by 1/S. The
@@ -57,6 +58,10 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
         if let Some(grad) = grad {
             trained.push(Trained { name, value, grad });
         }
+    }
+    if !keep_gradients {
+        // Nothing of a step that only trains reads them: a loss is computed, and they are gone.
+        g.results.retain(|r| !r.name.starts_with("out."));
     }
     update_region(&mut g, &mut trained, spec, keep_gradients);
     own::set_apart(&mut g, first);

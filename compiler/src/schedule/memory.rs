@@ -1,7 +1,8 @@
 //! Lifetimes of temporaries, in-place reuse, and offsets in one arena.
 
+use super::affine::Access;
 use super::fuse::Group;
-use super::items::{Items, Source};
+use super::items::{Items, Source, Value};
 use super::order::Bundle;
 use super::program::Built;
 use std::collections::BTreeMap;
@@ -168,6 +169,10 @@ fn assign<K: Ord>(blocks: &[Block], key: impl Fn(&Block) -> K) -> (Vec<u64>, u64
     (offsets, top)
 }
 
+fn alike(a: &Access, b: &Access) -> bool {
+    (a.offset, &a.strides) == (b.offset, &b.strides)
+}
+
 /// A block whose value dies in this step and is read only at the elements that `v` is written at.
 fn dying_twin(
     items: &Items,
@@ -188,9 +193,14 @@ fn dying_twin(
         .zip(&built.program.outputs)
         .filter(|(a, _)| items.storage(a.value) == v);
     let (Some((out, port)), None) = (writes.next(), writes.next()) else { return None };
-    if out.value != v {
-        return None;
-    }
+    // All that lies in a tensor, but for gaps behind rows.
+    let whole = |a: &Access, s: usize| {
+        let inside = |x: &Value| x.placed.as_ref().is_some_and(|p| p.0 == s);
+        let parts = || items.values.iter().filter(|x| inside(x)).count();
+        a.value == s || inside(&items.values[a.value]) && parts() == 1
+    };
+    let physical = |a: &Access| items.physical(a, &group.dims);
+    let written = physical(out).filter(|_| whole(out, v))?;
     let infos = built.program.check().expect("programs were checked");
     let last = infos.iter().map(|i| i.stage).max().unwrap_or(0);
     let info = infos[port.reg as usize];
@@ -211,7 +221,7 @@ fn dying_twin(
     let size = port.dtype.size();
     for a in &built.inputs {
         let i = items.storage(a.value);
-        if i != a.value
+        if !whole(a, i)
             || !is_temporary(items, i)
             || step.writes.contains(&i)
             || product_operands(i)
@@ -222,7 +232,7 @@ fn dying_twin(
             .inputs
             .iter()
             .filter(|x| items.storage(x.value) == i)
-            .all(|x| x.value == i && x.offset == out.offset && x.strides == out.strides);
+            .all(|x| whole(x, i) && physical(x).is_some_and(|x| alike(&x, &written)));
         if own
             && items.values[i].dtype.size() == size
             && let Some(b) = block(i)

@@ -1,10 +1,11 @@
 //! From a graph whose values carry storage formats to steps in order over planned memory.
 //!
-//! `weight copies → layouts → items → parts placed → fusion → order → arena`. Views cost nothing, values
+//! `weight copies → layouts → items → parts placed → fusion → rows aligned → order → arena`. Views cost nothing, values
 //! that only one fused program reads are never stored, and the optimizer writes weights, moments
 //! and low-precision copies in place.
 
 pub mod affine;
+mod aligned;
 pub mod channels;
 mod copies;
 mod deps;
@@ -52,6 +53,9 @@ pub struct Capabilities {
     /// A product in 16 bits may end in the derivative of a GELU by tanh, where it cannot end in any
     /// program.
     pub gelu_gradients: bool,
+    /// Rows of what products of two axes read and write begin on multiples of this many bytes
+    /// ([`aligned`]); 0 leaves them dense.
+    pub row_bytes: usize,
 }
 
 impl Capabilities {
@@ -62,6 +66,7 @@ impl Capabilities {
         operand_sums: false,
         accumulates: false,
         gelu_gradients: false,
+        row_bytes: 0,
     };
 
     /// What the kernels of a target can do; with `eager`, for systems that cast, sum bias gradients,
@@ -75,6 +80,7 @@ impl Capabilities {
             operand_sums: library,
             accumulates: library,
             gelu_gradients: library,
+            row_bytes: target.row_bytes(),
         }
     }
 }
@@ -111,6 +117,7 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
     if caps.operand_sums {
         sums::join(&items, &mut groups);
     }
+    aligned::align_rows(&mut items, &groups, caps.row_bytes);
     let mut steps = order::order(&items, &groups);
     let mut layout = memory::layout(&items, &groups, &steps);
     // What can be computed again is, where every clone fuses and less memory is needed.
@@ -121,6 +128,7 @@ pub fn schedule(graph: &Graph, existing: Option<&Graph>, caps: &Capabilities) ->
             if caps.operand_sums {
                 sums::join(&again, &mut fused);
             }
+            aligned::align_rows(&mut again, &fused, caps.row_bytes);
             let order = order::order(&again, &fused);
             let less = memory::layout(&again, &fused, &order);
             if less.bytes < layout.bytes {

@@ -106,6 +106,12 @@ impl Target {
         if self.device == "cuda" { 2 } else { 0 }
     }
 
+    /// Multiples of this many bytes on which the rows of matrices begin where products are fast: the
+    /// loads that feed tensor cores take 16. 0 where it does not matter.
+    pub fn row_bytes(&self) -> usize {
+        if self.device == "cuda" { 16 } else { 0 }
+    }
+
     pub fn summary(&self) -> TargetSummary {
         TargetSummary { name: self.name.clone(), device: self.device.clone() }
     }

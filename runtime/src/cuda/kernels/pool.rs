@@ -1,6 +1,6 @@
 //! Max pooling and its gradient.
 
-use super::text::{Head, Params, Size, address, blocks, c_type, dtype, launch, small};
+use super::text::{Head, Params, Size, address, blocks, c_type, dtype, launch, small, wide};
 use crate::cuda::launch::{Facts, Lowered, Task};
 use crate::error::Result;
 use precast_plan::{MaxPool, Plan};
@@ -30,6 +30,18 @@ pub fn lower_max_pool_grad(
 fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let g = &m.geometry;
     let written = if forward { &m.y } else { &m.x };
+    let channels_last = written.strides[1] == 1 && g.c > 1;
+    // Neighbouring channels move 16 bytes at a time.
+    let vec = 16 / dtype(plan, &m.x).size() as u64;
+    let index = &m.index;
+    let along = index.strides[1] == 1
+        && index.offset.is_multiple_of(vec)
+        && [0, 2, 3].iter().all(|&d| index.strides[d].unsigned_abs().is_multiple_of(vec));
+    let even = channels_last
+        && dtype(plan, &m.x) == dtype(plan, &m.y)
+        && [&m.x, &m.y].iter().all(|a| wide(plan, a, 1, g.c))
+        && along;
+    let vec = if even { vec } else { 1 };
     let mut head = Head::default();
     head.alias("XT", c_type(dtype(plan, &m.x)))
         .alias("YT", c_type(dtype(plan, &m.y)))
@@ -40,7 +52,8 @@ fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lower
         .constant("DILATION_H", g.dilation[0])
         .constant("DILATION_W", g.dilation[1])
         .flag("FORWARD", forward)
-        .flag("CHANNELS_LAST", written.strides[1] == 1 && g.c > 1);
+        .constant("VEC", vec)
+        .flag("CHANNELS_LAST", channels_last);
     let mut p = Params::default();
     let (x, y, index) = (address(plan, &m.x), address(plan, &m.y), address(plan, &m.index));
     if forward {
@@ -66,7 +79,7 @@ fn lower(plan: &Plan, m: &MaxPool, forward: bool, facts: &Facts, out: &mut Lower
     p.strides("y", &m.y.strides);
     p.strides("index", &m.index.strides);
     let points = if forward { g.n * g.c * g.oh * g.ow } else { g.n * g.c * g.h * g.w };
-    let grid = [blocks(points, 256, facts.multiprocessors * 32), 1, 1];
+    let grid = [blocks(points / vec, 256, facts.multiprocessors * 32), 1, 1];
     let family = if forward { "max_pool" } else { "max_pool_grad" };
     let text = include_str!("pool.cuh");
     out.tasks.push(Task::Launch(launch(

@@ -4,6 +4,7 @@
 //! `s3`, `r3`, `x3` are register %3 where it exists once, once per row, once per point; `in0` and
 //! `out0` are the addresses of ports, `a0` and `y0` the lanes loaded from and stored to them.
 
+use super::moments::{self, Pair};
 use super::space::{Layout, Space, Steps, live};
 use precast_plan::{BinaryOp, DType, Instr, Kind, Program, ReduceOp, Reg, RegInfo, UnaryOp};
 use std::collections::BTreeSet;
@@ -364,6 +365,8 @@ pub struct Section<'s> {
     pub red_at: &'s [String],
     /// Reduction registers that take in these points.
     pub reduce: &'s [Reg],
+    /// Pairs that take them in, where lanes are columns.
+    pub moments: &'s [Pair],
     pub stores: &'s [(usize, Target)],
     /// The condition for stores; empty where there is none.
     pub guard: &'s str,
@@ -391,7 +394,7 @@ impl Code<'_> {
         let v = section.v;
         let mut wanted: Vec<Reg> =
             section.stores.iter().map(|s| self.program.outputs[s.0].reg).collect();
-        for &r in section.reduce {
+        for &r in section.reduce.iter().chain(section.moments.iter().map(|m| &m.0)) {
             wanted.extend(self.program.code[r as usize].operands());
         }
         let needed = self.needed(&wanted, section.ready);
@@ -437,7 +440,8 @@ impl Code<'_> {
             let ty = register(self.program.outputs[*o].dtype.kind());
             t.line(format!("{ty} y{o}[{v}];"));
         }
-        if computed.is_empty() && section.reduce.is_empty() && section.stores.is_empty() {
+        let sums = section.reduce.len() + section.moments.len();
+        if computed.is_empty() && sums == 0 && section.stores.is_empty() {
             return;
         }
         t.line("#pragma unroll");
@@ -471,6 +475,12 @@ impl Code<'_> {
             let acc = if self.lane_rows { format!("t{r}[j]") } else { format!("t{r}") };
             let (op, a) = (reduction(op), self.operand(a, &elem));
             t.line(format!("{acc} = {op}::of({acc}, {a});{}", self.note(r)));
+        }
+        for &pair in section.moments {
+            let Instr::Reduce(_, x) = self.program.code[pair.0 as usize] else {
+                unreachable!("%{} does not reduce", pair.0)
+            };
+            moments::take(t, pair, &self.operand(x, &elem));
         }
         for (o, _) in section.stores {
             let reg = self.program.outputs[*o].reg;

@@ -139,6 +139,7 @@ pub fn epilogue_function(
             kept_at: &[],
             red_at: &at,
             reduce: &[],
+            moments: &[],
             stores: &stores,
             guard: "",
             loaded: &|_, _, _| {},

@@ -89,6 +89,7 @@ pub fn points(t: &mut Text, code: &Code, of: &str, v: u32, reduce: &[Reg], store
             kept_at: &[],
             red_at: &at,
             reduce,
+            moments: &[],
             stores: &targets(code, &at, store),
             guard: "",
             loaded: &|_, _, _| {},
@@ -177,7 +178,8 @@ fn all_outputs(code: &Code) -> Vec<usize> {
 /// a multiple of every vector times the threads.
 pub fn parts(points: &[u64], facts: &Facts) -> (u64, Vec<u32>) {
     let total: u64 = points.iter().sum();
-    let wanted = u64::from(facts.multiprocessors) * 16;
+    // Several times what is resident at once, so that the last blocks to start are a small share.
+    let wanted = u64::from(facts.multiprocessors) * 64;
     let part = (total / wanted.max(1)).next_multiple_of(2048).clamp(2048, 1 << 16);
     let mut blocks = vec![];
     for (i, n) in points.iter().enumerate() {
@@ -324,6 +326,7 @@ fn turned(space: &Space, code: &Code, form: &Form, facts: &Facts) -> Built {
             kept_at: &[],
             red_at: &here,
             reduce: &[],
+            moments: &[],
             stores: &targets(code, &here, &all_outputs(code)),
             guard: "",
             loaded: &|_, _, _| {},

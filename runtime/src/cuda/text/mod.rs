@@ -12,9 +12,12 @@
 //! device's size alone, and there are no atomics, so equal inputs give equal bits.
 
 mod code;
+mod combine;
+mod ends;
 mod epilogue;
 mod flat;
 mod many;
+mod moments;
 mod rows;
 mod shape;
 mod source;

@@ -344,6 +344,7 @@ template <class Op, int TX, int TY, int V> DEVICE void reduce_columns(float (&x)
 #pragma unroll
     for (int j = 0; j < V; ++j) {
         float y = shared[j * TX + tx];
+#pragma unroll 4
         for (int k = 1; k < TY; ++k) y = Op::of(y, shared[(k * V + j) * TX + tx]);
         x[j] = y;
     }

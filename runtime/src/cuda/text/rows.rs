@@ -13,22 +13,30 @@ use std::collections::BTreeSet;
 
 /// What one kernel does.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Part {
+pub(super) enum Part {
     /// Everything.
     Whole,
     /// One pass of a row that several blocks share.
     Pass(usize),
-    /// Row outputs alone, from the partial results.
+    /// Of columns: the partial results of a pass become its results.
+    Combine {
+        pass: usize,
+        /// Later kernels read the results.
+        kept: bool,
+        /// Row outputs are stored here: every result is known.
+        stores: bool,
+    },
+    /// Row outputs alone, from the partial results, or from the results of columns.
     Finish,
 }
 
-struct Kernel<'k> {
-    space: &'k Space<'k>,
-    code: &'k Code<'k>,
-    work: &'k Work,
-    shape: &'k Shape,
-    part: Part,
-    t: Text,
+pub(super) struct Kernel<'k> {
+    pub(super) space: &'k Space<'k>,
+    pub(super) code: &'k Code<'k>,
+    pub(super) work: &'k Work,
+    pub(super) shape: &'k Shape,
+    pub(super) part: Part,
+    pub(super) t: Text,
 }
 
 /// Lowers one space with rows.
@@ -45,8 +53,11 @@ pub fn lower(space: &Space, layout: &Layout, facts: &Facts, out: &mut Lowered) {
         out.tasks.push(kernel(Part::Whole, None));
         return;
     }
-    let reductions: usize = work.reduce.iter().map(Vec::len).sum();
-    let floats = reductions as u64 * shape.chunks * layout.kept_len();
+    if shape.columns {
+        super::combine::lower(space, &code, &shape, facts, out);
+        return;
+    }
+    let floats = work.reductions() as u64 * shape.chunks * layout.kept_len();
     let partial = Some(out.reserve(floats * 4));
     let last = work.passes();
     for p in 0..last {
@@ -68,7 +79,7 @@ impl Work {
 }
 
 impl Kernel<'_> {
-    fn layout(&self) -> &Layout {
+    pub(super) fn layout(&self) -> &Layout {
         self.code.layout
     }
 
@@ -76,7 +87,7 @@ impl Kernel<'_> {
         self.part != Part::Whole
     }
 
-    fn build(mut self, facts: &Facts, partial: Option<u64>) -> Built {
+    pub(super) fn build(mut self, facts: &Facts, partial: Option<u64>) -> Built {
         let layout = self.code.layout;
         let shape = self.shape;
         self.text();
@@ -123,6 +134,9 @@ impl Kernel<'_> {
         match self.part {
             Part::Whole => {}
             Part::Pass(p) => self.t.line(format!("// Pass {p}; several blocks share a row.")),
+            Part::Combine { pass, .. } => {
+                self.t.line(format!("// The results of pass {pass}, from its partial ones."));
+            }
             Part::Finish => self.t.line("// The end of rows that several blocks shared."),
         }
         let threads = shape.threads;
@@ -133,11 +147,13 @@ impl Kernel<'_> {
         ));
         let extent = if shape.columns { "points" } else { "rows" };
         let extra = if self.split() {
-            let restrict = if matches!(self.part, Part::Pass(p) if p < self.work.passes()) {
-                ""
-            } else {
-                " __restrict__"
+            // What reads results and writes others does both through one pointer.
+            let writes = match self.part {
+                Part::Pass(p) => p < self.work.passes(),
+                Part::Combine { .. } => true,
+                _ => false,
             };
+            let restrict = if writes { "" } else { " __restrict__" };
             format!(", float*{restrict} partial, int chunks, {int} chunk")
         } else {
             String::new()
@@ -232,19 +248,37 @@ impl Kernel<'_> {
         let mut ready = BTreeSet::new();
         let mut cached = BTreeSet::new();
         for p in 0..=last {
-            self.code.rows(&mut self.t, p as u32, &kept_at, shape.v);
+            for stage in work.stages(p) {
+                self.code.rows(&mut self.t, stage, &kept_at, shape.v);
+            }
             let regs: &[Reg] = work.reduce.get(p).map_or(&[], Vec::as_slice);
             let first = number;
             number += regs.len();
             match self.part {
-                Part::Pass(q) if p < q => self.combine(regs, first),
-                Part::Finish if p < last => self.combine(regs, first),
+                Part::Pass(q) | Part::Combine { pass: q, .. } if p < q => self.results(regs, first),
+                Part::Combine { pass, kept, stores } => {
+                    if p == pass {
+                        self.combine(regs, first);
+                        if kept {
+                            self.write_results(regs, first);
+                        }
+                        if !stores {
+                            return;
+                        }
+                    }
+                }
+                Part::Finish if p < last => self.results(regs, first),
                 Part::Finish => {}
                 _ => {
                     if !regs.is_empty() || !work.stores[p].is_empty() {
                         self.pass(p, &kept_at, &mut ready, &mut cached);
                     }
-                    self.reduce(regs);
+                    let plain: Vec<Reg> =
+                        regs.iter().copied().filter(|&r| !work.is_moment(r)).collect();
+                    self.reduce(&plain);
+                    if plain.len() < regs.len() {
+                        self.reduce_moments();
+                    }
                     if self.part == Part::Pass(p) && p < last {
                         self.write_partial(regs, first);
                         return;
@@ -255,7 +289,8 @@ impl Kernel<'_> {
         }
         let here = match self.part {
             Part::Whole | Part::Finish => true,
-            Part::Pass(_) => !work.finishes_alone(),
+            Part::Combine { stores, .. } => stores,
+            Part::Pass(_) => !shape.columns && !work.finishes_alone(),
         };
         if here && !work.row_stores.is_empty() {
             self.row_stores(&kept_at);
@@ -308,6 +343,9 @@ impl Kernel<'_> {
                 self.t.line(format!("float t{r} = {first};"));
             }
         }
+        if p == 0 && !work.moments.is_empty() {
+            self.t.line("float count = 0.0f;");
+        }
         let vectors = layout.red_len() / u64::from(v);
         let loads = self.code.loads(Class::Elem).len();
         let unroll = if loads <= 2 { 4 } else { 2 };
@@ -353,16 +391,32 @@ impl Kernel<'_> {
             }
         };
         let guard_rows = self.guards_stores() && !work.stores[p].is_empty();
+        let before = (ready.clone(), cached.clone());
+        if p == 0 && !work.moments.is_empty() {
+            self.t.line("count = count + 1.0f;");
+            self.t.line("const float share = reciprocal(count);");
+        }
         let red_at = coordinates(&mut self.t, index, &layout.red, "e", layout.wide);
-        self.points(p, kept_at, &red_at, index, ready, cached, guard_rows);
+        self.points(p, v, kept_at, &red_at, index, ready, cached, guard_rows);
         if guarded {
             self.t.close();
         }
         self.t.close();
+        let tail = layout.red_len() % u64::from(v);
+        if !shape.columns && tail > 0 {
+            let end = if split { "blockIdx.x + 1 == chunks && " } else { "" };
+            self.t.line("// The first lanes take what is left of the row.");
+            self.t.open(format!("if ({end}lane < {tail}) {{"));
+            self.t.line(format!("const {int} last = {} + lane;", layout.red_len() - tail));
+            let (mut ready, mut cached) = before;
+            let at = ["last".to_string()];
+            self.points(p, 1, kept_at, &at, "last", &mut ready, &mut cached, guard_rows);
+            self.t.close();
+        }
     }
 
     /// Whether some threads stand in for a row that is not theirs.
-    fn guards_stores(&self) -> bool {
+    pub(super) fn guards_stores(&self) -> bool {
         self.shape.columns || self.shape.lanes < 32
     }
 
@@ -370,6 +424,7 @@ impl Kernel<'_> {
     fn points(
         &mut self,
         p: usize,
+        v: u32,
         kept_at: &[String],
         red_at: &[String],
         index: &str,
@@ -400,7 +455,7 @@ impl Kernel<'_> {
         };
         let loaded = |t: &mut Text, port: usize, lanes: &str| {
             if here.contains(&port) && !before.contains(&port) {
-                t.line(format!("store<{}>(cache{port} + {index}, {lanes});", shape.v));
+                t.line(format!("store<{v}>(cache{port} + {index}, {lanes});"));
             }
         };
         let stores: Vec<(usize, Target)> = work.stores[p]
@@ -414,15 +469,17 @@ impl Kernel<'_> {
         let none = BTreeSet::new();
         let kept = if matches!(shape.style, Style::Registers(_)) { &work.kept } else { &none };
         let reduce: &[Reg] = work.reduce.get(p).map_or(&[], Vec::as_slice);
+        let plain: Vec<Reg> = reduce.iter().copied().filter(|&r| !work.is_moment(r)).collect();
         let section = Section {
-            v: shape.v,
+            v,
             sources: &sources,
             kept,
             kept_name: &|r| format!("h{r}[c]"),
             ready,
             kept_at,
             red_at,
-            reduce,
+            reduce: &plain,
+            moments: if p == 0 { &work.moments } else { &[] },
             stores: &stores,
             guard: if guard { "mine" } else { "" },
             loaded: &loaded,
@@ -440,7 +497,7 @@ impl Kernel<'_> {
     }
 
     /// Combines the threads' shares of a row.
-    fn reduce(&mut self, regs: &[Reg]) {
+    pub(super) fn reduce(&mut self, regs: &[Reg]) {
         let shape = self.shape;
         for &r in regs {
             let Instr::Reduce(op, _) = self.code.program.code[r as usize] else {
@@ -463,7 +520,7 @@ impl Kernel<'_> {
         }
     }
 
-    fn name_result(&mut self, r: Reg) {
+    pub(super) fn name_result(&mut self, r: Reg) {
         let instr = self.code.program.code[r as usize];
         let v = self.shape.v;
         self.t.line(if self.shape.columns {
@@ -471,93 +528,5 @@ impl Kernel<'_> {
         } else {
             format!("const float r{r} = t{r}; // %{r} = {instr}")
         });
-    }
-
-    /// Reads the results of an earlier pass.
-    fn combine(&mut self, regs: &[Reg], first: usize) {
-        let shape = self.shape;
-        let (v, m) = (shape.v, self.layout().kept_len());
-        for (i, &r) in regs.iter().enumerate() {
-            let Instr::Reduce(op, _) = self.code.program.code[r as usize] else {
-                unreachable!("%{r} does not reduce")
-            };
-            let op = reduction(op);
-            let base = format!("({} * chunks + c)", first + i);
-            if shape.columns {
-                self.t.line(format!("float t{r}[{v}];"));
-                self.t.line("#pragma unroll");
-                self.t.line(format!("for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::first();"));
-                self.t.open(format!("for (i64 c = ty; c < chunks; c += {}) {{", shape.turns()));
-                self.t.line(format!("float part[{v}];"));
-                self.t.line(format!("load<{v}>(part, partial + {base} * {m} + row);"));
-                self.t.line("#pragma unroll");
-                self.t.line(format!(
-                    "for (int j = 0; j < {v}; ++j) t{r}[j] = {op}::of(t{r}[j], part[j]);"
-                ));
-                self.t.close();
-            } else {
-                self.t.line(format!("float t{r} = {op}::first();"));
-                self.t.open(format!("for (i64 c = lane; c < chunks; c += {}) {{", shape.lanes));
-                self.t.line(format!("t{r} = {op}::of(t{r}, partial[{base} * rows + row]);"));
-                self.t.close();
-            }
-        }
-        self.reduce(regs);
-        regs.iter().for_each(|&r| self.name_result(r));
-    }
-
-    fn write_partial(&mut self, regs: &[Reg], first: usize) {
-        let (v, m) = (self.shape.v, self.layout().kept_len());
-        let columns = self.shape.columns;
-        self.t.open(if columns { "if (mine && ty == 0) {" } else { "if (lane == 0) {" });
-        for (i, &r) in regs.iter().enumerate() {
-            let base = |axis: &str| format!("(({} * (i64)chunks + blockIdx.{axis})", first + i);
-            self.t.line(if columns {
-                format!("store<{v}>(partial + {} * {m} + row), t{r});", base("y"))
-            } else {
-                format!("partial[{} * rows + row)] = t{r};", base("x"))
-            });
-        }
-        self.t.close();
-    }
-
-    /// Stores what exists once per row, when every thread has read what it needs.
-    fn row_stores(&mut self, kept_at: &[String]) {
-        let (shape, code) = (self.shape, self.code);
-        let inputs = self.space.inputs.len();
-        self.t.line(if shape.columns || shape.lanes > 32 {
-            "__syncthreads();"
-        } else {
-            "__syncwarp();"
-        });
-        let first_block = match self.part {
-            Part::Pass(_) if shape.columns => " && blockIdx.y == 0",
-            Part::Pass(_) => " && blockIdx.x == 0",
-            _ => "",
-        };
-        let own = if shape.columns { "ty == 0" } else { "lane == 0" };
-        let mine = if self.guards_stores() { "mine && " } else { "" };
-        self.t.open(format!("if ({mine}{own}{first_block}) {{"));
-        for &o in &self.work.row_stores {
-            let steps = &code.layout.ports[inputs + o].kept;
-            let to = address(&format!("out{o}"), &offset(steps, kept_at));
-            let value = code.operand(code.program.outputs[o].reg, &|r| {
-                unreachable!("%{r} is stored once per row")
-            });
-            if !shape.columns {
-                self.t.line(format!("store_one({to}, {value});"));
-                continue;
-            }
-            let v = shape.v;
-            let ty = super::code::register(code.program.outputs[o].dtype.kind());
-            self.t.line(format!("{ty} y{o}[{v}];"));
-            self.t.line("#pragma unroll");
-            self.t.line(format!("for (int j = 0; j < {v}; ++j) y{o}[j] = {value};"));
-            self.t.line(match steps.last().copied().unwrap_or(1) {
-                1 => format!("store<{v}>({to}, y{o});"),
-                lane => format!("store_apart<{v}>({to}, {lane}, y{o});"),
-            });
-        }
-        self.t.close();
     }
 }

@@ -1,6 +1,7 @@
 //! How a program with rows runs: what each pass reduces and stores, and how threads share rows.
 
 use super::code::{Class, Code};
+use super::moments::Pair;
 use super::space::{Layout, Space};
 use crate::cuda::launch::Facts;
 use precast_plan::{BinaryOp, Instr, Reg, UnaryOp};
@@ -10,6 +11,12 @@ use std::collections::BTreeSet;
 pub const THREADS: u32 = 256;
 /// Floats of a thread that may hold row values across passes.
 const KEPT_FLOATS: u64 = 64;
+/// And of a thread of a warp that has a row to itself.
+const KEPT_FLOATS_OF_WARPS: u64 = 48;
+/// Points of a row that need not be whole vectors.
+const LONG: u64 = 2048;
+/// Of more rows than this, what all of them read comes from a cache.
+const MANY: u64 = 64;
 
 /// The passes over a row: pass `p` needs the results of those before it. Pass `reduce.len()` is
 /// the last one, which only stores.
@@ -26,6 +33,8 @@ pub struct Work {
     pub reread: BTreeSet<usize>,
     /// A row output lies where a value of the row is read.
     pub in_place_rows: bool,
+    /// Pairs that one pass finds, see [`super::moments`].
+    pub moments: Vec<Pair>,
 }
 
 impl Work {
@@ -45,6 +54,7 @@ impl Work {
             kept: BTreeSet::new(),
             reread: BTreeSet::new(),
             in_place_rows: false,
+            moments: vec![],
         };
         let elem_loads = code.loads(Class::Elem);
         for (o, out) in code.program.outputs.iter().enumerate() {
@@ -72,10 +82,42 @@ impl Work {
     pub fn wanted(&self, code: &Code, p: usize) -> Vec<Reg> {
         let mut wanted: Vec<Reg> =
             self.stores[p].iter().map(|&o| code.program.outputs[o].reg).collect();
-        for &r in self.reduce.get(p).into_iter().flatten() {
+        // Of a pair, the first says what is summed.
+        let second = |r: Reg| self.moments.iter().any(|m| m.1 == r);
+        for &r in self.reduce.get(p).into_iter().flatten().filter(|&&r| !second(r)) {
             wanted.extend(code.program.code[r as usize].operands());
         }
         wanted
+    }
+
+    /// What does not differ from point to point of a row and is read at the points of pass `p`.
+    fn read_apart(&self, code: &Code, p: usize) -> BTreeSet<Reg> {
+        let wanted = self.wanted(code, p);
+        let points = code.needed(&wanted, &BTreeSet::new());
+        let operands = points.iter().flat_map(|&r| code.program.code[r as usize].operands());
+        operands.chain(wanted.iter().copied()).filter(|&r| !code.is(r, Class::Elem)).collect()
+    }
+
+    /// Values of a row, read or reduced, that the loop of pass `p` holds.
+    fn row_values(&self, code: &Code, p: usize) -> usize {
+        let read = self.read_apart(code, p).into_iter().filter(|&r| code.is(r, Class::Row));
+        read.count() + self.reduce.get(p).map_or(0, Vec::len)
+    }
+
+    /// Inputs without an element of its own for every point that pass `p` needs, results of
+    /// reductions apart.
+    pub fn row_ports(&self, code: &Code, p: usize) -> BTreeSet<usize> {
+        let mut stack: Vec<Reg> = self.read_apart(code, p).into_iter().collect();
+        let mut ports = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        while let Some(r) = stack.pop() {
+            if !seen.insert(r) || matches!(code.program.code[r as usize], Instr::Reduce(..)) {
+                continue;
+            }
+            ports.extend(code.port_of(r));
+            stack.extend(code.program.code[r as usize].operands());
+        }
+        ports
     }
 
     /// Loads and costly values that a later pass needs again; cheap values are computed again.
@@ -103,7 +145,11 @@ impl Work {
 
 fn worth_keeping(code: &Code, r: Reg) -> bool {
     match code.program.code[r as usize] {
-        Instr::Load { .. } | Instr::Uniform { .. } => true,
+        Instr::Load { port } => {
+            let each = code.layout.ports[port as usize].varies_kept();
+            each || code.layout.kept_len() <= MANY
+        }
+        Instr::Uniform { .. } => true,
         Instr::Unary(op, _) => matches!(
             op,
             UnaryOp::Exp
@@ -164,10 +210,14 @@ impl Shape {
             None => loaded.contains(&p),
             Some(o) => columns || !code.stored_per_row(o),
         };
-        let mut v = layout.width(space, columns, false, &used);
+        // Long rows of any length are read in vectors, and what is left of them apart.
+        let tail = !columns && layout.red_len() >= LONG;
+        let mut v = layout.width(space, columns, tail, &used);
         if columns {
-            let rows = code.of_class(Class::Row).count() as u32;
-            while v > 2 && v * rows > 48 {
+            // Each lane of what a loop reads of its columns, and of what it sums, is a register.
+            let rows = (0..=work.passes()).map(|p| work.row_values(&code, p));
+            let rows = rows.max().unwrap_or(0) as u32;
+            while v > 2 && v * rows > 64 {
                 v /= 2;
             }
             return Shape::for_columns(layout, &work, v, facts);
@@ -201,9 +251,11 @@ impl Shape {
         let floats = |c: u64| c * u64::from(v) * kept;
         // Few long rows want all threads they can get; many short ones a warp each or less.
         let narrow = m * 32 >= sms * 256 || n <= 1024;
+        let whole = n.is_multiple_of(u64::from(v));
         let lanes = vectors.next_power_of_two().min(32);
         let c = vectors.div_ceil(lanes);
-        if narrow && (kept == 0 && c <= 64 || kept > 0 && floats(c) <= 40) {
+        let held = whole && floats(c) <= KEPT_FLOATS_OF_WARPS;
+        if narrow && (kept == 0 && c <= 64 || kept > 0 && held) {
             let style = if kept == 0 { Style::Stream } else { Style::Registers(c as u32) };
             return Shape { lanes: lanes as u32, style, ..base };
         }
@@ -211,7 +263,7 @@ impl Shape {
             let threads = if vectors >= 4096 { 512 } else { THREADS };
             return Shape { lanes: threads, threads, ..base };
         }
-        for threads in [128, 256, 512] {
+        for threads in [128, 256, 512].into_iter().filter(|_| whole) {
             let c = vectors.div_ceil(u64::from(threads));
             if floats(c) <= if threads < 512 { 32 } else { KEPT_FLOATS } {
                 return Shape {
@@ -240,7 +292,8 @@ impl Shape {
             ty /= 2;
         }
         let blocks = vectors.div_ceil(tx);
-        let wanted = (u64::from(facts.multiprocessors) * 4 / blocks).min(512).min(n / (ty * 8));
+        // More than are resident at once, so that the last ones to start are a small share.
+        let wanted = (u64::from(facts.multiprocessors) * 8 / blocks).min(1024).min(n / (ty * 8));
         let chunk = n.div_ceil(wanted.max(1));
         let cut = wanted > 1 && work.passes() > 0;
         Shape {

@@ -322,8 +322,9 @@ impl Layout {
             _ if bytes(true) >= bytes(false) => 8,
             _ => 4,
         };
+        let run = tail && !columns && self.red.len() == 1;
         let fits = |v: u64| {
-            last % v == 0
+            (run || last % v == 0)
                 && contiguous.iter().all(|(b, s)| {
                     let size = b.dtype.size() as u64;
                     let bytes = (v * size).min(16);
@@ -334,11 +335,7 @@ impl Layout {
                         && steps.all(|s| (s.unsigned_abs() * size).is_multiple_of(bytes))
                 })
         };
-        let run = tail && !columns && self.red.len() == 1;
-        let aligned = |v: u64| {
-            contiguous.iter().all(|(b, _)| b.alignment() >= (v * b.dtype.size() as u64).min(16))
-        };
-        while v > 1 && !fits(v) && !(run && aligned(v)) {
+        while v > 1 && !fits(v) {
             v /= 2;
         }
         v as u32

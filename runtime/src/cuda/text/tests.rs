@@ -2,7 +2,7 @@
 //! formats, and the forms that real plans take.
 
 use super::{PRELUDE, lower_rows};
-use crate::cuda::launch::{Facts, Lowered};
+use crate::cuda::launch::{Facts, Lowered, Task};
 use crate::cuda::testing::{Kernels, Memory, Tolerance, difference, expected};
 use precast_plan::*;
 
@@ -472,4 +472,74 @@ fn texts_a_person_may_read() {
     let y = case.access(DType::F32, &[768, 8192], 0, &[1, 0]);
     case.instance(&[768, 8192], 1, vec![x], vec![y]);
     insta::assert_snapshot!("column_sums", shown(&case.whole()));
+}
+
+/// A batch normalisation over columns that several blocks share: mean and variance in one pass, also
+/// where the mean is large beside what surrounds it.
+#[test]
+fn means_and_squares_are_found_in_one_pass() {
+    let code = |n: u64| {
+        let share = 1.0 / n as f32;
+        format!(
+            "load 0|load 1|real {share:?}|reduce.sum %0|mul %3 %2|sub %0 %4|mul %5 %5|\
+             reduce.sum %6|mul %7 %2|real 1e-5|add %8 %9|rsqrt %10|mul %5 %11|add %12 %1"
+        )
+    };
+    let mut cases = vec![];
+    for (columns, n) in [(24, 1500), (3, 4099), (64, 777)] {
+        let (f32s, outs) = (DType::F32, [(DType::F32, 4), (DType::F32, 8), (DType::Bf16, 13)]);
+        let mut case = Case::new(program(&[(f32s, false), (f32s, true)], &code(n), &outs));
+        let dims = [columns, n];
+        let (across, row) = ([1, columns as i64], [1, 0]);
+        let inputs =
+            vec![case.access(f32s, &dims, 0, &across), case.access(f32s, &[columns, 1], 0, &row)];
+        let outputs = vec![
+            case.access(f32s, &[columns, 1], 0, &row),
+            case.access(f32s, &[columns, 1], 0, &row),
+            case.access(DType::Bf16, &dims, 0, &across),
+        ];
+        case.instance(&dims, 1, inputs, outputs);
+        let case = case.whole();
+        let lowered = case.lower(&facts());
+        let passes = lowered.tasks.len();
+        assert_eq!(passes, 3, "{columns} columns of {n}: moments, their results, the rest");
+        cases.push((case, 2e-4));
+    }
+    check(&cases, |t, i| match t {
+        0 => 30.0 + ((i * 7919) % 1009) as f32 / 500.0,
+        _ => spread(t, i),
+    });
+}
+
+/// Rows of odd length that begin on boundaries, with gaps between them: vectors, and a tail.
+#[test]
+fn rows_with_gaps_are_read_in_vectors() {
+    let mut cases = vec![];
+    let sum = program(&[(DType::F16, false)], "load 0|reduce.sum %0", &[(DType::F32, 1)]);
+    for p in stages().into_iter().chain([sum]) {
+        for (m, n, gap) in [(70, 2051, 5), (5, 6001, 7), (3, 25_003, 5), (2, 66_005, 3)] {
+            let mut case = Case::new(p.clone());
+            let infos = p.check().expect("well formed");
+            let pitch = (n + gap) as i64;
+            let ins =
+                p.inputs.iter().map(|i| case.access(i.dtype, &[m, n], 0, &[pitch, 1])).collect();
+            let outs = p
+                .outputs
+                .iter()
+                .map(|o| match infos[o.reg as usize].row {
+                    true => case.access(o.dtype, &[m, 1], 0, &[1, 0]),
+                    false => case.access(o.dtype, &[m, n], 0, &[pitch, 1]),
+                })
+                .collect();
+            case.instance(&[m, n], 1, ins, outs);
+            let case = case.whole();
+            let lowered = case.lower(&facts());
+            let Some(Task::Launch(first)) = lowered.tasks.first() else { panic!("a launch") };
+            let text = &first.source.text;
+            assert!(text.contains("lane < ") && !text.contains("v += 1)"), "{text}");
+            assert!(text.contains("load<8>(") || text.contains("load<4>("), "{text}");
+            cases.push((case, 3e-4));
+        }
+    }
+    check(&cases, spread);
 }

@@ -130,6 +130,9 @@ fn largest_of_windows_and_back() {
         (geometry([2, 5, 9, 9], 5, [3, 3], 2, 1, 1), DType::Bf16, true),
         (geometry([1, 2, 12, 7], 2, [3, 2], 1, 1, 2), DType::F16, false),
         (asymmetric, DType::F32, true),
+        // Sixteen bytes of neighbouring channels at a time.
+        (geometry([2, 16, 9, 8], 16, [3, 3], 2, 1, 1), DType::Bf16, true),
+        (geometry([1, 12, 7, 9], 12, [3, 2], 1, 1, 1), DType::F32, true),
     ] {
         let mut s = Sample::new();
         let p = pool(&mut s, g.clone(), dtype, last);
