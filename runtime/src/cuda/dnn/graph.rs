@@ -174,13 +174,6 @@ impl Builder {
         if let Some(axis) = axis {
             p = p.set(Name::CUDNN_ATTR_POINTWISE_AXIS, Values::Ints(&[axis]))?;
         }
-        if mode == Pointwise::CUDNN_POINTWISE_RELU_FWD {
-            let keep = dnn::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN as c_int;
-            p = p.set(
-                Name::CUDNN_ATTR_POINTWISE_NAN_PROPAGATION,
-                Values::Number(Type::CUDNN_TYPE_NAN_PROPOGATION, keep),
-            )?;
-        }
         let p = p.finalize()?;
         let mut op = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?
             .with(Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, &p)?
@@ -424,8 +417,6 @@ pub struct Wanted {
     pub exact: bool,
     /// No engine whose result differs from run to run.
     pub deterministic: bool,
-    /// NaN stays NaN where cuDNN could drop it: a ReLU that did would hide an overflow.
-    pub nan: bool,
 }
 
 fn configurations(
@@ -478,9 +469,6 @@ fn candidate(
         has(Note::CUDNN_NUMERICAL_NOTE_FFT) || has(Note::CUDNN_NUMERICAL_NOTE_WINOGRAD);
     if wanted.exact && transforms {
         return Err(format!("engine {number} multiplies transforms of its operands"));
-    }
-    if wanted.nan && !has(Note::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) {
-        return Err(format!("engine {number} does not promise to keep NaN"));
     }
     let plan = Desc::new(api, Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
         .with(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config)?;

@@ -82,6 +82,8 @@ pub struct Dnn {
     target: Target,
     /// The tag of the candidate that the next graph was found fastest with by an earlier run.
     remembered: RefCell<Option<String>>,
+    /// Candidates that a graph is built with.
+    most: usize,
 }
 
 /// A graph, or why cuDNN has none.
@@ -124,7 +126,12 @@ impl Dnn {
             For::Current => Target::Handle(Handle::new(api)?),
             For::Described(json) => Target::Described(described(json).map_err(refused)?),
         };
-        Ok(Dnn { api, target, remembered: RefCell::default() })
+        Ok(Dnn { api, target, remembered: RefCell::default(), most: CANDIDATES })
+    }
+
+    /// Graphs are built with at most so many candidates.
+    pub fn at_most(self, candidates: usize) -> Dnn {
+        Dnn { most: candidates, ..self }
     }
 
     /// The handle that runs what is built here; `None` for a described device.
@@ -143,7 +150,7 @@ impl Dnn {
 
     fn build(&self, b: Builder, wanted: &Wanted) -> std::result::Result<Graph, Refusal> {
         let remembered = self.remembered.borrow();
-        b.build(&self.target, wanted, remembered.as_deref(), CANDIDATES)
+        b.build(&self.target, wanted, remembered.as_deref(), self.most)
     }
 
     /// The functions, for a [`Handle`].

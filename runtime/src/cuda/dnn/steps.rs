@@ -33,6 +33,11 @@ const ALIGNMENT: u64 = 16;
 /// Threads that build graphs of one plan, each with a handle of its own.
 const BUILDERS: usize = 8;
 
+/// Whether a switch of the environment is not off.
+fn on(name: &str) -> bool {
+    env::var_os(name).is_none_or(|v| v != "0")
+}
+
 /// One step.
 #[derive(Clone)]
 struct Use {
@@ -78,6 +83,39 @@ impl<'a> Wish<'a> {
     }
 }
 
+/// Whose graphs they are.
+enum Device {
+    Here(Arc<Context>),
+    /// Properties of one, as cuDNN's own JSON: graphs are built and cannot be bound.
+    Described { json: String, candidates: usize },
+}
+
+impl Device {
+    fn dnn(&self) -> Result<Dnn> {
+        match self {
+            Device::Here(_) => Dnn::new(For::Current),
+            Device::Described { json, candidates } => {
+                Ok(Dnn::new(For::Described(json))?.at_most(*candidates))
+            }
+        }
+    }
+
+    /// Before a thread builds graphs.
+    fn bind(&self) -> Result<()> {
+        match self {
+            Device::Here(context) => context.bind(),
+            Device::Described { .. } => Ok(()),
+        }
+    }
+
+    fn here(&self) -> &Arc<Context> {
+        match self {
+            Device::Here(context) => context,
+            Device::Described { .. } => unreachable!("no graph of a described device is bound"),
+        }
+    }
+}
+
 /// cuDNN's graphs of a plan.
 pub struct Steps {
     uses: Vec<Use>,
@@ -90,7 +128,7 @@ pub struct Steps {
     distrusted: BTreeSet<String>,
     /// Candidates that ran, by the keys of their graphs.
     chosen: BTreeMap<String, usize>,
-    context: Arc<Context>,
+    device: Device,
     facts: Facts,
     cache: Cache,
     deterministic: bool,
@@ -109,23 +147,44 @@ impl Steps {
     /// # Errors
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
     pub fn new(context: &Arc<Context>, cache: Cache) -> Result<Steps> {
-        let on = |name: &str| env::var_os(name).is_none_or(|v| v != "0");
+        let tune = on(crate::cuda::blas::TUNE_VARIABLE);
+        Steps::of(Device::Here(context.clone()), context.info.facts.clone(), cache, tune)
+    }
+
+    /// Graphs for a device that need not be there, described by cuDNN's own JSON: to find out what
+    /// cuDNN offers. They are built as for a real one, each with at most so many candidates;
+    /// [`Library::bind`] is not to be called.
+    ///
+    /// # Errors
+    /// As [`Steps::new`].
+    pub fn described(json: &str, facts: Facts, candidates: usize) -> Result<Steps> {
+        // What is remembered was measured on a real device.
+        let device = Device::Described { json: json.into(), candidates };
+        Steps::of(device, facts, Cache::none(), false)
+    }
+
+    fn of(device: Device, facts: Facts, cache: Cache, tune: bool) -> Result<Steps> {
         Ok(Steps {
             uses: vec![],
             known: BTreeMap::new(),
             sole: BTreeSet::new(),
             distrusted: BTreeSet::new(),
             chosen: BTreeMap::new(),
-            context: context.clone(),
-            facts: context.info.facts.clone(),
+            facts,
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
-            tune: on(crate::cuda::blas::TUNE_VARIABLE),
+            tune,
             workspace: 0,
             workspace_at: 0,
-            dnn: Dnn::new(For::Current)?,
+            dnn: device.dnn()?,
+            device,
             builders: vec![],
         })
+    }
+
+    /// Every graph that was asked for, by what tells it from others, or why cuDNN has none.
+    pub fn asked(&self) -> impl Iterator<Item = (&str, std::result::Result<&Graph, &str>)> {
+        self.known.iter().map(|(k, a)| (k.as_str(), a.as_ref().map(|g| &**g).map_err(|w| w.as_str())))
     }
 
     fn handle(&self) -> &Handle {
@@ -147,7 +206,7 @@ impl Steps {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = cores.min(BUILDERS).min(wishes.len());
         while self.builders.len() + 1 < threads {
-            match Dnn::new(For::Current) {
+            match self.device.dnn() {
                 Ok(dnn) => self.builders.push(dnn),
                 // Fewer threads build the same.
                 Err(e) => {
@@ -157,9 +216,9 @@ impl Steps {
             }
         }
         let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
-        let (context, deterministic) = (&self.context, self.deterministic);
+        let (device, deterministic) = (&self.device, self.deterministic);
         let work = |dnn: &mut Dnn| -> Result<()> {
-            context.bind()?;
+            device.bind()?;
             while let Some((key, wish, tag)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 dnn.remember(tag.clone());
                 let graph = match wish.build(dnn, plan, deterministic) {
@@ -213,7 +272,7 @@ impl Steps {
     /// Under what a graph's fastest candidate is remembered.
     fn cached(&self, key: &str) -> String {
         let release = spelled(self.dnn.api().version());
-        format!("{} {} cuDNN {release} {key}", self.context.info.name, self.facts.arch())
+        format!("{} {} cuDNN {release} {key}", self.device.here().info.name, self.facts.arch())
     }
 
     /// The tag of the candidate that an earlier process found fastest.
@@ -234,7 +293,7 @@ impl Steps {
 
     /// Seconds of a candidate that has run before.
     fn time(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<f64> {
-        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let (begin, end) = (Event::new(self.device.here())?, Event::new(self.device.here())?);
         let mut least = f64::INFINITY;
         for _ in 0..RUNS {
             begin.record(stream)?;
