@@ -1,9 +1,11 @@
 //! Every graph that the CUDA backend asks cuDNN for in the test plans, built by NVIDIA's own library
 //! for described devices, up to finished execution plans: for `tests/gpu/dnn_check`.
 //!
-//!     cuda_graphs [CANDIDATES [FILE OF A PLAN]…]
+//!     cuda_graphs REPORT [WAYS [FILE OF A PLAN]…]
 //!
-//! Fails where cuDNN refuses what a step of training is known to get.
+//! Fails where cuDNN refuses what it is known to have. The report has a line for each graph: device,
+//! what tells the graph from others, and the engines of the plans. With more WAYS than one, graphs are
+//! finished for as many engines; plans of other models may be given.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -11,7 +13,7 @@ mod common;
 use common::Fixture;
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline::{self, Options};
-use precast_plan::{Kernel, Plan};
+use precast_plan::{Access, ConvKind, DType, EpilogueKind, Kernel, Math, Plan};
 use precast_runtime::cuda::dnn::{Steps, cudnn, spelled};
 use precast_runtime::cuda::graphs::Library;
 use precast_runtime::cuda::launch::{Facts, Lowered};
@@ -48,8 +50,22 @@ fn devices() -> Vec<Device> {
     ]
 }
 
+/// What became of a plan's convolutions and attention.
+#[derive(Default)]
+struct Count {
+    whole: usize,
+    /// f32 sums by cuDNN, the epilogue by a kernel of ours.
+    sums: usize,
+    /// Steps that no graph runs.
+    ours: usize,
+}
+
 /// cuDNN's own graphs; products are taken to be cuBLASLt's.
-struct Described(Steps);
+struct Described {
+    steps: Steps,
+    count: Count,
+    faults: Vec<String>,
+}
 
 impl Offers for Described {
     fn product(&mut self, _: &Product) -> precast_runtime::Result<Answer> {
@@ -62,29 +78,75 @@ impl Offers for Described {
         kernel: &Kernel,
         out: &mut Lowered,
     ) -> precast_runtime::Result<Graph> {
-        self.0.lower(plan, kernel, out)
+        let answer = self.steps.lower(plan, kernel, out)?;
+        match &answer {
+            Graph::Lowered if out.tasks.len() == 1 => self.count.whole += 1,
+            Graph::Lowered => {
+                self.count.sums += 1;
+                if fuses(plan, kernel) {
+                    self.faults.push(format!("the epilogue is refused: {kernel:?}"));
+                }
+            }
+            Graph::No(why) => {
+                self.count.ours += 1;
+                if !is_lacking(plan, kernel) {
+                    self.faults.push(format!("{why}: {kernel:?}"));
+                }
+            }
+        }
+        Ok(answer)
     }
+}
+
+fn is_f32(plan: &Plan, a: &Access) -> bool {
+    plan.tensors[a.tensor as usize].dtype == DType::F32
+}
+
+/// Steps that cuDNN is known to have no graph for: attention over f32, and gradients of filters
+/// whose 16-bit operands have channels in other numbers than eights.
+fn is_lacking(plan: &Plan, kernel: &Kernel) -> bool {
+    match kernel {
+        Kernel::Attention(a) => is_f32(plan, &a.q),
+        Kernel::AttentionGrad(g) => is_f32(plan, &g.forward.q),
+        Kernel::Conv(c) => {
+            let channels = c.geometry.c / c.geometry.groups;
+            c.kind == ConvKind::FilterGrad && !is_f32(plan, &c.a) && channels % 8 != 0
+        }
+        _ => false,
+    }
+}
+
+/// Whether cuDNN is to run the epilogue of a convolution too. Exact f32 is left out: a ReLU there
+/// has no engine that keeps NaN and does not round operands.
+fn fuses(plan: &Plan, kernel: &Kernel) -> bool {
+    let Kernel::Conv(c) = kernel else { return true };
+    let known = matches!(
+        c.epilogue.kind,
+        EpilogueKind::Store | EpilogueKind::Bias | EpilogueKind::BiasRelu
+    );
+    let exact = is_f32(plan, &c.a) && c.math == Math::Exact;
+    known && c.epilogue.outputs.len() == 1 && !exact
 }
 
 const ADAMW: &str = "kind = \"adamw\"\nlr = 1e-3";
 const SGD: &str = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9";
 
 /// A network of the test models, trained from the start.
-fn network(file: &str, policy: &str, target: &str) -> Plan {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
+fn network(file: &str, policy: &str, target: &str, [batch, side]: [usize; 2]) -> Plan {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let text = format!(
         "model = \"{file}\"\n\
          [weights]\ninit = \"default\"\n\
          [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
          inputs = {{ x = \"in.x\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
-         [loss]\nkind = \"cross_entropy\"\ntarget = \"targets\"\n\
+         [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
          [optimizer]\n{SGD}\n[train]\nsteps = 20\n\
          [precision]\npolicy = \"{policy}\"\n[target]\ndevice = \"{target}\"\n"
     );
     let recipe = Recipe::parse(folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
     let mut options = Options::default();
-    options.shapes.insert("x".into(), vec![32, 3, 224, 224]);
-    options.shapes.insert("targets".into(), vec![32]);
+    options.shapes.insert("x".into(), vec![batch, 3, side, side]);
+    options.shapes.insert("targets".into(), vec![batch]);
     pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{file} {policy}: {e}")).plan
 }
 
@@ -98,67 +160,78 @@ fn plans(target: &str) -> Vec<(String, Plan)> {
             let plan = f.compile_with("model.onnx", policy, optimizer, &train, false).plan;
             plans.push((format!("{fixture} {policy}"), plan));
         }
-        let resnet = network("resnet18.ts.op17.train.onnx", policy, target);
+        let biases = network("gpu/convolutions.pir", policy, target, [16, 32]);
+        plans.push((format!("convolutions {policy}"), biases));
+    }
+    for policy in ["f32", "bf16"] {
+        let resnet = network("models/resnet18.ts.op17.train.onnx", policy, target, [32, 224]);
         plans.push((format!("resnet18 {policy}"), resnet));
     }
     plans
 }
 
-/// Asks for the graphs of a device's plans; what is wrong.
-fn survey(
-    device: &Device,
-    files: &[(String, Plan)],
-    candidates: usize,
-) -> Result<(String, Vec<String>), String> {
-    use std::fmt::Write as _;
+/// What cuDNN said for one device.
+struct Survey {
+    /// A line for each plan, and one for all.
+    lines: Vec<String>,
+    /// A line for each graph.
+    graphs: Vec<String>,
+    faults: Vec<String>,
+}
+
+/// Asks for the graphs of a device's plans, each with at most so many ways of running it.
+fn survey(device: &Device, files: &[(String, Plan)], ways: usize) -> Result<Survey, String> {
     let begin = Instant::now();
     let target = device.target;
     let plans = if files.is_empty() { plans(target) } else { files.to_vec() };
-    let compiled = begin.elapsed().as_secs_f64();
-    let steps = Steps::described(device.json, device.facts.clone(), candidates).map_err(|e| e.to_string())?;
-    let mut offers = Described(steps);
-    let (mut said, mut faults) = (String::new(), vec![]);
+    let compiled = begin.elapsed().as_secs();
+    let steps = Steps::described(device.json, device.facts.clone(), ways);
+    let steps = steps.map_err(|e| e.to_string())?;
+    let mut offers = Described { steps, count: Count::default(), faults: vec![] };
+    let (mut lines, mut faults) = (vec![], vec![]);
     for (name, plan) in &plans {
-        offers.0.begin(plan);
-        let lowered = lower(plan, &device.facts, &mut offers).map_err(|e| e.to_string())?;
-        for notice in lowered.notices {
-            writeln!(said, "{target} {name}: {notice}").expect("memory");
-        }
+        offers.steps.begin(plan);
+        lower(plan, &device.facts, &mut offers).map_err(|e| e.to_string())?;
+        let Count { whole, sums, ours } = std::mem::take(&mut offers.count);
+        lines.push(format!(
+            "{target:6} {name:20} {whole:3} steps by cuDNN, {sums:2} in part, {ours:2} not"
+        ));
+        faults.extend(offers.faults.drain(..).map(|f| format!("{target} {name}: {f}")));
     }
-    let (mut built, mut refused, mut ways) = (0, 0, 0);
-    for (key, answer) in offers.0.asked() {
-        match answer {
+    let (mut built, mut refused, mut finished) = (0, 0, 0);
+    let mut graphs = vec![];
+    for (key, answer) in offers.steps.asked() {
+        let answer = match answer {
             Ok(graph) => {
                 built += 1;
-                ways += graph.candidates();
-                let tags: Vec<&str> = (0..graph.candidates()).map(|c| graph.tag(c)).collect();
-                writeln!(said, "{target} {key}: {}", tags.join("; ")).expect("memory");
+                finished += graph.candidates();
+                (0..graph.candidates()).map(|c| graph.tag(c)).collect::<Vec<_>>().join("; ")
             }
             Err(why) => {
                 refused += 1;
-                writeln!(said, "{target} {key}: NO: {why}").expect("memory");
+                format!("NO: {why}")
             }
-        }
+        };
+        graphs.push(format!("{target}\t{key}\t{answer}"));
     }
-    writeln!(
-        said,
-        "{target}: {built} graphs built with {ways} plans, {refused} refused, of {} training plans; \
-         {:.0} s, {compiled:.0} of them compiling plans",
-        plans.len(),
-        begin.elapsed().as_secs_f64()
-    )
-    .expect("memory");
     if built == 0 {
         faults.push(format!("{target}: no graph at all"));
     }
-    Ok((said, faults))
+    lines.push(format!(
+        "{target:6} {built} graphs with {finished} execution plans, {refused} refused, in {} s; \
+         {compiled} s before for {} training plans",
+        begin.elapsed().as_secs() - compiled,
+        plans.len()
+    ));
+    Ok(Survey { lines, graphs, faults })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cuDNN {}", spelled(cudnn()?.version()));
+    const USAGE: &str = "usage: cuda_graphs REPORT [WAYS [PLAN]…]";
     let mut arguments = std::env::args_os().skip(1);
-    let candidates: usize = match arguments.next() {
-        Some(n) => n.to_string_lossy().parse().map_err(|_| "usage: cuda_graphs [CANDIDATES [PLAN]…]")?,
+    let report = arguments.next().ok_or(USAGE)?;
+    let ways: usize = match arguments.next() {
+        Some(n) => n.to_string_lossy().parse().map_err(|_| USAGE)?,
         None => 1,
     };
     let mut files = vec![];
@@ -166,18 +239,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         let plan = Plan::from_json(&std::fs::read_to_string(&path)?)?;
         files.push((Path::new(&path).display().to_string(), plan));
     }
+    println!("cuDNN {}", spelled(cudnn()?.version()));
     let devices = devices();
-    let results: Vec<_> = std::thread::scope(|scope| {
+    let surveys: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> =
-            devices.iter().map(|d| scope.spawn(|| survey(d, &files, candidates))).collect();
+            devices.iter().map(|d| scope.spawn(|| survey(d, &files, ways))).collect();
         running.into_iter().map(|r| r.join().expect("a survey ends")).collect()
     });
-    let mut faults = vec![];
-    for r in results {
-        let (said, found) = r?;
-        print!("{said}");
-        faults.extend(found);
+    let (mut graphs, mut faults) = (vec![], vec![]);
+    for s in surveys {
+        let s = s?;
+        println!("{}", s.lines.join("\n"));
+        graphs.extend(s.graphs);
+        faults.extend(s.faults);
     }
+    std::fs::write(report, graphs.join("\n") + "\n")?;
     for fault in &faults {
         println!("{fault}");
     }

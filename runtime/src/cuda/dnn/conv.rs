@@ -172,7 +172,8 @@ impl Dnn {
 fn relu(b: &mut Builder, x: &Tensor, y: &Tensor) -> Result<(), Refusal> {
     let zero = b.number(0.0)?;
     let below = b.inner(x, Format::Bool)?;
-    let (lt, select) = (Pointwise::CUDNN_POINTWISE_CMP_LT, Pointwise::CUDNN_POINTWISE_BINARY_SELECT);
+    let (lt, select) =
+        (Pointwise::CUDNN_POINTWISE_CMP_LT, Pointwise::CUDNN_POINTWISE_BINARY_SELECT);
     b.pointwise(lt, Format::F32, x, Some(&zero), None, &below)?;
     b.pointwise(select, Format::F32, &zero, Some(x), Some(&below), y)
 }

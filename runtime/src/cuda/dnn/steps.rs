@@ -87,7 +87,10 @@ impl<'a> Wish<'a> {
 enum Device {
     Here(Arc<Context>),
     /// Properties of one, as cuDNN's own JSON: graphs are built and cannot be bound.
-    Described { json: String, candidates: usize },
+    Described {
+        json: String,
+        candidates: usize,
+    },
 }
 
 impl Device {
@@ -184,7 +187,9 @@ impl Steps {
 
     /// Every graph that was asked for, by what tells it from others, or why cuDNN has none.
     pub fn asked(&self) -> impl Iterator<Item = (&str, std::result::Result<&Graph, &str>)> {
-        self.known.iter().map(|(k, a)| (k.as_str(), a.as_ref().map(|g| &**g).map_err(|w| w.as_str())))
+        self.known
+            .iter()
+            .map(|(k, a)| (k.as_str(), a.as_ref().map(|g| &**g).map_err(|w| w.as_str())))
     }
 
     fn handle(&self) -> &Handle {
