@@ -1,5 +1,6 @@
 //! Every graph that the CUDA backend asks cuDNN for in the test plans, built by NVIDIA's own library
-//! for described devices, up to finished execution plans: for `tests/gpu/dnn_check`.
+//! for described devices, up to finished execution plans; and every product, told to NVIDIA's own
+//! cuBLASLt: for `tests/gpu/dnn_check`.
 //!
 //!     cuda_graphs REPORT [WAYS [FILE OF A PLAN]…]
 //!
@@ -14,6 +15,7 @@ use common::Fixture;
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline::{self, Options};
 use precast_plan::{Access, ConvKind, DType, EpilogueKind, Kernel, Math, Plan};
+use precast_runtime::cuda::blas;
 use precast_runtime::cuda::dnn::{Steps, cudnn, spelled};
 use precast_runtime::cuda::graphs::Library;
 use precast_runtime::cuda::launch::{Facts, Lowered};
@@ -58,9 +60,10 @@ struct Count {
     sums: usize,
     /// Steps that no graph runs.
     ours: usize,
+    products: usize,
 }
 
-/// cuDNN's own graphs; products are taken to be cuBLASLt's.
+/// cuDNN's own graphs; products are taken to be cuBLASLt's where it can be told of them.
 struct Described {
     steps: Steps,
     count: Count,
@@ -68,7 +71,11 @@ struct Described {
 }
 
 impl Offers for Described {
-    fn product(&mut self, _: &Product) -> precast_runtime::Result<Answer> {
+    fn product(&mut self, p: &Product) -> precast_runtime::Result<Answer> {
+        match blas::tell(p)? {
+            Ok(()) => self.count.products += 1,
+            Err(why) => self.faults.push(format!("{why}: {p:?}")),
+        }
         Ok(Answer::Yes)
     }
 
@@ -102,15 +109,16 @@ fn is_f32(plan: &Plan, a: &Access) -> bool {
     plan.tensors[a.tensor as usize].dtype == DType::F32
 }
 
-/// Steps that cuDNN is known to have no graph for: attention over f32, and gradients of filters
-/// whose 16-bit operands have channels in other numbers than eights.
+/// Steps that cuDNN is known to have no graph for: attention over f32, and f32 gradients of filters
+/// from 16-bit operands with channels in other numbers than eights or in groups.
 fn is_lacking(plan: &Plan, kernel: &Kernel) -> bool {
     match kernel {
         Kernel::Attention(a) => is_f32(plan, &a.q),
         Kernel::AttentionGrad(g) => is_f32(plan, &g.forward.q),
         Kernel::Conv(c) => {
-            let channels = c.geometry.c / c.geometry.groups;
-            c.kind == ConvKind::FilterGrad && !is_f32(plan, &c.a) && channels % 8 != 0
+            let g = &c.geometry;
+            let odd = g.c % 8 != 0 || g.groups > 1;
+            c.kind == ConvKind::FilterGrad && !is_f32(plan, &c.a) && odd
         }
         _ => false,
     }
@@ -163,6 +171,12 @@ fn plans(target: &str) -> Vec<(String, Plan)> {
         let biases = network("gpu/convolutions.pir", policy, target, [16, 32]);
         plans.push((format!("convolutions {policy}"), biases));
     }
+    if target != "sm_80" {
+        let f = Fixture::open("tiny_gpt");
+        let train = format!("\n[target]\ndevice = \"{target}\"");
+        let plan = f.compile_with("model.onnx", "fp8", ADAMW, &train, false).plan;
+        plans.push(("tiny_gpt fp8".into(), plan));
+    }
     for policy in ["f32", "bf16"] {
         let resnet = network("models/resnet18.ts.op17.train.onnx", policy, target, [32, 224]);
         plans.push((format!("resnet18 {policy}"), resnet));
@@ -192,9 +206,10 @@ fn survey(device: &Device, files: &[(String, Plan)], ways: usize) -> Result<Surv
     for (name, plan) in &plans {
         offers.steps.begin(plan);
         lower(plan, &device.facts, &mut offers).map_err(|e| e.to_string())?;
-        let Count { whole, sums, ours } = std::mem::take(&mut offers.count);
+        let Count { whole, sums, ours, products } = std::mem::take(&mut offers.count);
         lines.push(format!(
-            "{target:6} {name:20} {whole:3} steps by cuDNN, {sums:2} in part, {ours:2} not"
+            "{target:6} {name:20} {whole:3} steps by cuDNN, {sums:2} in part, {ours:2} not; \
+             {products:3} products"
         ));
         faults.extend(offers.faults.drain(..).map(|f| format!("{target} {name}: {f}")));
     }
