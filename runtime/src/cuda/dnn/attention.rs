@@ -5,7 +5,8 @@
 use super::Dnn;
 use super::conv::dtype;
 use super::desc::Refusal;
-use super::graph::{Builder, Format, Graph, Home, Tensor, Wanted, dense};
+use super::engines::Wanted;
+use super::graph::{Builder, Format, Graph, Home, Tensor, dense};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use cudarc::cudnn::sys::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::{Access, Attention, AttentionGrad, Plan};

@@ -2,7 +2,8 @@
 
 use super::Dnn;
 use super::desc::{Kind, Name, Refusal};
-use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted, dense};
+use super::engines::Wanted;
+use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, dense};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Plan, TensorId,

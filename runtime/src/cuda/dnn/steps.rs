@@ -3,7 +3,7 @@
 use super::attention::{gradient_slots, slots};
 use super::conv::sums_strides;
 use super::graph::Graph;
-use super::{Dnn, For, Handle, Offer, Stores, spelled};
+use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
 use crate::cuda::driver::{Context, Event, Stream};
 use crate::cuda::graphs::Library;
@@ -200,12 +200,12 @@ impl Steps {
     /// compiles kernels. NVIDIA's guide allows calls from several threads which share no handle; a
     /// plan is run by another handle of the same device than it was built with, and these are kept.
     fn build(&mut self, plan: &Plan, wishes: BTreeMap<String, Wish>) {
-        let wishes: Vec<(String, Wish, Option<String>)> = wishes
+        let wishes: Vec<(String, Wish, Option<Remembered>)> = wishes
             .into_iter()
             .filter(|(key, _)| !self.known.contains_key(key))
             .map(|(key, wish)| {
-                let tag = self.remembered(&key);
-                (key, wish, tag)
+                let known = self.remembered(&key);
+                (key, wish, known)
             })
             .collect();
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -224,14 +224,14 @@ impl Steps {
         let (device, deterministic) = (&self.device, self.deterministic);
         let work = |dnn: &mut Dnn| -> Result<()> {
             device.bind()?;
-            while let Some((key, wish, tag)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                dnn.remember(tag.clone());
+            while let Some((key, wish, known)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                dnn.remember(known.clone());
                 let graph = match wish.build(dnn, plan, deterministic) {
                     Offer::Graph(g) => Ok(g),
                     Offer::No(why) => Err(why),
                 };
                 let alone = graph.as_ref().is_ok_and(|g| {
-                    g.candidates() == 1 && tag.as_ref().is_some_and(|t| t == g.tag(0))
+                    g.candidates() == 1 && known.as_ref().is_some_and(|r| r.tag == g.tag(0))
                 });
                 let entry = (key.clone(), graph.map(Arc::new), alone);
                 made.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
@@ -280,13 +280,15 @@ impl Steps {
         format!("{} {} cuDNN {release} {key}", self.device.here().info.name, self.facts.arch())
     }
 
-    /// The tag of the candidate that an earlier process found fastest.
-    fn remembered(&self, key: &str) -> Option<String> {
+    /// The candidate that an earlier process found fastest.
+    fn remembered(&self, key: &str) -> Option<Remembered> {
         if !self.tune || self.distrusted.contains(key) {
             return None;
         }
-        let tag = self.cache.get("graph", self.cached(key).as_bytes())?;
-        String::from_utf8(tag).ok()
+        let key = self.cached(key);
+        let tag = String::from_utf8(self.cache.get("graph", key.as_bytes())?).ok()?;
+        let plan = self.cache.get("graph-plan", format!("{tag} {key}").as_bytes());
+        Some(Remembered { tag, plan })
     }
 
     /// Runs a candidate on the memory of its step.
@@ -316,8 +318,8 @@ impl Steps {
         let ways = u.graph.candidates();
         let key = self.cached(&u.key);
         let cached = || {
-            let tag = self.remembered(&u.key)?;
-            (0..ways).find(|&c| u.graph.tag(c) == tag)
+            let known = self.remembered(&u.key)?;
+            (0..ways).find(|&c| u.graph.tag(c) == known.tag)
         };
         let known = self.chosen.get(&u.key).copied().or_else(cached);
         let mut refused = vec![];
@@ -361,7 +363,11 @@ impl Steps {
             return Err(refused.join("; "));
         };
         if self.tune {
-            self.cache.put("graph", key.as_bytes(), u.graph.tag(c).as_bytes());
+            let tag = u.graph.tag(c);
+            self.cache.put("graph", key.as_bytes(), tag.as_bytes());
+            if let Some(plan) = u.graph.saved(c) {
+                self.cache.put("graph-plan", format!("{tag} {key}").as_bytes(), &plan);
+            }
         }
         Ok(c)
     }

@@ -303,3 +303,35 @@ fn nvidias_what_cudnn_lacks_is_said() {
     assert!(matches!(dnn.attention(&a, &plan), Offer::No(_)));
     assert!(Dnn::new(For::Described("no json")).is_err());
 }
+
+/// A plan whose kernel is compiled comes back from its text, and one of another graph or nonsense
+/// gives way to what cuDNN offers.
+#[test]
+#[ignore = "needs cuDNN: tests/gpu/dnn_check"]
+fn nvidias_plans_are_saved() {
+    let case = |g: ConvGeometry| Case {
+        g,
+        kind: ConvKind::FilterGrad,
+        input: DType::Bf16,
+        output: DType::F32,
+        math: Math::Exact,
+        last: [true, true],
+        epilogue: EpilogueKind::Store,
+    };
+    let dnn = described();
+    let case = case(geometry(64, 64, 56, 64, 3, 1, 1));
+    let first = conv(&dnn, &case).graph().expect("a plan");
+    let text = first.saved(0).expect("cuDNN writes it down");
+    let built = |plan: &[u8], tag: &str| {
+        dnn.remember(Some(Remembered { tag: tag.into(), plan: Some(plan.to_vec()) }));
+        conv(&dnn, &case).graph().expect("a plan")
+    };
+    let again = built(&text, first.tag(0));
+    assert_eq!((again.tag(0), again.workspace(0)), (first.tag(0), first.workspace(0)));
+    // A tag that no candidate has shows that the plan is not built from a configuration.
+    let end = first.tag(0).split_once(", ").expect("an engine and a workspace").1;
+    let other = format!("engine of another process, {end}");
+    assert_eq!(built(&text, &other).tag(0), other);
+    assert_eq!(built(b"{}", first.tag(0)).tag(0), first.tag(0));
+    assert_eq!(built(&text, "engine 1, workspace -1").tag(0), first.tag(0));
+}
