@@ -1,7 +1,7 @@
 //! `precast check`: is this file in order?
 
 use crate::failure::Outcome;
-use crate::input::{self, Kind};
+use crate::input::{self, Dims, Kind};
 use crate::recipe_args::{compile, has_model, open, open_data, options, warn};
 use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
@@ -14,12 +14,14 @@ pub struct Args {
     /// A recipe (.toml), a model (.onnx, .pir) or a plan (.plan).
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    #[command(flatten)]
+    dims: Dims,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let mut found = vec![];
     for path in &args.files {
-        let (kind, summary) = check(path)?;
+        let (kind, summary) = check(path, &args.dims)?;
         if !json {
             say!("{}: {} is in order: {summary}", path.display(), kind.name());
         }
@@ -31,8 +33,9 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     Ok(())
 }
 
-fn check(path: &Path) -> Outcome<(Kind, String)> {
+fn check(path: &Path, dims: &Dims) -> Outcome<(Kind, String)> {
     let kind = Kind::of(path)?;
+    dims.check_kind(path, kind)?;
     let summary = match kind {
         Kind::Recipe => {
             let recipe = input::read_recipe(path)?;
@@ -50,6 +53,7 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
         }
         Kind::Onnx => {
             let info = onnx::inspect(path)?;
+            dims.check_names(path, &info)?;
             if !info.unsupported.is_empty() {
                 let message =
                     format!("operators that cannot be imported: {}", info.unsupported.join(", "));
@@ -57,7 +61,7 @@ fn check(path: &Path) -> Outcome<(Kind, String)> {
                     .at(Place::File { path: path.into() })
                     .into());
             }
-            let assumed = onnx::load_assuming(path)?;
+            let assumed = onnx::load_assuming(path, &dims.dims)?;
             let operators: usize = info.ops.values().sum();
             let parameters = info.params.iter().filter(|p| !p.buffer);
             let elements: usize = parameters.map(|p| p.shape.iter().product::<usize>()).sum();

@@ -1,12 +1,63 @@
 //! What a command is pointed at.
 
 use crate::failure::Outcome;
+use precast_compiler::diagnostic::suggestion;
+use precast_compiler::frontend::onnx::ModelInfo;
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::ir::{self, Graph};
 use precast_compiler::{Diagnostic, Diagnostics, Place, text};
 use precast_plan::Plan;
 use std::io::Read;
 use std::path::Path;
+
+/// Extents of an ONNX model's dynamic dimensions.
+#[derive(clap::Args)]
+pub struct Dims {
+    /// Of an ONNX model: extents of its dynamic dimensions, such as `N=4`.
+    #[arg(long = "dim", value_name = "NAME=EXTENT", value_parser = dim)]
+    pub dims: Vec<(String, usize)>,
+}
+
+fn dim(text: &str) -> Result<(String, usize), String> {
+    let (name, extent) = text.split_once('=').ok_or("expected NAME=EXTENT")?;
+    Ok((name.into(), extent.parse().map_err(|_| format!("`{extent}` is not an extent"))?))
+}
+
+/// The error where an option has no meaning for a file.
+pub fn idle(path: &Path, option: &str, why: &str) -> Diagnostic {
+    Diagnostic::error("P0011", format!("`{option}` means nothing for this input: {why}"))
+        .at(Place::File { path: path.into() })
+        .help("leave it out")
+}
+
+impl Dims {
+    /// # Errors
+    /// P0011 where extents are given and the file is no ONNX model.
+    pub fn check_kind(&self, path: &Path, kind: Kind) -> Outcome {
+        let why = match kind {
+            Kind::Onnx => return Ok(()),
+            Kind::Recipe => "a recipe has `dims` in [data]",
+            Kind::Ir | Kind::Plan => "only an ONNX model has dynamic dimensions",
+        };
+        if self.dims.is_empty() { Ok(()) } else { Err(idle(path, "--dim", why).into()) }
+    }
+
+    /// # Errors
+    /// P0109 where the model lacks a dimension.
+    pub fn check_names(&self, path: &Path, info: &ModelInfo) -> Outcome {
+        let known = info.dim_names();
+        match self.dims.iter().find(|(n, _)| !known.contains(&n.as_str())) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let message = format!("the model has no dynamic dimension `{name}`");
+                Err(Diagnostic::error("P0109", message)
+                    .at(Place::File { path: path.into() })
+                    .help(suggestion("dynamic dimensions", name, &known))
+                    .into())
+            }
+        }
+    }
+}
 
 /// The kinds of file, by their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,8 +16,8 @@ use crate::frontend::recipe::{
     Facts, LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind,
     WeightInit,
 };
-use crate::frontend::recognise;
-use crate::ir::{Graph, ValueId, VarInit, VarRole};
+use crate::frontend::{recognise, textual};
+use crate::ir::{Graph, ValueId, VarInit};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::{PrecisionOptions, casts};
@@ -384,7 +384,7 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
     };
     let path = recipe.model_path();
     if recipe.is_textual() {
-        let imported = textual(&path)?;
+        let imported = textual::load(&path, import.weights.as_deref())?;
         let inputs: Vec<&str> = imported.inputs.iter().map(|(n, _)| n.as_str()).collect();
         recipe.check_against(&inputs, &[])?;
         return Ok(imported);
@@ -394,38 +394,6 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
     let simple = simplify::simplify(&imported.graph)?;
     imported.graph = simplify::simplify(&recognise::recognise(&simple))?;
     Ok(imported)
-}
-
-/// A model in textual IR: extents are as written, and training and evaluation are the same graph.
-fn textual(path: &std::path::Path) -> Result<Imported> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Diagnostic::error("P0407", format!("cannot read the model: {e}"))
-            .at(Place::File { path: path.into() })
-    })?;
-    let graph = text::parse(path, &text)?;
-    ir::verify::verify(&graph)?;
-    let inputs = graph.nodes().filter_map(|(_, n)| match &n.op {
-        Op::Input(i) => Some((i.name.clone(), graph.ty(n.outputs[0]).clone())),
-        _ => None,
-    });
-    let params = graph.vars.iter().filter(|(_, v)| v.role == VarRole::Param);
-    Ok(Imported {
-        inputs: inputs.collect(),
-        outputs: graph
-            .results
-            .iter()
-            .filter_map(|r| Some(r.name.strip_prefix("out.")?.to_string()))
-            .collect(),
-        params: params.map(|(name, _)| name.clone()).collect(),
-        drawn: graph
-            .vars
-            .iter()
-            .filter(|(_, v)| matches!(v.init, VarInit::Uniform { .. } | VarInit::Normal { .. }))
-            .map(|(name, _)| name.clone())
-            .collect(),
-        warnings: vec![],
-        graph,
-    })
 }
 
 /// What the plan is priced on: the recipe's table, a shipped description, or for `cpu` the shipped

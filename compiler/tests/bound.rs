@@ -112,7 +112,7 @@ fn joint_of(text: &str, dice: &mut Dice, folder: &Path) -> (Graph, u32) {
     let clip = ["", "clip_norm = 1.0\n"][dice.roll(2)];
     let recipe = format!(
         "model = {file:?}\n[data]\ntargets = {{ targets = \"targets\" }}\n\
-         [weights]\nfile = \"weights.safetensors\"\n[loss]\nkind = \"cross_entropy\"\n\
+         [loss]\nkind = \"cross_entropy\"\n\
          prediction = \"logits\"\ntarget = \"targets\"\n[optimizer]\n{optimizer}\n\
          [train]\nsteps = 1\naccumulate = {micro}\n{clip}"
     );

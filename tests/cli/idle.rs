@@ -24,6 +24,11 @@ fn names_that_the_model_lacks_are_errors_with_a_place() {
     let (code, text) = lab.fails(&["show", "model.onnx", "--dim", "batch=4", "--dim", "M=2"]);
     assert_eq!(code, "P0109", "{text}");
 
+    assert_eq!(lab.fails(&["check", "model.onnx", "--dim", "M=2"]).0, "P0109");
+    assert_eq!(lab.fails(&["check", "recipe.toml", "--dim", "batch=4"]).0, "P0011");
+    assert!(lab.ok(&["check", "model.onnx"]).contains("assumed extents: batch = 2"));
+    assert!(!lab.ok(&["check", "model.onnx", "--dim", "batch=4"]).contains("assumed"));
+
     // Textual IR states every extent.
     let lab = Lab::with("[loss]", "dims = { batch = 4 }\n[loss]");
     assert_eq!(lab.fails(&["compile", "recipe.toml"]).0, "P0109");

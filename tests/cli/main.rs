@@ -4,6 +4,7 @@ mod classes;
 mod faults;
 mod idle;
 mod lab;
+mod names;
 mod plans;
 mod ranges;
 mod resume;

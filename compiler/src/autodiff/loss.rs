@@ -1,13 +1,15 @@
 //! Losses: appended to the forward graph as ordinary operations.
 
 use super::build::Build;
+use super::names;
 use super::spec::{ClassAxis, LossSpec};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId};
 use crate::ops::{Broadcast, Const, CrossEntropy, Input, Op, Reduce, Reshape, Transpose};
 use precast_plan::{BinaryOp, DType, ReduceOp, UnaryOp};
 
-/// Appends the loss and returns it (a scalar, also the result `loss`).
+/// Appends the loss and returns it (a scalar, also the result `loss`). Nodes of the model that are
+/// named as the step's own are renamed: `loss` becomes `model.loss`.
 ///
 /// # Errors
 /// P0403: the prediction is not an output of the model, or has the wrong shape or kind; P0404: the
@@ -30,6 +32,7 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
         )
         .into());
     }
+    names::give_way(g);
     let loss = match spec {
         &LossSpec::CrossEntropy { ignore_index, label_smoothing, ref class_axis, .. } => {
             let shape = g.shape(p).clone();

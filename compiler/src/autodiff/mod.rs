@@ -5,6 +5,7 @@ mod backward;
 mod build;
 mod loss;
 mod machine;
+mod names;
 mod spec;
 mod update;
 

@@ -47,6 +47,17 @@ pub enum OptimizerSpec {
     },
 }
 
+impl OptimizerSpec {
+    /// What is kept for each parameter, as the variables are named: `<parameter>.<state>`.
+    pub fn states(&self) -> &'static [&'static str] {
+        match self {
+            OptimizerSpec::Sgd { momentum: 0.0, .. } => &[],
+            OptimizerSpec::Sgd { .. } => &["momentum"],
+            OptimizerSpec::Adam { .. } => &["exp_avg", "exp_avg_sq"],
+        }
+    }
+}
+
 /// Shape of the learning rate after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LrCurve {

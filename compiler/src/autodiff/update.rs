@@ -3,6 +3,7 @@
 use super::backward::backward;
 use super::build::Build;
 use super::machine::{self, names};
+use super::names as own;
 use super::spec::{OptimizerSpec, TrainSpec};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, SEED, TensorType, ValueId, VarInit, VarRole};
@@ -21,9 +22,12 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 /// here the graph means the same and scales too late, unless [`super::ScaleSpec::at_seed`].
 ///
 /// # Errors
-/// P0402, see [`backward`]; P0405 where no parameter influences the loss.
+/// P0402, see [`backward`]; P0404 where a parameter has the name of a variable of the step; P0405 where no parameter influences the loss.
 pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool) -> Result<Graph> {
+    let first = g.node_count();
     let params: Vec<(String, ValueId)> = trained_reads(&g, &spec.frozen);
+    let names: Vec<&str> = params.iter().map(|(name, _)| name.as_str()).collect();
+    own::check_variables(&g, &names, spec)?;
     let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let seed = {
         let data = ConstData::scalar(1.0 / spec.accumulate as f32);
@@ -55,6 +59,7 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
         }
     }
     update_region(&mut g, &mut trained, spec, keep_gradients);
+    own::set_apart(&mut g, first);
     let g = g.without_dead_nodes();
     crate::ir::verify::verify(&g)?;
     Ok(g)
@@ -63,7 +68,8 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
 /// The loss scale as the backward pass reads it.
 fn loss_scale(g: &mut Graph, spec: &TrainSpec) -> Option<ValueId> {
     let scale = spec.scale?;
-    let known = g.nodes().find(|(_, n)| n.name == names::LOSS_SCALE).map(|(_, n)| n.outputs[0]);
+    let read = |op: &Op| matches!(op, Op::Var(v) if v.name == names::LOSS_SCALE);
+    let known = g.nodes().find(|(_, n)| read(&n.op)).map(|(_, n)| n.outputs[0]);
     Some(known.unwrap_or_else(|| {
         let mut b = Build { g, region: Region::Backward };
         let init = VarInit::Value(scale.init);
@@ -105,7 +111,7 @@ fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_
             t.grad = b.op(&format!("{}.scaled_grad", t.name), ScaleBy {}, &[s, t.grad]);
         }
         if spec.accumulate > 1 {
-            let name = format!("{}.accumulated", t.name);
+            let name = own::accumulator(&t.name);
             let ty = TensorType::f32(b.g.shape(t.grad).clone());
             let so_far = b.var(&name, ty.clone(), VarRole::Accumulator, VarInit::Zeros);
             let sum = b.bin(&format!("{name}.sum"), BinaryOp::Add, so_far, t.grad);
@@ -213,23 +219,29 @@ fn optimize(b: &mut Build, t: &Trained, spec: &TrainSpec, s: &Scalars) {
     let exempt = spec.no_decay_vectors && ty.shape.rank() <= 1;
     let decay = |w: f64| Real(if exempt { 0.0 } else { w });
     let w = b.read(&t.name);
-    let state = |b: &mut Build, what: &str| {
-        let name = format!("{}.{what}", t.name);
-        let ty = TensorType::f32(ty.shape.clone());
-        (name.clone(), b.var(&name, ty, VarRole::Optimizer, VarInit::Zeros))
-    };
+    let states: Vec<(String, ValueId)> = spec
+        .optimizer
+        .states()
+        .iter()
+        .map(|what| {
+            let name = own::state(&t.name, what);
+            let ty = TensorType::f32(ty.shape.clone());
+            (name.clone(), b.var(&name, ty, VarRole::Optimizer, VarInit::Zeros))
+        })
+        .collect();
     let name = format!("{}.update", t.name);
     let new = match spec.optimizer {
         OptimizerSpec::Sgd { momentum, nesterov, weight_decay } => {
             let op =
                 SgdUpdate { momentum: Real(momentum), nesterov, weight_decay: decay(weight_decay) };
-            if momentum == 0.0 {
-                b.op(&name, op, &[w, t.grad, s.lr, s.factor, s.apply])
-            } else {
-                let (vn, v) = state(b, "momentum");
-                let y = b.all(&name, op, &[w, v, t.grad, s.lr, s.factor, s.apply]);
-                b.update(&vn, y[1]);
-                y[0]
+            match &states[..] {
+                [] => b.op(&name, op, &[w, t.grad, s.lr, s.factor, s.apply]),
+                [(vn, v)] => {
+                    let y = b.all(&name, op, &[w, *v, t.grad, s.lr, s.factor, s.apply]);
+                    b.update(vn, y[1]);
+                    y[0]
+                }
+                _ => panic!("SGD has one state"),
             }
         }
         OptimizerSpec::Adam { beta1, beta2, eps, weight_decay, decoupled } => {
@@ -240,18 +252,17 @@ fn optimize(b: &mut Build, t: &Trained, spec: &TrainSpec, s: &Scalars) {
                 weight_decay: decay(weight_decay),
                 decoupled,
             };
-            let (mn, m) = state(b, "exp_avg");
-            let (vn, v) = state(b, "exp_avg_sq");
+            let [(mn, m), (vn, v)] = &states[..] else { panic!("Adam has two states") };
             let [c1, c2] = s.corrections else { panic!("Adam has two bias corrections") };
-            let y = b.all(&name, op, &[w, m, v, t.grad, s.lr, s.factor, s.apply, *c1, *c2]);
-            b.update(&mn, y[1]);
-            b.update(&vn, y[2]);
+            let y = b.all(&name, op, &[w, *m, *v, t.grad, s.lr, s.factor, s.apply, *c1, *c2]);
+            b.update(mn, y[1]);
+            b.update(vn, y[2]);
             y[0]
         }
     };
     b.update(&t.name, new);
     if let Some(decay) = spec.ema {
-        let ema = format!("ema.{}", t.name);
+        let ema = own::ema(&t.name);
         let old = b.var(&ema, ty, VarRole::Ema, VarInit::CopyOf(t.name.clone()));
         let op = EmaUpdate { decay: Real(decay) };
         let new = b.op(&format!("{ema}.update"), op, &[old, new, s.apply]);

@@ -3,3 +3,5 @@
 pub mod onnx;
 pub mod recipe;
 pub mod recognise;
+pub mod textual;
+mod weights;

@@ -227,6 +227,11 @@ impl Graph {
         self.nodes[id.0 as usize].op = op;
     }
 
+    /// Gives a node another name, unchecked.
+    pub fn rename(&mut self, id: NodeId, name: String) {
+        self.nodes[id.0 as usize].name = name;
+    }
+
     /// Appends a node; result types are inferred, reals as f32.
     ///
     /// # Errors

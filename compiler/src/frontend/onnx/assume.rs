@@ -36,20 +36,22 @@ pub struct Assumed {
     pub imported: Option<Imported>,
 }
 
-/// Imports a model in training form with assumed extents where its own are dynamic, and with drawn
-/// values where its weight file does not exist.
+/// Imports a model in training form with `given` extents of its dynamic dimensions, with assumed ones
+/// for the others, and with drawn values where its weight file does not exist.
 ///
 /// # Errors
 /// As [`load`]. Where extents were assumed, the help of the first says which: another choice could
 /// have another outcome, although several were tried.
-pub fn load_assuming(path: &Path) -> Result<Assumed> {
+pub fn load_assuming(path: &Path, given: &[(String, usize)]) -> Result<Assumed> {
     let info = inspect(path)?;
     if info.inputs.iter().any(|i| i.dims.is_none()) {
         return Ok(Assumed { info, dims: vec![], imported: None });
     }
     let firsts = info.inputs.iter().filter_map(|i| i.dims.as_ref()?.first());
     let batches: Vec<&Dim> = firsts.filter(|d| matches!(d, Dim::Named(_))).collect();
-    let names: Vec<String> = info.dim_names().iter().map(|n| n.to_string()).collect();
+    let given: BTreeMap<String, usize> = given.iter().cloned().collect();
+    let open = info.dim_names().into_iter().filter(|n| !given.contains_key(*n));
+    let names: Vec<String> = open.map(str::to_string).collect();
     let is_batch = |name: &String| batches.contains(&&Dim::Named(name.clone()));
     let others = if names.iter().all(is_batch) { vec![EXTENTS[0]] } else { extents(&info) };
     let choices = BATCHES.iter().flat_map(|&b| others.iter().map(move |&x| (b, x)));
@@ -58,7 +60,7 @@ pub fn load_assuming(path: &Path) -> Result<Assumed> {
         let dims: Vec<(String, usize)> =
             names.iter().map(|n| (n.clone(), if is_batch(n) { batch } else { extent })).collect();
         let opts = ImportOptions {
-            dims: dims.iter().cloned().collect::<BTreeMap<_, _>>(),
+            dims: given.clone().into_iter().chain(dims.iter().cloned()).collect(),
             init: Some(InitScheme::Default),
             training: true,
             ..ImportOptions::default()

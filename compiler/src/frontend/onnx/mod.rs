@@ -24,7 +24,6 @@ mod scalar;
 mod source;
 mod tensor;
 mod warnings;
-mod weights;
 
 #[cfg(test)]
 mod malformed;

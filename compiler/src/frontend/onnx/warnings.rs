@@ -3,6 +3,7 @@
 use super::import::Importer;
 use super::params::Role;
 use crate::diagnostic::Diagnostic;
+use crate::frontend::weights::shown;
 use crate::ir::{VarInit, VarRole};
 use std::collections::BTreeSet;
 
@@ -63,15 +64,5 @@ impl Importer<'_> {
         }
         let warning = file.partial(&matched, &drawn, &own);
         self.warnings.extend(warning);
-    }
-}
-
-/// A few names and how many more there are.
-pub fn shown(names: &[String]) -> String {
-    const MOST: usize = 5;
-    let first = names[..names.len().min(MOST)].join(", ");
-    match names.len().saturating_sub(MOST) {
-        0 => first,
-        more => format!("{first} and {more} more"),
     }
 }

@@ -1,6 +1,8 @@
 //! A file of weights beside the model: what it has, and how its names fit the model's.
 
-use super::warnings::shown;
+// A diagnostic ends the import, so the size of its move does not matter.
+#![allow(clippy::result_large_err)]
+
 use crate::diagnostic::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,5 +178,15 @@ impl WeightFile {
                 .help("weights are read from F32, F16 or BF16"));
         }
         Ok(())
+    }
+}
+
+/// A few names and how many more there are.
+pub fn shown(names: &[String]) -> String {
+    const MOST: usize = 5;
+    let first = names[..names.len().min(MOST)].join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
