@@ -219,8 +219,8 @@ fn what_a_library_does_not_capture_is_replaced() {
 fn equal_products_are_measured_once() {
     let lab = Lab::new("tiny_gpt", "bf16");
     let [products, algorithms, measured] = lab.tuned(&[]).products();
-    // Two layers, forward and backward.
-    assert!(algorithms * 3 < products * 2, "{algorithms} algorithms for {products} products");
+    // Two layers have the same products, but for how far the smallest tensors are aligned.
+    assert!(algorithms < products, "{algorithms} algorithms for {products} products");
     assert!(measured > 0 && measured < 3 * algorithms, "{measured} of three proposals for each");
     assert_eq!(lab.tuned(&[]).products(), [products, algorithms, 0], "and remembered");
     let untuned = lab.grad(&[("PRECAST_CUDA_TUNE", "0")]).products();

@@ -6,6 +6,9 @@
 //! of a split product too.
 
 mod choose;
+mod told;
+
+pub use told::tell;
 
 use super::api::{Candidate, CublasLt, Status};
 use super::cache::Cache;
@@ -24,6 +27,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::c_void;
 use std::sync::Arc;
+use told::{data_type, word};
 
 /// Set to `0`, the library's first proposal is taken and nothing is measured.
 pub const TUNE_VARIABLE: &str = "PRECAST_CUDA_TUNE";
@@ -35,6 +39,16 @@ const PROPOSALS: usize = 8;
 /// Partial sums of a split product are kept in f32; nothing is added in a narrower format.
 const REDUCTIONS: u32 =
     lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+
+/// What a call needs of the library.
+#[derive(Clone, Copy)]
+struct Library {
+    api: &'static CublasLt,
+    handle: lt::cublasLtHandle_t,
+    /// Addresses of the workspace and of the two constants.
+    workspace: u64,
+    constants: u64,
+}
 
 /// A handle of the library, its workspace, and what was measured before.
 pub struct Blas {
@@ -103,6 +117,16 @@ impl Blas {
         })
     }
 
+    fn library(&self) -> Library {
+        let Blas { api, handle, .. } = *self;
+        Library {
+            api,
+            handle,
+            workspace: self.workspace.address,
+            constants: self.constants.address,
+        }
+    }
+
     /// Bytes of device memory that every plan needs beside its own.
     pub const fn overhead() -> u64 {
         WORKSPACE + 8
@@ -112,7 +136,7 @@ impl Blas {
     /// has not refused to run it; of the addresses only the alignment counts.
     pub fn can(&self, p: &Product, address: &dyn Fn(Place) -> u64) -> Answer {
         let proposed = || -> std::result::Result<(), String> {
-            let call = Call::new(self, p, address)?;
+            let call = Call::new(self.library(), p, address)?;
             if let Some(why) = self.refused.borrow().get(&call.describe(p)) {
                 return Err(why.clone());
             }
@@ -135,7 +159,7 @@ impl Blas {
     /// From now on [`Blas::can`] says no to a product, because [`Blas::prepare`] said why. The
     /// addresses are as for the former. `false` where it said no before.
     pub fn refuse(&self, p: &Product, address: &dyn Fn(Place) -> u64, why: &str) -> bool {
-        Call::new(self, p, address).is_ok_and(|call| {
+        Call::new(self.library(), p, address).is_ok_and(|call| {
             let why = format!("cuBLASLt refuses to run it: {why}");
             self.refused.borrow_mut().insert(call.describe(p), why).is_none()
         })
@@ -156,34 +180,6 @@ fn check(status: Status, what: &str) -> Result<()> {
 /// What the library declines, in words.
 fn said(status: Status, what: &str) -> std::result::Result<(), String> {
     if status == 0 { Ok(()) } else { Err(format!("cuBLASLt, {what}: {}", word(status))) }
-}
-
-/// What a value of cublasStatus_t means.
-fn word(status: Status) -> String {
-    match status {
-        1 => "not initialised".to_string(),
-        3 => "out of memory".to_string(),
-        7 => "an invalid value".to_string(),
-        8 => "the architecture lacks it".to_string(),
-        11 => "access to device memory failed".to_string(),
-        13 => "the kernel failed".to_string(),
-        14 => "an internal error".to_string(),
-        15 => "not supported".to_string(),
-        n => format!("status {n}"),
-    }
-}
-
-fn data_type(d: DType) -> u32 {
-    use lt::cudaDataType_t as T;
-    let t = match d {
-        DType::F16 => T::CUDA_R_16F,
-        DType::Bf16 => T::CUDA_R_16BF,
-        DType::F32 => T::CUDA_R_32F,
-        DType::F8e4m3 => T::CUDA_R_8F_E4M3,
-        DType::F8e5m2 => T::CUDA_R_8F_E5M2,
-        other => unreachable!("products of {other} are not lowered to cuBLASLt"),
-    };
-    t as u32
 }
 
 /// Owns a descriptor of the library.
@@ -222,14 +218,14 @@ pub struct Call {
 unsafe impl Send for Call {}
 
 impl Call {
-    /// The handle and the workspace are those of `blas`, which the owner keeps alive.
+    /// The handle and the workspace are those of the library, which the owner keeps alive.
     /// What the library refuses to be told of is an error in its words.
     fn new(
-        blas: &Blas,
+        library: Library,
         p: &Product,
         address: &dyn Fn(Place) -> u64,
     ) -> std::result::Result<Call, String> {
-        let api = blas.api;
+        let api = library.api;
         let compute = if p.tf32 {
             lt::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
         } else {
@@ -295,7 +291,7 @@ impl Call {
             set(Desc::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &at)?;
         }
         let device_factors = p.alpha.filter(|_| !eight).map(|alpha| {
-            let beta_at = blas.constants.address + if p.c.is_some() { 4 } else { 0 };
+            let beta_at = library.constants + if p.c.is_some() { 4 } else { 0 };
             (address(alpha), beta_at)
         });
         if device_factors.is_some() {
@@ -305,7 +301,7 @@ impl Call {
         let d_at = address(p.d.place);
         Ok(Call {
             api,
-            handle: blas.handle,
+            handle: library.handle,
             a: layout(api, &p.a, p.batch)?,
             b: layout(api, &p.b, p.batch)?,
             d: layout(api, &p.d, p.batch)?,
@@ -315,7 +311,7 @@ impl Call {
             device_factors,
             beta,
             algorithm: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
-            workspace: blas.workspace.address,
+            workspace: library.workspace,
         })
     }
 

@@ -42,6 +42,11 @@ impl Cache {
         Cache { folder: base.map(|b| b.join("precast")) }
     }
 
+    /// One that keeps nothing.
+    pub const fn none() -> Cache {
+        Cache { folder: None }
+    }
+
     /// One in `folder`.
     pub fn at(folder: &Path) -> Cache {
         Cache { folder: Some(folder.into()) }

@@ -27,7 +27,7 @@ impl Blas {
         stream: &Stream,
         measured: bool,
     ) -> Result<std::result::Result<Call, String>> {
-        let mut call = match Call::new(self, p, address) {
+        let mut call = match Call::new(self.library(), p, address) {
             Ok(call) => call,
             Err(why) => return Ok(Err(why)),
         };

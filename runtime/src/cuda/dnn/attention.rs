@@ -5,7 +5,8 @@
 use super::Dnn;
 use super::conv::dtype;
 use super::desc::Refusal;
-use super::graph::{Builder, Format, Graph, Home, Tensor, Wanted, dense};
+use super::engines::Wanted;
+use super::graph::{Builder, Format, Graph, Home, Tensor, dense};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use cudarc::cudnn::sys::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::{Access, Attention, AttentionGrad, Plan};
@@ -189,7 +190,7 @@ impl Dnn {
         let p = s.b.inner(&e, s.io)?;
         s.b.pointwise(Pointwise::CUDNN_POINTWISE_DIV, Format::F32, &e, Some(&sum), None, &p)?;
         s.b.matmul(&p, &v, &o)?;
-        self.build(s.b, &Wanted { exact: false, deterministic: true, nan: false })
+        self.build(s.b, &Wanted { exact: false, deterministic: true })
     }
 
     /// Cotangents of q, k and v. `deterministic` keeps the order of the sums of dq, at the price
@@ -259,6 +260,6 @@ impl Dnn {
             let copy = Pointwise::CUDNN_POINTWISE_IDENTITY;
             s.b.pointwise(copy, Format::F32, &sum, None, None, &d_q)?;
         }
-        self.build(s.b, &Wanted { exact: false, deterministic, nan: false })
+        self.build(s.b, &Wanted { exact: false, deterministic })
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Dnn;
 use super::desc::{Kind, Name, Refusal};
-use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, Wanted, dense};
+use super::engines::Wanted;
+use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, dense};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Plan, TensorId,
@@ -69,6 +70,32 @@ impl Dnn {
         plan: &Plan,
         stores: Stores,
     ) -> Result<Graph, Refusal> {
+        let f32_result = match stores {
+            Stores::Sums => true,
+            Stores::Epilogue => {
+                matches!(c.epilogue.kind, EpilogueKind::Store | EpilogueKind::Accumulate)
+                    && c.epilogue.outputs.iter().all(|o| dtype(plan, o.tensor) == DType::F32)
+            }
+        };
+        // Most releases have no engine for f32 sums of 16-bit operands, but engines that fuse what
+        // follows a convolution keep those sums in f32 and store them as any format.
+        if f32_result && dtype(plan, c.a.tensor) != DType::F32 {
+            let copied = self.conv_graph(c, plan, stores, true);
+            if copied.is_ok() {
+                return copied;
+            }
+        }
+        self.conv_graph(c, plan, stores, false)
+    }
+
+    /// With `copied`, a result without an epilogue is stored by an operation of its own.
+    fn conv_graph(
+        &self,
+        c: &Conv,
+        plan: &Plan,
+        stores: Stores,
+        copied: bool,
+    ) -> Result<Graph, Refusal> {
         let mut b = Builder::new(self.api);
         let [x, w, y] = extents(&c.geometry);
         let (a_dims, b_dims, out_dims) = match c.kind {
@@ -106,7 +133,21 @@ impl Dnn {
             EpilogueKind::Store | EpilogueKind::Accumulate => {
                 let y = result(&mut b)?;
                 let adds = kind == EpilogueKind::Accumulate;
-                convolve(&mut b, c, [&left, &right, &y], adds)?;
+                if copied {
+                    let sums = b.inner(&y, Format::F32)?;
+                    convolve(&mut b, c, [&left, &right, &sums], false)?;
+                    if adds {
+                        let slot = Home::Slot(3);
+                        let old = b.tensor(&out_dims, &out_strides, out_format, slot)?;
+                        let add = Pointwise::CUDNN_POINTWISE_ADD;
+                        b.pointwise(add, Format::F32, &sums, Some(&old), None, &y)?;
+                    } else {
+                        let copy = Pointwise::CUDNN_POINTWISE_IDENTITY;
+                        b.pointwise(copy, Format::F32, &sums, None, None, &y)?;
+                    }
+                } else {
+                    convolve(&mut b, c, [&left, &right, &y], adds)?;
+                }
             }
             EpilogueKind::Bias | EpilogueKind::BiasRelu => {
                 let sums = b.tensor(&out_dims, &out_strides, Format::F32, Home::Nowhere)?;
@@ -126,20 +167,25 @@ impl Dnn {
                     let pre = b.inner(&sums, Format::F32)?;
                     b.pointwise(add, Format::F32, &sums, Some(&bias), None, &pre)?;
                     let y = result(&mut b)?;
-                    let relu = Pointwise::CUDNN_POINTWISE_RELU_FWD;
-                    b.pointwise(relu, Format::F32, &pre, None, None, &y)?;
+                    relu(&mut b, &pre, &y)?;
                 }
             }
             kind => return Err(format!("cuDNN has no epilogue {kind:?}")),
         }
         let f32s = dtype(plan, c.a.tensor) == DType::F32;
-        let wanted = Wanted {
-            exact: f32s && c.math == Math::Exact,
-            deterministic: true,
-            nan: kind == EpilogueKind::BiasRelu,
-        };
-        self.build(b, &wanted)
+        self.build(b, &Wanted { exact: f32s && c.math == Math::Exact, deterministic: true })
     }
+}
+
+/// `y = x < 0 ? 0 : x`. NaN compares false and stays: one made 0 would hide an overflow. cuDNN's own
+/// ReLU keeps it by the promise of an engine alone, and those on tensor cores promise nothing.
+fn relu(b: &mut Builder, x: &Tensor, y: &Tensor) -> Result<(), Refusal> {
+    let zero = b.number(0.0)?;
+    let below = b.inner(x, Format::Bool)?;
+    let (lt, select) =
+        (Pointwise::CUDNN_POINTWISE_CMP_LT, Pointwise::CUDNN_POINTWISE_BINARY_SELECT);
+    b.pointwise(lt, Format::F32, x, Some(&zero), None, &below)?;
+    b.pointwise(select, Format::F32, &zero, Some(x), Some(&below), y)
 }
 
 fn convolve(

@@ -126,6 +126,30 @@ impl Desc {
         Ok(value)
     }
 
+    /// An attribute that is text.
+    pub fn text(&self, name: Name) -> Result<Vec<u8>, Refusal> {
+        let mut count = 0i64;
+        let mut read = |most: usize, at: *mut c_void| -> Result<usize, Refusal> {
+            // SAFETY: `at` has room for `most` bytes; for none the length alone is asked for.
+            let status = unsafe {
+                self.api.cudnnBackendGetAttribute(
+                    self.raw,
+                    name as c_uint,
+                    Type::CUDNN_TYPE_CHAR as c_uint,
+                    most as i64,
+                    &raw mut count,
+                    at,
+                )
+            };
+            self.said(status, &format!("{name:?}"))?;
+            Ok(count.max(0) as usize)
+        };
+        let mut text = vec![0u8; read(0, null_mut())?];
+        let length = read(text.len(), text.as_mut_ptr().cast())?;
+        text.truncate(length);
+        Ok(text)
+    }
+
     /// An attribute that is a list of numbers of an enumeration.
     pub fn numbers(&self, name: Name, kind: Type) -> Result<Vec<c_int>, Refusal> {
         let mut list = [0 as c_int; 32];

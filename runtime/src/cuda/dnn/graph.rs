@@ -3,12 +3,14 @@
 use super::Target;
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
+use super::engines::{
+    Candidate, Remembered, Wanted, candidate, compiles, configurations, saved, tagged,
+};
 use super::handle::Handle;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
 use dnn::cudnnBackendAttributeType_t as Type;
 use dnn::cudnnBackendHeurMode_t as Mode;
-use dnn::cudnnBackendNumericalNote_t as Note;
 use dnn::cudnnPointwiseMode_t as Pointwise;
 use dnn::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::DType;
@@ -174,13 +176,6 @@ impl Builder {
         if let Some(axis) = axis {
             p = p.set(Name::CUDNN_ATTR_POINTWISE_AXIS, Values::Ints(&[axis]))?;
         }
-        if mode == Pointwise::CUDNN_POINTWISE_RELU_FWD {
-            let keep = dnn::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN as c_int;
-            p = p.set(
-                Name::CUDNN_ATTR_POINTWISE_NAN_PROPAGATION,
-                Values::Number(Type::CUDNN_TYPE_NAN_PROPOGATION, keep),
-            )?;
-        }
         let p = p.finalize()?;
         let mut op = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?
             .with(Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, &p)?
@@ -284,25 +279,28 @@ impl Builder {
     }
 
     /// The graph with every engine that can run it and that `wanted` lets through, best first by
-    /// cuDNN's own estimate, at most `most`; with the one of the tag `only`, where there is one.
+    /// cuDNN's own estimate, at most `most`; with `only` that one, where there is one.
     pub fn build(
         self,
         target: &Target,
         wanted: &Wanted,
-        only: Option<&str>,
+        only: Option<&Remembered>,
         most: usize,
     ) -> std::result::Result<Graph, Refusal> {
-        let ops: Vec<&Desc> = self.ops.iter().collect();
-        let graph = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
-            .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?;
-        let graph = target.graph(graph)?.finalize()?;
         let own = self.bound.iter().map(|b| match b.1 {
             Home::Own { bytes } => aligned(bytes),
             _ => 0,
         });
         let own = own.sum();
-        if let Some(tag) = only
-            && let Some(c) = tagged(self.api, &graph, target, wanted, tag)
+        if let Some(c) = only.and_then(|r| saved(self.api, target, r)) {
+            return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
+        }
+        let ops: Vec<&Desc> = self.ops.iter().collect();
+        let graph = Desc::new(self.api, Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
+            .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?;
+        let graph = target.graph(graph)?.finalize()?;
+        if let Some(r) = only
+            && let Some(c) = tagged(self.api, &graph, target, wanted, &r.tag)
         {
             return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
         }
@@ -349,54 +347,8 @@ impl Builder {
     }
 }
 
-/// Bytes of workspace that an engine may want. All graphs of a plan share the largest, which its
-/// tensors then lack.
-const MOST_WORKSPACE: i64 = 1 << 30;
-
 /// Candidates of a graph that may compile their kernel.
 const COMPILED: usize = 2;
-
-/// Whether the engine of a configuration compiles its kernel at run time.
-fn compiles(config: &Desc) -> bool {
-    let note = dnn::cudnnBackendBehaviorNote_t::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as c_int;
-    let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
-    config.list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1).is_ok_and(|engines| {
-        engines.iter().any(|e| {
-            e.numbers(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)
-                .is_ok_and(|notes| notes.contains(&note))
-        })
-    })
-}
-
-/// The candidate of a tag. Of all configurations those of its engine alone become plans.
-fn tagged(
-    api: &'static Cudnn,
-    graph: &Desc,
-    target: &Target,
-    wanted: &Wanted,
-    tag: &str,
-) -> Option<Candidate> {
-    for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
-        for config in configurations(api, graph, target, mode).unwrap_or_default() {
-            let kind = Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR;
-            let engine = config.list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, kind, 1).ok()?.pop()?;
-            let number = engine.int(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX).ok()?;
-            if !tag.starts_with(&engine_tag(number)) {
-                continue;
-            }
-            match candidate(api, &config, target, wanted) {
-                Ok(c) if c.tag == tag => return Some(c),
-                _ => {}
-            }
-        }
-    }
-    None
-}
-
-/// How the tag of a candidate begins.
-fn engine_tag(number: i64) -> String {
-    format!("engine {number}, ")
-}
 
 const fn alignment(home: Home) -> i64 {
     match home {
@@ -419,89 +371,6 @@ pub struct Convolution {
     pub adds: bool,
 }
 
-/// Which engines may run a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// f32 operands are multiplied as they are: no engine that rounds them.
-    pub exact: bool,
-    /// No engine whose result differs from run to run.
-    pub deterministic: bool,
-    /// NaN stays NaN where cuDNN could drop it: a ReLU that did would hide an overflow.
-    pub nan: bool,
-}
-
-fn configurations(
-    api: &'static Cudnn,
-    graph: &Desc,
-    target: &Target,
-    mode: Mode,
-) -> std::result::Result<Vec<Desc>, Refusal> {
-    let heuristic = Desc::new(api, Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?
-        .with(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph)?
-        .set(
-            Name::CUDNN_ATTR_ENGINEHEUR_MODE,
-            Values::Number(Type::CUDNN_TYPE_HEUR_MODE, mode as c_int),
-        )?;
-    let heuristic = target.heuristic(heuristic)?.finalize()?;
-    heuristic.list(
-        Name::CUDNN_ATTR_ENGINEHEUR_RESULTS,
-        Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
-        24,
-    )
-}
-
-fn candidate(
-    api: &'static Cudnn,
-    config: &Desc,
-    target: &Target,
-    wanted: &Wanted,
-) -> std::result::Result<Candidate, Refusal> {
-    let engine = config
-        .list(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR, 1)?
-        .pop()
-        .ok_or("a configuration without an engine")?;
-    let number = engine.int(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?;
-    let notes =
-        engine.numbers(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
-    let has = |n: Note| notes.contains(&(n as c_int));
-    if has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION) {
-        return Err(format!("engine {number} sums in less than f32"));
-    }
-    if wanted.deterministic && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) {
-        return Err(format!("engine {number} sums in an order that changes"));
-    }
-    let rounds = has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
-        || has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS);
-    if wanted.exact && rounds {
-        return Err(format!("engine {number} rounds f32 operands"));
-    }
-    // Both add and cancel larger numbers than the sum's terms.
-    let transforms =
-        has(Note::CUDNN_NUMERICAL_NOTE_FFT) || has(Note::CUDNN_NUMERICAL_NOTE_WINOGRAD);
-    if wanted.exact && transforms {
-        return Err(format!("engine {number} multiplies transforms of its operands"));
-    }
-    if wanted.nan && !has(Note::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) {
-        return Err(format!("engine {number} does not promise to keep NaN"));
-    }
-    let plan = Desc::new(api, Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
-        .with(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config)?;
-    let plan = target.plan(plan)?.finalize()?;
-    let workspace = plan.int(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
-    if workspace > MOST_WORKSPACE {
-        return Err(format!("engine {number} wants {} MiB of workspace", workspace >> 20));
-    }
-    let tag = engine_tag(number) + &format!("workspace {workspace}");
-    Ok(Candidate { plan, workspace: workspace.max(0) as u64, tag })
-}
-
-/// A way of running a graph.
-pub struct Candidate {
-    plan: Desc,
-    workspace: u64,
-    tag: String,
-}
-
 /// A graph and the ways of running it.
 pub struct Graph {
     api: &'static Cudnn,
@@ -519,6 +388,13 @@ impl Graph {
     /// What tells a candidate from the others of this graph and release, for remembering a choice.
     pub fn tag(&self, candidate: usize) -> &str {
         &self.candidates[candidate].tag
+    }
+
+    /// A candidate as text that another process makes it from again, with the kernels that were
+    /// compiled for it; `None` where cuDNN has none.
+    pub fn saved(&self, candidate: usize) -> Option<Vec<u8>> {
+        let name = Name::CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION;
+        self.candidates[candidate].plan.text(name).ok().filter(|t| !t.is_empty())
     }
 
     /// Bytes of workspace that a candidate needs, to be 256-byte aligned.

@@ -10,6 +10,7 @@ mod api;
 mod attention;
 mod conv;
 mod desc;
+mod engines;
 mod graph;
 mod handle;
 mod steps;
@@ -18,13 +19,15 @@ mod tests;
 
 pub use api::{Cudnn, cudnn, spelled};
 pub use conv::Stores;
+pub use engines::Remembered;
 pub use graph::Graph;
 pub use handle::Handle;
 pub use steps::{CUDNN_VARIABLE, DETERMINISTIC_VARIABLE, Steps};
 
 use crate::error::{Error, Result};
 use desc::{Desc, Kind, Name, Refusal, Values};
-use graph::{Builder, Wanted};
+use engines::Wanted;
+use graph::Builder;
 use precast_plan::{Attention, AttentionGrad, Conv, Plan};
 use std::cell::RefCell;
 
@@ -80,8 +83,10 @@ impl Target {
 pub struct Dnn {
     api: &'static Cudnn,
     target: Target,
-    /// The tag of the candidate that the next graph was found fastest with by an earlier run.
-    remembered: RefCell<Option<String>>,
+    /// The candidate that the next graph was found fastest with by an earlier run.
+    remembered: RefCell<Option<Remembered>>,
+    /// Candidates that a graph is built with.
+    most: usize,
 }
 
 /// A graph, or why cuDNN has none.
@@ -124,7 +129,12 @@ impl Dnn {
             For::Current => Target::Handle(Handle::new(api)?),
             For::Described(json) => Target::Described(described(json).map_err(refused)?),
         };
-        Ok(Dnn { api, target, remembered: RefCell::default() })
+        Ok(Dnn { api, target, remembered: RefCell::default(), most: CANDIDATES })
+    }
+
+    /// Graphs are built with at most so many candidates.
+    pub fn at_most(self, candidates: usize) -> Dnn {
+        Dnn { most: candidates, ..self }
     }
 
     /// The handle that runs what is built here; `None` for a described device.
@@ -135,15 +145,15 @@ impl Dnn {
         }
     }
 
-    /// The next graph is built with the candidate of this tag alone, where it still is one: plans
-    /// take long to build, and the others would not be run.
-    pub fn remember(&self, tag: Option<String>) {
-        *self.remembered.borrow_mut() = tag;
+    /// The next graph is built with this candidate alone, where it still is one: plans take long to
+    /// build, and the others would not be run.
+    pub fn remember(&self, candidate: Option<Remembered>) {
+        *self.remembered.borrow_mut() = candidate;
     }
 
     fn build(&self, b: Builder, wanted: &Wanted) -> std::result::Result<Graph, Refusal> {
         let remembered = self.remembered.borrow();
-        b.build(&self.target, wanted, remembered.as_deref(), CANDIDATES)
+        b.build(&self.target, wanted, remembered.as_ref(), self.most)
     }
 
     /// The functions, for a [`Handle`].

@@ -3,7 +3,7 @@
 use super::attention::{gradient_slots, slots};
 use super::conv::sums_strides;
 use super::graph::Graph;
-use super::{Dnn, For, Handle, Offer, Stores, spelled};
+use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
 use crate::cuda::driver::{Context, Event, Stream};
 use crate::cuda::graphs::Library;
@@ -32,6 +32,11 @@ const ALIGNMENT: u64 = 16;
 
 /// Threads that build graphs of one plan, each with a handle of its own.
 const BUILDERS: usize = 8;
+
+/// Whether a switch of the environment is not off.
+fn on(name: &str) -> bool {
+    env::var_os(name).is_none_or(|v| v != "0")
+}
 
 /// One step.
 #[derive(Clone)]
@@ -78,6 +83,42 @@ impl<'a> Wish<'a> {
     }
 }
 
+/// Whose graphs they are.
+enum Device {
+    Here(Arc<Context>),
+    /// Properties of one, as cuDNN's own JSON: graphs are built and cannot be bound.
+    Described {
+        json: String,
+        candidates: usize,
+    },
+}
+
+impl Device {
+    fn dnn(&self) -> Result<Dnn> {
+        match self {
+            Device::Here(_) => Dnn::new(For::Current),
+            Device::Described { json, candidates } => {
+                Ok(Dnn::new(For::Described(json))?.at_most(*candidates))
+            }
+        }
+    }
+
+    /// Before a thread builds graphs.
+    fn bind(&self) -> Result<()> {
+        match self {
+            Device::Here(context) => context.bind(),
+            Device::Described { .. } => Ok(()),
+        }
+    }
+
+    fn here(&self) -> &Arc<Context> {
+        match self {
+            Device::Here(context) => context,
+            Device::Described { .. } => unreachable!("no graph of a described device is bound"),
+        }
+    }
+}
+
 /// cuDNN's graphs of a plan.
 pub struct Steps {
     uses: Vec<Use>,
@@ -90,7 +131,7 @@ pub struct Steps {
     distrusted: BTreeSet<String>,
     /// Candidates that ran, by the keys of their graphs.
     chosen: BTreeMap<String, usize>,
-    context: Arc<Context>,
+    device: Device,
     facts: Facts,
     cache: Cache,
     deterministic: bool,
@@ -112,24 +153,53 @@ impl Steps {
     /// # Errors
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
     pub fn new(context: &Arc<Context>, cache: Cache, captured: bool) -> Result<Steps> {
-        let on = |name: &str| env::var_os(name).is_none_or(|v| v != "0");
+        let tune = on(crate::cuda::blas::TUNE_VARIABLE);
+        let device = Device::Here(context.clone());
+        Steps::of(device, context.info.facts.clone(), cache, (tune, captured))
+    }
+
+    /// Graphs for a device that need not be there, described by cuDNN's own JSON: to find out what
+    /// cuDNN offers. They are built as for a real one, each with at most so many candidates;
+    /// [`Library::bind`] is not to be called.
+    ///
+    /// # Errors
+    /// As [`Steps::new`].
+    pub fn described(json: &str, facts: Facts, candidates: usize) -> Result<Steps> {
+        // What is remembered was measured on a real device.
+        let device = Device::Described { json: json.into(), candidates };
+        Steps::of(device, facts, Cache::none(), (false, false))
+    }
+
+    fn of(
+        device: Device,
+        facts: Facts,
+        cache: Cache,
+        (tune, captured): (bool, bool),
+    ) -> Result<Steps> {
         Ok(Steps {
             uses: vec![],
             known: BTreeMap::new(),
             sole: BTreeSet::new(),
             distrusted: BTreeSet::new(),
             chosen: BTreeMap::new(),
-            context: context.clone(),
-            facts: context.info.facts.clone(),
+            facts,
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
-            tune: on(crate::cuda::blas::TUNE_VARIABLE),
+            tune,
             captured,
             workspace: 0,
             workspace_at: 0,
-            dnn: Dnn::new(For::Current)?,
+            dnn: device.dnn()?,
+            device,
             builders: vec![],
         })
+    }
+
+    /// Every graph that was asked for, by what tells it from others, or why cuDNN has none.
+    pub fn asked(&self) -> impl Iterator<Item = (&str, std::result::Result<&Graph, &str>)> {
+        self.known
+            .iter()
+            .map(|(k, a)| (k.as_str(), a.as_ref().map(|g| &**g).map_err(|w| w.as_str())))
     }
 
     fn handle(&self) -> &Handle {
@@ -140,18 +210,18 @@ impl Steps {
     /// compiles kernels. NVIDIA's guide allows calls from several threads which share no handle; a
     /// plan is run by another handle of the same device than it was built with, and these are kept.
     fn build(&mut self, plan: &Plan, wishes: BTreeMap<String, Wish>) {
-        let wishes: Vec<(String, Wish, Option<String>)> = wishes
+        let wishes: Vec<(String, Wish, Option<Remembered>)> = wishes
             .into_iter()
             .filter(|(key, _)| !self.known.contains_key(key))
             .map(|(key, wish)| {
-                let tag = self.remembered(&key);
-                (key, wish, tag)
+                let known = self.remembered(&key);
+                (key, wish, known)
             })
             .collect();
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = cores.min(BUILDERS).min(wishes.len());
         while self.builders.len() + 1 < threads {
-            match Dnn::new(For::Current) {
+            match self.device.dnn() {
                 Ok(dnn) => self.builders.push(dnn),
                 // Fewer threads build the same.
                 Err(e) => {
@@ -161,17 +231,17 @@ impl Steps {
             }
         }
         let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
-        let (context, deterministic) = (&self.context, self.deterministic);
+        let (device, deterministic) = (&self.device, self.deterministic);
         let work = |dnn: &mut Dnn| -> Result<()> {
-            context.bind()?;
-            while let Some((key, wish, tag)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                dnn.remember(tag.clone());
+            device.bind()?;
+            while let Some((key, wish, known)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                dnn.remember(known.clone());
                 let graph = match wish.build(dnn, plan, deterministic) {
                     Offer::Graph(g) => Ok(g),
                     Offer::No(why) => Err(why),
                 };
                 let alone = graph.as_ref().is_ok_and(|g| {
-                    g.candidates() == 1 && tag.as_ref().is_some_and(|t| t == g.tag(0))
+                    g.candidates() == 1 && known.as_ref().is_some_and(|r| r.tag == g.tag(0))
                 });
                 let entry = (key.clone(), graph.map(Arc::new), alone);
                 made.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
@@ -217,16 +287,18 @@ impl Steps {
     /// Under what a graph's fastest candidate is remembered.
     fn cached(&self, key: &str) -> String {
         let release = spelled(self.dnn.api().version());
-        format!("{} {} cuDNN {release} {key}", self.context.info.name, self.facts.arch())
+        format!("{} {} cuDNN {release} {key}", self.device.here().info.name, self.facts.arch())
     }
 
-    /// The tag of the candidate that an earlier process found fastest.
-    fn remembered(&self, key: &str) -> Option<String> {
+    /// The candidate that an earlier process found fastest.
+    fn remembered(&self, key: &str) -> Option<Remembered> {
         if !self.tune || self.distrusted.contains(key) {
             return None;
         }
-        let tag = self.cache.get("graph", self.cached(key).as_bytes())?;
-        String::from_utf8(tag).ok()
+        let key = self.cached(key);
+        let tag = String::from_utf8(self.cache.get("graph", key.as_bytes())?).ok()?;
+        let plan = self.cache.get("graph-plan", format!("{tag} {key}").as_bytes());
+        Some(Remembered { tag, plan })
     }
 
     /// Runs a candidate on the memory of its step.
@@ -238,7 +310,7 @@ impl Steps {
 
     /// Seconds of a candidate that has run before.
     fn time(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<f64> {
-        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let (begin, end) = (Event::new(self.device.here())?, Event::new(self.device.here())?);
         let mut least = f64::INFINITY;
         for _ in 0..RUNS {
             begin.record(stream)?;
@@ -268,8 +340,8 @@ impl Steps {
         let ways = u.graph.candidates();
         let key = self.cached(&u.key);
         let cached = || {
-            let tag = self.remembered(&u.key)?;
-            (0..ways).find(|&c| u.graph.tag(c) == tag)
+            let known = self.remembered(&u.key)?;
+            (0..ways).find(|&c| u.graph.tag(c) == known.tag)
         };
         let known = self.chosen.get(&u.key).copied().or_else(cached);
         let mut refused = vec![];
@@ -316,7 +388,11 @@ impl Steps {
             return Err(refused.join("; "));
         };
         if self.tune {
-            self.cache.put("graph", key.as_bytes(), u.graph.tag(c).as_bytes());
+            let tag = u.graph.tag(c);
+            self.cache.put("graph", key.as_bytes(), tag.as_bytes());
+            if let Some(plan) = u.graph.saved(c) {
+                self.cache.put("graph-plan", format!("{tag} {key}").as_bytes(), &plan);
+            }
         }
         Ok(c)
     }

@@ -33,11 +33,10 @@ const MODE_A: i32 = 3;
 /// Notes on what an engine does to numbers.
 const TENSOR_CORE: i32 = 0;
 const NONDETERMINISTIC: i32 = 4;
-const STRICT_NAN: i32 = 9;
 
 /// Number, notes, and bytes of workspace of every engine.
 const ENGINES: [(i64, &[i32], i64); 3] =
-    [(0, &[TENSOR_CORE, STRICT_NAN], 0), (1, &[STRICT_NAN], 4096), (2, &[NONDETERMINISTIC], 0)];
+    [(0, &[TENSOR_CORE], 0), (1, &[], 4096), (2, &[NONDETERMINISTIC], 0)];
 
 /// `cudnnHandle_t`
 pub struct Handle {

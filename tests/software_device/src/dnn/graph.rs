@@ -114,6 +114,7 @@ enum Pointwise {
     Identity,
     Index,
     AtLeast,
+    Below,
     Select,
 }
 
@@ -129,6 +130,7 @@ impl Pointwise {
             21 => Pointwise::Identity,
             100 => Pointwise::Relu,
             303 => Pointwise::AtLeast,
+            304 => Pointwise::Below,
             501 => Pointwise::Index,
             601 => Pointwise::Select,
             _ => return None,
@@ -289,7 +291,7 @@ fn step(d: &Descriptor) -> Result<(Operation, Tensor), String> {
             }
             let wants = match mode {
                 Pointwise::Add | Pointwise::Mul | Pointwise::Sub | Pointwise::Div => (true, false),
-                Pointwise::AtLeast => (true, false),
+                Pointwise::AtLeast | Pointwise::Below => (true, false),
                 Pointwise::Select => (true, true),
                 _ => (false, false),
             };
@@ -494,6 +496,7 @@ fn compute(operation: &Operation, y: &Tensor, values: &BTreeMap<i64, Vec<f32>>) 
                     Pointwise::Relu => 0.0,
                     Pointwise::Index => (i / inner % y.dims[*axis]) as f32,
                     Pointwise::AtLeast => f32::from(u8::from(x >= b)),
+                    Pointwise::Below => f32::from(u8::from(x < b)),
                     Pointwise::Select => {
                         if third.as_ref().is_some_and(|t| t(i) != 0.0) {
                             x
