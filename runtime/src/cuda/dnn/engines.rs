@@ -28,9 +28,9 @@ pub(super) fn compiles(config: &Desc) -> bool {
 /// What an earlier process found fastest for a graph.
 #[derive(Clone, Debug)]
 pub struct Remembered {
-    /// [`Graph::tag`].
+    /// [`super::Graph::tag`].
     pub tag: String,
-    /// [`Graph::saved`].
+    /// [`super::Graph::saved`].
     pub plan: Option<Vec<u8>>,
 }
 
