@@ -78,7 +78,7 @@ fn wanted(items: &Items, v: usize, bytes: usize) -> Option<(usize, usize, usize)
         && !value.channels_last
         && !items.results.iter().any(|r| r.1 == v)
         && !items.values.iter().any(|x| x.placed.as_ref().is_some_and(|p| p.0 == v));
-    let worth = rows >= LEAST[0] && columns >= LEAST[1] && columns * size % bytes != 0;
+    let worth = rows >= LEAST[0] && columns >= LEAST[1] && !(columns * size).is_multiple_of(bytes);
     let to = if columns * size >= LONG { LINE.max(bytes) } else { bytes };
     (own && worth).then(|| (rows, columns, (columns * size).next_multiple_of(to) / size))
 }

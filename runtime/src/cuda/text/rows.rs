@@ -90,7 +90,15 @@ impl Kernel<'_> {
     pub(super) fn build(mut self, facts: &Facts, partial: Option<u64>) -> Built {
         let layout = self.code.layout;
         let shape = self.shape;
-        self.text();
+        let shared = match &shape.style {
+            Style::Shared(ports) => {
+                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>()
+            }
+            _ => 0,
+        };
+        // Two blocks of a multiprocessor load and compute by turns, if their rows fit.
+        let two = shared > 0 && 2 * (shared + 1024) <= u64::from(facts.shared_per_block);
+        self.text(two);
         let mut args = addresses(self.space, self.code);
         let long = |n: u64| if layout.wide { Arg::I64(n as i64) } else { Arg::I32(n as i32) };
         args.push(long(if shape.columns { layout.red_len() } else { layout.kept_len() }));
@@ -111,23 +119,16 @@ impl Kernel<'_> {
                 facts.multiprocessors * (facts.threads_per_multiprocessor / shape.threads);
             [blocks.min(u64::from(resident.max(1)) * 4) as u32, 1, 1]
         };
-        let shared = match &shape.style {
-            Style::Shared(ports) => {
-                ports.iter().map(|&p| cache_bytes(self.space, layout.red_len(), p)).sum::<u64>()
-                    as u32
-            }
-            _ => 0,
-        };
         Built {
             source: finish(self.space.program, self.t, shape.threads),
             grid,
             block: [shape.threads, 1, 1],
-            shared,
+            shared: shared as u32,
             args,
         }
     }
 
-    fn text(&mut self) {
+    fn text(&mut self, two: bool) {
         let (shape, layout) = (self.shape, self.code.layout);
         let int = layout.int();
         comment(&mut self.t, self.space.program);
@@ -141,7 +142,7 @@ impl Kernel<'_> {
         }
         let threads = shape.threads;
         // Without a number of blocks ptxas may spill to fit more of them than there is use for.
-        let blocks = 512 / threads.min(512);
+        let blocks = if two { 1024 / threads.min(1024) } else { 512 / threads.min(512) };
         self.t.line(format!(
             "extern \"C\" __global__ __launch_bounds__({threads}, {blocks}) void KERNEL("
         ));
