@@ -98,7 +98,7 @@ fn bias_gradients_are_summed_beside_products() {
             vectors.push(sums.out.tensor);
         }
     }
-    assert_eq!(vectors.len(), 6, "of c_attn and both projections of two layers");
+    assert_eq!(vectors.len(), 8, "of every product of two layers");
     for s in &plan.micro {
         let Kernel::Rows(r) = &s.kernel else { continue };
         let i = &r.instances[0];

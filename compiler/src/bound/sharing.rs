@@ -319,11 +319,10 @@ impl Sharing {
             _ => false,
         };
         let products = [a, b].map(|i| self.kind[i] == Kind::Product);
-        let ends = self.ends_in(a, b);
         if self.phase[a] != self.phase[b] || products == [true; 2] {
             return false;
         }
-        if !ends && (!company(a) || !company(b)) {
+        if (!company(a) || !company(b)) && !self.ends_in(a, b) {
             return false;
         }
         let (x, y) = (self.space[a], self.space[b]);
