@@ -59,10 +59,10 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
         }
 }
 
-/// Products of misaligned operands take this many times longer. An estimate: that padding 50257 classes
-/// to 50304 made whole steps of GPT-2 25 % faster (A. Karpathy on nanoGPT, A100, February 2023), where
-/// the products with the classes are a quarter of the operations, says about 3 for those products;
-/// cuBLAS's documentation names the boundary of 16 bytes and no figure.
+/// Products of misaligned operands take this many times longer. An estimate, not measured: users of
+/// GPT-2 report that padding 50257 classes to 50304 makes a whole step about a quarter faster, which,
+/// with a quarter of the operations in products with the classes, says about 3 for those. cuBLAS's
+/// documentation names the boundary of 16 bytes and no figure.
 const MISALIGNED_OPERAND: f64 = 3.0;
 /// Where only the result is misaligned, tiles are stored piecemeal. An estimate.
 const MISALIGNED_RESULT: f64 = 1.3;
