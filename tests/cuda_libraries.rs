@@ -226,3 +226,42 @@ fn equal_products_are_measured_once() {
     let untuned = lab.grad(&[("PRECAST_CUDA_TUNE", "0")]).products();
     assert_eq!(untuned, [products, algorithms, 0]);
 }
+
+/// A step that the device skips is replayed on the processor, with the same plan.
+#[test]
+fn a_step_that_the_device_skips_is_blamed() {
+    let lab = tempfile::tempdir().expect("a temporary folder");
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/overflow");
+    for file in ["model.pir", "data.csv", "recipe.toml"] {
+        std::fs::copy(from.join(file), lab.path().join(file)).expect("the model is there");
+    }
+    let lines = |args: &[&str]| -> Vec<serde_json::Value> {
+        let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
+            .args(["train", "recipe.toml", "--device", "cuda", "--log", "log.jsonl"])
+            .args(args)
+            .current_dir(lab.path())
+            .output()
+            .expect("the binary runs");
+        assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+        let log = std::fs::read_to_string(lab.path().join("log.jsonl")).expect("the log");
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        let skipped: Vec<bool> = lines.iter().map(|l| l["skipped"] == true).collect();
+        assert_eq!(skipped, [true, false, true, false], "{log}");
+        lines
+    };
+    let blamed = |lines: &[serde_json::Value]| -> Vec<bool> {
+        lines.iter().map(|l| l.get("blame").is_some()).collect()
+    };
+    // A GPU waits while the processor replays, so only the first is unless a person asks.
+    assert_eq!(blamed(&lines(&[])), [true, false, false, false]);
+    let lines = lines(&["--blame", "9"]);
+    assert_eq!(blamed(&lines), [true, false, true, false]);
+    for line in [&lines[0], &lines[2]] {
+        let blame = &line["blame"];
+        // cuBLASLt stores the product before the activation, so it is the first to overflow.
+        assert_eq!(blame["op"], "fc1", "{line}");
+        assert_eq!(blame["index"], serde_json::json!([5, 2]), "{line}");
+        assert_eq!((&blame["value"], &blame["side"]), (&"inf".into(), &"forward".into()), "{line}");
+    }
+}

@@ -23,7 +23,8 @@ pub struct Skips {
 }
 
 impl Skips {
-    /// At most `limit` steps are replayed, by default all.
+    /// At most `limit` steps are replayed, by default all; on a GPU, which waits for the processor
+    /// meanwhile, the first.
     pub fn new(
         recipe: &Recipe,
         options: pipeline::Options,
@@ -31,7 +32,8 @@ impl Skips {
         limit: Option<u64>,
     ) -> Skips {
         let replay = Replay::new(recipe.clone(), options, threads);
-        let left = limit.unwrap_or(u64::MAX);
+        let gpu = pipeline::is_gpu(&recipe.target.device);
+        let left = limit.unwrap_or(if gpu { 1 } else { u64::MAX });
         Skips { replay, left, begun: VecDeque::new(), count: 0, ended: 0, first: None }
     }
 

@@ -34,7 +34,8 @@ pub struct Args {
     /// Continue from this checkpoint.
     #[arg(long)]
     resume: Option<PathBuf>,
-    /// Replay at most so many skipped steps to name what overflowed; all of them by default.
+    /// Replay at most so many skipped steps to name what overflowed; by default all of
+    /// them, and on a GPU, which waits for it, the first.
     #[arg(long, value_name = "N")]
     blame: Option<u64>,
     /// Threads to use; 0 for every core.

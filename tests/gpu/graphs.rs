@@ -130,7 +130,10 @@ fn fuses(plan: &Plan, kernel: &Kernel) -> bool {
     let Kernel::Conv(c) = kernel else { return true };
     let known = matches!(
         c.epilogue.kind,
-        EpilogueKind::Store | EpilogueKind::Bias | EpilogueKind::BiasRelu
+        EpilogueKind::Store
+            | EpilogueKind::Accumulate
+            | EpilogueKind::Bias
+            | EpilogueKind::BiasRelu
     );
     let exact = is_f32(plan, &c.a) && c.math == Math::Exact;
     known && c.epilogue.outputs.len() == 1 && !exact
@@ -139,8 +142,8 @@ fn fuses(plan: &Plan, kernel: &Kernel) -> bool {
 const ADAMW: &str = "kind = \"adamw\"\nlr = 1e-3";
 const SGD: &str = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9";
 
-/// A network of the test models, trained from the start.
-fn network(file: &str, policy: &str, target: &str, [batch, side]: [usize; 2]) -> Plan {
+/// A network of the test models, trained from the start, with so many batches for an update.
+fn network(file: &str, policy: &str, target: &str, [batch, side, micro]: [usize; 3]) -> Plan {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let text = format!(
         "model = \"{file}\"\n\
@@ -148,7 +151,7 @@ fn network(file: &str, policy: &str, target: &str, [batch, side]: [usize; 2]) ->
          [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
          inputs = {{ x = \"in.x\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
          [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
-         [optimizer]\n{SGD}\n[train]\nsteps = 20\n\
+         [optimizer]\n{SGD}\n[train]\nsteps = 20\naccumulate = {micro}\n\
          [precision]\npolicy = \"{policy}\"\n[target]\ndevice = \"{target}\"\n"
     );
     let recipe = Recipe::parse(folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
@@ -168,7 +171,7 @@ fn plans(target: &str) -> Vec<(String, Plan)> {
             let plan = f.compile_with("model.onnx", policy, optimizer, &train, false).plan;
             plans.push((format!("{fixture} {policy}"), plan));
         }
-        let biases = network("gpu/convolutions.pir", policy, target, [16, 32]);
+        let biases = network("gpu/convolutions.pir", policy, target, [16, 32, 1]);
         plans.push((format!("convolutions {policy}"), biases));
     }
     if target != "sm_80" {
@@ -177,8 +180,10 @@ fn plans(target: &str) -> Vec<(String, Plan)> {
         let plan = f.compile_with("model.onnx", "fp8", ADAMW, &train, false).plan;
         plans.push(("tiny_gpt fp8".into(), plan));
     }
-    for policy in ["f32", "bf16"] {
-        let resnet = network("models/resnet18.ts.op17.train.onnx", policy, target, [32, 224]);
+    // With several batches, gradients of filters of 1 × 1 are added where they stand.
+    for (policy, micro) in [("f32", 1), ("bf16", 2)] {
+        let size = [32, 224, micro];
+        let resnet = network("models/resnet18.ts.op17.train.onnx", policy, target, size);
         plans.push((format!("resnet18 {policy}"), resnet));
     }
     plans

@@ -27,7 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for fixture in ["mlp_mnist", "cifar_cnn", "tiny_gpt"] {
         let f = Fixture::open(fixture);
         for policy in ["f32", "bf16", "f16"] {
-            for (optimizer, more) in [(ADAMW, "clip_norm = 1.0"), (SGD, "accumulate = 2")] {
+            let options =
+                [(ADAMW, "clip_norm = 1.0"), (ADAMW, "ema = 0.9"), (SGD, "accumulate = 2")];
+            for (optimizer, more) in options {
                 let train = format!("{more}\n[target]\ndevice = \"sm_90\"");
                 plans.push(f.compile_with("model.onnx", policy, optimizer, &train, false).plan);
             }

@@ -3,6 +3,7 @@
 //! composite graphs; the single operation for the backward pass is newer than many releases).
 
 use super::Dnn;
+use super::api::spelled;
 use super::conv::dtype;
 use super::desc::Refusal;
 use super::engines::Wanted;
@@ -14,6 +15,12 @@ use precast_plan::{Access, Attention, AttentionGrad, Plan};
 /// Slots are q, k, v, o, then these, then do, dq, dk, dv; without a mask its slot is not read.
 const LSE: usize = 4;
 const MASK: usize = 5;
+
+/// The first release whose attention is trusted. Before 9.15.1 the backward pass reads what is not its
+/// own where the number of keys is no multiple of 128, there is no mask of padding and a graph is
+/// replayed; 9.10.0 and 9.10.1 have faults in 16 bits; before 9.10 minus infinity is no mask
+/// (cudnn-frontend, release notes of 1.16 and `scaled_dot_product_flash_attention.h`).
+const TRUSTED: usize = 91_501;
 
 /// The accesses of attention in the order of its slots.
 pub(super) fn slots(a: &Attention) -> Vec<&Access> {
@@ -48,6 +55,11 @@ impl<'p> Scores<'p> {
         let d = dtype(plan, a.q.tensor);
         let io = Format::of(d).filter(|f| *f != Format::F32);
         let io = io.ok_or_else(|| format!("cuDNN's attention takes f16 and bf16, not {d}"))?;
+        let version = dnn.api.version();
+        if version < TRUSTED {
+            let (is, first) = (spelled(version), spelled(TRUSTED));
+            return Err(format!("attention of cuDNN {is} has faults that {first} mends"));
+        }
         if a.causal && a.tq != a.tk {
             return Err("causal attention with unequal numbers of queries and keys".into());
         }
@@ -202,6 +214,14 @@ impl Dnn {
         deterministic: bool,
     ) -> Result<Graph, Refusal> {
         let a = &g.forward;
+        // On sm_90 the last half of a tile of keys that are not there makes NaN of rows whose scores
+        // are all far below zero (pytorch#196678, cudnn-frontend#628); a causal mask hides them.
+        if a.tk % 128 == 64 && !a.causal {
+            return Err(format!("cuDNN's gradient for {} keys may be NaN", a.tk));
+        }
+        if a.tq == 1 && a.tk == 1 {
+            return Err("cuDNN has no gradient for one query and one key".into());
+        }
         let mut s = Scores::new(self, plan, a)?;
         let q = s.stored(&a.q, a.tq, 0)?;
         let kt = s.transposed(&a.k, a.tk, 1)?;

@@ -134,9 +134,11 @@ pub(super) fn candidate(
     if wanted.deterministic && has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) {
         return Err(format!("engine {number} sums in an order that changes"));
     }
-    let rounds = has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
-        || has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS);
-    if wanted.exact && rounds {
+    // To f16, for all that is said, in which an operand above 65504 is infinite.
+    if has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS) {
+        return Err(format!("engine {number} stores its operands in fewer bits"));
+    }
+    if wanted.exact && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE) {
         return Err(format!("engine {number} rounds f32 operands"));
     }
     // Both add and cancel larger numbers than the sum's terms.

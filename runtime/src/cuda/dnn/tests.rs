@@ -301,6 +301,16 @@ fn nvidias_what_cudnn_lacks_is_said() {
     let mut a = attention(&mut plan, DType::F16, [1, 1, 64, 64], true);
     a.tk = 128;
     assert!(matches!(dnn.attention(&a, &plan), Offer::No(_)));
+    // Half a tile of keys without a causal mask, and one of each.
+    for (positions, causal, want) in [(192, false, "NaN"), (192, true, ""), (1, true, "one query")]
+    {
+        let a = attention(&mut plan, DType::F16, [1, 1, positions, 64], causal);
+        let g = gradient(&mut plan, DType::F16, a);
+        match dnn.attention_grad(&g, &plan, false) {
+            Offer::No(why) => assert!(!want.is_empty() && why.contains(want), "{why}"),
+            _ => assert!(want.is_empty(), "{positions} positions have a gradient"),
+        }
+    }
     assert!(Dnn::new(For::Described("no json")).is_err());
 }
 

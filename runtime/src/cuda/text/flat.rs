@@ -263,7 +263,8 @@ fn turned(space: &Space, code: &Code, form: &Form, facts: &Facts) -> Built {
     let mut t = Text::default();
     comment(&mut t, space.program);
     t.line("// Inputs that run along another axis than the outputs pass through a tile.");
-    t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
+    // Without a number of blocks ptxas holds updates to 32 registers and spills.
+    t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}, 2) void KERNEL("));
     t.open(format!("    {}) {{", parameters(space, code)));
     let kind = |p: usize| match space.inputs[p].dtype.kind() {
         Kind::Real => "float",

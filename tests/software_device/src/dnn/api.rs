@@ -141,7 +141,7 @@ unsafe fn execute(handle: &Handle, plan: &Descriptor, pack: &Descriptor) -> Resu
 
 exports! {
     fn cudnnGetVersion() -> usize {
-        91_300
+        91_501
     }
     fn cudnnGetErrorString(status: Status) -> *const c_char {
         match status {
