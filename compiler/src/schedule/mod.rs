@@ -54,7 +54,7 @@ pub struct Capabilities {
     /// program.
     pub gelu_gradients: bool,
     /// Rows of what products of two axes read and write begin on multiples of this many bytes
-    /// ([`aligned`]); 0 leaves them dense.
+    /// (`schedule/aligned.rs`); 0 leaves them dense.
     pub row_bytes: usize,
 }
 
