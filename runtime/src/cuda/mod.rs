@@ -19,6 +19,7 @@ pub mod lower;
 pub mod module;
 pub mod nvrtc;
 pub mod product;
+pub mod refusals;
 pub mod regions;
 pub mod report;
 pub mod staging;

@@ -161,6 +161,7 @@ pub struct Device {
     pub initialised: bool,
     next: u64,
     random: u64,
+    times: u64,
 }
 
 thread_local! {
@@ -183,6 +184,11 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     }
 }
 
+/// The next number of a sequence (Knuth's MMIX constants).
+fn draw(last: u64) -> u64 {
+    last.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407)
+}
+
 impl Device {
     fn new() -> Device {
         let memory = number("PRECAST_SOFTWARE_DEVICE_MEMORY", 4 << 30);
@@ -203,6 +209,7 @@ impl Device {
             initialised: false,
             next: 0x1000,
             random: number("PRECAST_SOFTWARE_DEVICE_SEED", 1),
+            times: number("PRECAST_SOFTWARE_DEVICE_SEED", 1),
         }
     }
 
@@ -212,9 +219,15 @@ impl Device {
         self.next
     }
 
+    /// Milliseconds between two events: any number, of the seed alone, so that what is chosen by
+    /// time is the same in each run and depends on no load of the machine.
+    pub fn milliseconds(&mut self) -> f32 {
+        self.times = draw(self.times);
+        (1 + (self.times >> 33) % 4096) as f32 / 4096.0
+    }
+
     fn random(&mut self) -> u64 {
-        self.random =
-            self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.random = draw(self.random);
         self.random >> 33
     }
 

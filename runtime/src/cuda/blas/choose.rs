@@ -4,6 +4,7 @@ use super::super::api::Candidate;
 use super::super::driver::{Event, Stream};
 use super::super::launch::Place;
 use super::super::product::Product;
+use super::super::refusals::Refusals;
 use super::{Blas, Call, PROPOSALS, WORKSPACE};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys as lt;
@@ -122,20 +123,20 @@ impl Blas {
         timed: bool,
     ) -> Result<std::result::Result<lt::cublasLtMatmulAlgo_t, String>> {
         let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
-        let mut ran: Vec<(f64, lt::cublasLtMatmulAlgo_t)> = vec![];
-        let mut why = "cuBLASLt proposes no algorithm".to_string();
-        let mut declined = |e: Error| {
+        let mut ran: Vec<(f64, usize)> = vec![];
+        let mut refused = Refusals::default();
+        let mut declined = |proposal: usize, e: Error| {
             tracing::debug!("a proposal of cuBLASLt is refused: {e}");
-            why = e.message;
+            refused.add(proposal, e.message);
         };
-        'proposals: for p in proposals {
+        'proposals: for (i, p) in proposals.iter().enumerate() {
             call.algorithm = p.algorithm;
             let mut least = f64::INFINITY;
             // The first run is not measured.
             for run in 0..if timed { 1 + RUNS } else { 1 } {
                 begin.record(stream)?;
                 if let Err(e) = call.run(stream) {
-                    declined(e);
+                    declined(i, e);
                     continue 'proposals;
                 }
                 end.record(stream)?;
@@ -144,23 +145,23 @@ impl Blas {
                     least = least.min(end.since(&begin)?);
                 }
             }
-            ran.push((least, p.algorithm));
+            ran.push((least, i));
             self.measured.set(self.measured.get() + usize::from(timed));
             if !timed {
                 match self.rehearsed(call, stream) {
                     Ok(()) => return Ok(Ok(p.algorithm)),
-                    Err(e) => declined(e),
+                    Err(e) => declined(i, e),
                 }
             }
         }
         ran.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (_, algorithm) in ran.into_iter().filter(|_| timed) {
-            call.algorithm = algorithm;
+        for (_, i) in ran.into_iter().filter(|_| timed) {
+            call.algorithm = proposals[i].algorithm;
             match self.rehearsed(call, stream) {
-                Ok(()) => return Ok(Ok(algorithm)),
-                Err(e) => declined(e),
+                Ok(()) => return Ok(Ok(call.algorithm)),
+                Err(e) => declined(i, e),
             }
         }
-        Ok(Err(why))
+        Ok(Err(refused.words().unwrap_or_else(|| "cuBLASLt proposes no algorithm".into())))
     }
 }

@@ -9,6 +9,7 @@ use crate::cuda::driver::{Context, Event, Stream};
 use crate::cuda::graphs::Library;
 use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
+use crate::cuda::refusals::Refusals;
 use crate::cuda::text;
 use crate::error::{Error, Result};
 use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
@@ -344,13 +345,11 @@ impl Steps {
             (0..ways).find(|&c| u.graph.tag(c) == known.tag)
         };
         let known = self.chosen.get(&u.key).copied().or_else(cached);
-        let mut refused = vec![];
+        let mut refused = Refusals::default();
         let mut tried = |c: usize, what: &str, done: Result<()>| -> bool {
             let Err(e) = done else { return true };
             tracing::debug!("{what} {} of cuDNN is refused: {e}", u.graph.tag(c));
-            if !refused.contains(&e.message) {
-                refused.push(e.message);
-            }
+            refused.add(c, e.message);
             false
         };
         if let Some(c) = known
@@ -385,7 +384,7 @@ impl Steps {
         let best = ran.into_iter().find(|r| tried(r.1, "the", self.rehearsed(u, r.1, stream)));
         let Some((_, c)) = best else {
             self.cache.forget("graph", key.as_bytes());
-            return Err(refused.join("; "));
+            return Err(refused.words().expect("a graph has a candidate"));
         };
         if self.tune {
             let tag = u.graph.tag(c);

@@ -199,8 +199,8 @@ exports! {
                 };
             }
             let [Some(from), Some(to)] = times else { return Err(NOT_READY) };
-            // No two moments are the same on a device.
-            put(milliseconds, to.saturating_duration_since(from).as_secs_f32().max(1e-7) * 1e3)
+            let apart = d.milliseconds();
+            put(milliseconds, if to < from { -apart } else { apart })
         })
     }
     fn cuEventElapsedTime_v2(milliseconds: *mut f32, from: u64, to: u64) -> Status {
