@@ -130,6 +130,58 @@ impl Lab {
 /// Convolutions and attention as cuDNN's graphs, which the software device runs by their definitions.
 #[test]
 fn gradients_by_cudnn() {
+/// What `precast doctor` says with a driver of CUDA 12.4 and libraries in these folders.
+fn doctor(folders: &Path) -> serde_json::Value {
+    let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
+        .args(["doctor", "--json"])
+        .env("PRECAST_SOFTWARE_DEVICE_DRIVER", "12040")
+        .env("PRECAST_CUDA_PATH", folders)
+        // Packages of this machine may hold the real ones.
+        .env("PATH", folders)
+        .env_remove("VIRTUAL_ENV")
+        .env_remove("CONDA_PREFIX")
+        .output()
+        .expect("the binary runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    serde_json::from_slice(&o.stdout).expect("one object")
+}
+
+/// Libraries of CUDA 13 are no use to a driver of CUDA 12, which is said; those of CUDA 12 are taken.
+#[test]
+fn libraries_of_a_later_cuda_than_the_drivers_are_passed_over() {
+    let installed = std::env::var("PRECAST_SOFTWARE_DEVICE_FOLDER").expect("it was started anew");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let said = doctor(folder.path());
+    let of = |said: &serde_json::Value, name: &str| said["cuda"]["libraries"][name].clone();
+    assert_eq!(of(&said, "driver")["version"], "CUDA 12.4");
+    let words = "of CUDA 13, and the driver runs CUDA 12.4 and earlier";
+    for (name, package) in [("NVRTC", "nvidia-cuda-nvrtc-cu12"), ("cuBLASLt", "nvidia-cublas-cu12")]
+    {
+        let found = of(&said, name);
+        // A toolkit of CUDA 12 of this machine is found otherwise.
+        if found["path"].is_null() {
+            assert!(found["error"].as_str().expect("an error").contains(words), "{found}");
+            assert!(found["help"].as_str().expect("help").contains(package), "{found}");
+            assert_eq!(said["backends"], serde_json::json!(["cpu"]));
+        }
+    }
+    let cudnn = of(&said, "cuDNN");
+    let error = cudnn["error"].as_str().expect("built for CUDA 13");
+    assert!(error.contains("of CUDA 13.0, and the driver runs CUDA 12.4 and earlier"), "{error}");
+    // The software device by the names that releases of CUDA 12 have.
+    let library = std::fs::canonicalize(Path::new(&installed).join("libcuda.so.1"));
+    let library = library.expect("it is installed");
+    for name in ["libnvrtc.so.12", "libcublasLt.so.12"] {
+        std::os::unix::fs::symlink(&library, folder.path().join(name)).expect("a link");
+    }
+    let said = doctor(folder.path());
+    for (name, file) in [("NVRTC", "libnvrtc.so.12"), ("cuBLASLt", "libcublasLt.so.12")] {
+        let path = folder.path().join(file).display().to_string();
+        assert_eq!(of(&said, name)["path"], path, "{said}");
+    }
+    assert_eq!(said["backends"], serde_json::json!(["cpu", "cuda"]));
+}
+
     for (name, policy) in [("cifar_cnn", "f32"), ("cifar_cnn", "bf16")] {
         let said = Lab::new(name, policy).grad(&[]);
         said.by_libraries();

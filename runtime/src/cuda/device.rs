@@ -8,7 +8,7 @@ use super::graphs::Graphs;
 use super::launch::{Arg, Facts, Lowered, Place, Source, Task};
 use super::lower::{self, Answer, Graph as Offered, Offers};
 use super::module::{Function, Module};
-use super::nvrtc::{self, Compiler};
+use super::nvrtc::Compiler;
 use super::product::Product;
 use super::regions::{Needs, Places, Region, Regions, Tables};
 use super::staging::{self, Inbound, Outbound};
@@ -94,8 +94,7 @@ impl CudaBackend {
         }
         let api = api::libraries()?;
         let context = Context::new(ordinal)?;
-        let releases = (nvrtc::version(&api.nvrtc)?, report::blas_release(&api.blas));
-        report::fits(&context.info, Some(releases.0), Some(releases.1))?;
+        report::fits(&context.info)?;
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
         // What fails on nothing at all is no library's fault.

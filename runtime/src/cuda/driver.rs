@@ -25,8 +25,6 @@ pub struct DeviceInfo {
     pub facts: Facts,
     /// Bytes.
     pub memory: u64,
-    /// `13000` for CUDA 13.0.
-    pub driver_version: i32,
 }
 
 /// The GPUs the driver sees, in its order.
@@ -100,10 +98,6 @@ fn info(api: &Driver, ordinal: usize) -> Result<DeviceInfo> {
     // SAFETY: the pointer is to a local.
     let status = unsafe { api.cuDeviceTotalMem_v2(&raw mut memory, device) };
     api.check(status, "reading the device's memory")?;
-    let mut driver_version = 0;
-    // SAFETY: the pointer is to a local.
-    let status = unsafe { api.cuDriverGetVersion(&raw mut driver_version) };
-    api.check(status, "reading the driver's version")?;
     Ok(DeviceInfo {
         ordinal,
         name: String::from_utf8_lossy(&bytes).into_owned(),
@@ -121,7 +115,6 @@ fn info(api: &Driver, ordinal: usize) -> Result<DeviceInfo> {
             )?,
         },
         memory: memory as u64,
-        driver_version,
     })
 }
 

@@ -177,7 +177,8 @@ pub fn device() -> MutexGuard<'static, Device> {
     device.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn number(variable: &str, otherwise: u64) -> u64 {
+/// A number of the environment.
+pub fn number(variable: &str, otherwise: u64) -> u64 {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),
         Err(_) => otherwise,

@@ -160,6 +160,9 @@ exports! {
             text.add(i).write(b as c_char);
         }
     }
+    fn cudnnGetCudartVersion() -> usize {
+        13_000
+    }
     fn cudnnCreate(handle: *mut *mut Handle) -> Status {
         if CURRENT.get() == 0 {
             return refuse(EXECUTION_FAILED, "no context is current".into());
