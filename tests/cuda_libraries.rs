@@ -9,25 +9,8 @@ use precast_runtime::{TensorFile, WeightSource};
 use precast_software_device::SoftwareDevice;
 use std::path::Path;
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    if std::env::var_os("PRECAST_CACHE").is_none() {
-        // SAFETY: nothing else runs yet.
-        unsafe {
-            // Kernels of the software device are kept apart, and nothing is measured unless a test
-            // says so.
-            std::env::set_var(
-                "PRECAST_CACHE",
-                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
-            );
-            std::env::set_var("PRECAST_CUDA_TUNE", "0");
-        }
-    }
-    SoftwareDevice::search_first();
-}
+// Nothing is measured unless a test says so.
+precast_software_device::use_software_device!("PRECAST_CUDA_TUNE" = "0");
 
 const REFUSES: &str = "PRECAST_SOFTWARE_DEVICE_REFUSES";
 

@@ -8,13 +8,7 @@ use precast_software_device::SoftwareDevice;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    SoftwareDevice::search_first();
-}
+precast_software_device::use_software_device!();
 
 const TEXT: &str = r#"
 extern "C" __global__ void __launch_bounds__(128) add(const float* a, const float* b, float* c, int n) {
