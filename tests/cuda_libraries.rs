@@ -5,8 +5,11 @@
 mod common;
 
 use common::Fixture;
+use precast_runtime::cuda::driver::{Context, Memory, Stream};
+use precast_runtime::cuda::measure::Watch;
 use precast_runtime::{TensorFile, WeightSource};
 use precast_software_device::SoftwareDevice;
+use std::cell::Cell;
 use std::path::Path;
 
 // Nothing is measured unless a test says so.
@@ -301,4 +304,46 @@ fn a_step_that_the_device_skips_is_blamed() {
         assert_eq!(blame["index"], serde_json::json!([5, 2]), "{line}");
         assert_eq!((&blame["value"], &blame["side"]), (&"inf".into(), &"forward".into()), "{line}");
     }
+}
+
+/// A candidate is measured as it will run: as a graph where steps are, several runs of a short one.
+#[test]
+fn short_work_is_measured_many_times_at_once() {
+    let device = SoftwareDevice::open().expect("the software device is built");
+    let context = Context::new(0).unwrap_or_else(|e| panic!("{e}"));
+    let stream = Stream::new(&context).unwrap_or_else(|e| panic!("{e}"));
+    let memory = Memory::new(&context, 64).unwrap_or_else(|e| panic!("{e}")).expect("64 bytes");
+    let calls = Cell::new(0);
+    let work = || {
+        calls.set(calls.get() + 1);
+        stream.clear(memory.address, 64)
+    };
+    for captured in [true, false] {
+        let watch = Watch::new(&context, captured);
+        let mut most = 0;
+        for measurement in 0..200 {
+            let (before, replays) = (calls.get(), device.counts()[2]);
+            let seconds = watch.time(&stream, &work).unwrap_or_else(|e| panic!("{e}"));
+            assert!(seconds > 0.0 && seconds < 1.0, "{seconds} s");
+            let (runs, replays) = (calls.get() - before, device.counts()[2] - replays);
+            assert_eq!(replays, if captured { 4 } else { 0 });
+            if measurement == 0 {
+                assert!(runs > 5, "an idle device is warmed first: {runs} runs");
+                continue;
+            }
+            // One run says how many make a window; then as many, once for the graph or four times.
+            let each = if captured { runs - 1 } else { (runs - 1) / 4 };
+            assert!(captured || (runs - 1) % 4 == 0, "{runs} runs");
+            assert!((1..=50).contains(&each), "{each} runs in a window");
+            most = most.max(each);
+        }
+        assert!(most > 1, "the software device draws some times that are short");
+    }
+    // Without room for a graph it is measured all the same.
+    device.refuse("instantiate");
+    let watch = Watch::new(&context, true);
+    let replays = device.counts()[2];
+    watch.time(&stream, &work).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(device.counts()[2], replays);
+    device.refuse("");
 }

@@ -98,7 +98,7 @@ impl CudaBackend {
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
         // What fails on nothing at all is no library's fault.
-        let failed = if capture { stream.rehearse(|| Ok(())).err() } else { None };
+        let failed = if capture { stream.record(|| Ok(())).err() } else { None };
         let capture = capture && failed.is_none();
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone(), capture)?;
         let places = Places::new(plan);

@@ -386,33 +386,22 @@ impl Stream {
         self.context.check(status, "setting memory")
     }
 
-    /// Records what `work` puts into the stream instead of running it.
+    /// As [`Stream::record`], ready to be replayed.
     ///
     /// # Errors
     /// What `work` fails with, or the driver.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let api = self.context.api;
-        self.begin()?;
-        let graph = self.end(work())?;
-        let mut exec = std::ptr::null_mut();
-        // SAFETY: the graph was just made.
-        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) };
-        // SAFETY: an instance does not need the graph it was made from.
-        unsafe { api.cuGraphDestroy(graph) };
-        self.context.check(status, "instantiating the graph")?;
-        Ok(Graph { context: self.context.clone(), exec })
+        self.record(work)?.instantiate()
     }
 
-    /// Whether what `work` puts into the stream can be captured; none of it runs.
+    /// Records what `work` puts into the stream instead of running it.
     ///
     /// # Errors
     /// As [`Stream::capture`].
-    pub fn rehearse(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recorded> {
         self.begin()?;
-        let graph = self.end(work())?;
-        // SAFETY: the graph was just made.
-        unsafe { self.context.api.cuGraphDestroy(graph) };
-        Ok(())
+        let raw = self.end(work())?;
+        Ok(Recorded { context: self.context.clone(), raw })
     }
 
     fn begin(&self) -> Result<()> {
@@ -458,7 +447,33 @@ impl Drop for Stream {
     }
 }
 
-/// A captured list of work.
+/// A captured list of work, to be made ready.
+pub struct Recorded {
+    context: Arc<Context>,
+    raw: cu::CUgraph,
+}
+
+impl Recorded {
+    /// # Errors
+    /// If the driver refuses, as where memory is short.
+    pub fn instantiate(self) -> Result<Graph> {
+        let api = self.context.api;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph is alive; an instance does not need it afterwards.
+        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, self.raw, 0) };
+        self.context.check(status, "instantiating the graph")?;
+        Ok(Graph { context: self.context.clone(), exec })
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // SAFETY: made by `Stream::record`.
+        unsafe { self.context.api.cuGraphDestroy(self.raw) };
+    }
+}
+
+/// A captured list of work that can be replayed.
 pub struct Graph {
     context: Arc<Context>,
     exec: cu::CUgraphExec,

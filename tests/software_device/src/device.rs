@@ -220,11 +220,11 @@ impl Device {
         self.next
     }
 
-    /// Milliseconds between two events: any number, of the seed alone, so that what is chosen by
+    /// Milliseconds between two events: any number up to 8, of the seed alone, so that what is chosen by
     /// time is the same in each run and depends on no load of the machine.
     pub fn milliseconds(&mut self) -> f32 {
         self.times = draw(self.times);
-        (1 + (self.times >> 33) % 4096) as f32 / 4096.0
+        (1 + (self.times >> 33) % 4096) as f32 / 512.0
     }
 
     fn random(&mut self) -> u64 {

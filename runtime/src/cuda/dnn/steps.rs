@@ -5,10 +5,11 @@ use super::conv::sums_strides;
 use super::graph::Graph;
 use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
-use crate::cuda::driver::{Context, Event, Stream};
+use crate::cuda::driver::{Context, Stream};
 use crate::cuda::graphs::Library;
 use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
+use crate::cuda::measure::Watch;
 use crate::cuda::refusals::Refusals;
 use crate::cuda::text;
 use crate::error::{Error, Result};
@@ -24,9 +25,6 @@ pub const CUDNN_VARIABLE: &str = "PRECAST_CUDNN";
 /// Set to `0`, engines whose sums change their order from run to run are allowed for attention's
 /// gradient: faster, and no run repeats another bit for bit.
 pub const DETERMINISTIC_VARIABLE: &str = "PRECAST_CUDA_DETERMINISTIC";
-
-/// Timed runs of a candidate.
-const RUNS: usize = 5;
 
 /// What cuDNN is promised of every address.
 const ALIGNMENT: u64 = 16;
@@ -137,8 +135,8 @@ pub struct Steps {
     cache: Cache,
     deterministic: bool,
     tune: bool,
-    /// Graphs will be captured: what is chosen has been captured once.
-    captured: bool,
+    /// Graphs that will be captured are measured so, and what is chosen has been captured once.
+    watch: Option<Watch>,
     /// Bytes of workspace, and where it is once the graphs are bound.
     workspace: u64,
     workspace_at: u64,
@@ -154,9 +152,10 @@ impl Steps {
     /// # Errors
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
     pub fn new(context: &Arc<Context>, cache: Cache, captured: bool) -> Result<Steps> {
-        let tune = on(crate::cuda::blas::TUNE_VARIABLE);
         let device = Device::Here(context.clone());
-        Steps::of(device, context.info.facts.clone(), cache, (tune, captured))
+        let watch = Watch::new(context, captured);
+        let steps = Steps::of(device, context.info.facts.clone(), cache)?;
+        Ok(Steps { tune: on(crate::cuda::blas::TUNE_VARIABLE), watch: Some(watch), ..steps })
     }
 
     /// Graphs for a device that need not be there, described by cuDNN's own JSON: to find out what
@@ -168,15 +167,10 @@ impl Steps {
     pub fn described(json: &str, facts: Facts, candidates: usize) -> Result<Steps> {
         // What is remembered was measured on a real device.
         let device = Device::Described { json: json.into(), candidates };
-        Steps::of(device, facts, Cache::none(), (false, false))
+        Steps::of(device, facts, Cache::none())
     }
 
-    fn of(
-        device: Device,
-        facts: Facts,
-        cache: Cache,
-        (tune, captured): (bool, bool),
-    ) -> Result<Steps> {
+    fn of(device: Device, facts: Facts, cache: Cache) -> Result<Steps> {
         Ok(Steps {
             uses: vec![],
             known: BTreeMap::new(),
@@ -186,8 +180,8 @@ impl Steps {
             facts,
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
-            tune,
-            captured,
+            tune: false,
+            watch: None,
             workspace: 0,
             workspace_at: 0,
             dnn: device.dnn()?,
@@ -302,6 +296,10 @@ impl Steps {
         Some(Remembered { tag, plan })
     }
 
+    fn watch(&self) -> &Watch {
+        self.watch.as_ref().expect("made for a device of this machine")
+    }
+
     /// Runs a candidate on the memory of its step.
     fn trial(&self, u: &Use, candidate: usize) -> Result<()> {
         // SAFETY: the addresses are those of the step's tensors and of the shared workspace, which
@@ -309,29 +307,12 @@ impl Steps {
         unsafe { u.graph.run(candidate, self.handle(), &u.addresses, self.workspace_at) }
     }
 
-    /// Seconds of a candidate that has run before.
-    fn time(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<f64> {
-        let (begin, end) = (Event::new(self.device.here())?, Event::new(self.device.here())?);
-        let mut least = f64::INFINITY;
-        for _ in 0..RUNS {
-            begin.record(stream)?;
-            self.trial(u, candidate)?;
-            end.record(stream)?;
-            end.wait()?;
-            least = least.min(end.since(&begin)?);
-        }
-        Ok(least)
-    }
-
     /// Whether a candidate that ran can be captured, which a library may refuse alone.
     fn rehearsed(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<()> {
-        if !self.captured || self.chosen.get(&u.key) == Some(&candidate) {
+        if self.chosen.get(&u.key) == Some(&candidate) {
             return Ok(());
         }
-        stream.rehearse(|| self.trial(u, candidate)).map_err(|e| {
-            let text = format!("while it is captured: {}", e.message);
-            Error::new(e.code, text)
-        })
+        self.watch().rehearse(stream, &|| self.trial(u, candidate))
     }
 
     /// The fastest candidate that runs, remembered or measured, or without tuning the first one;
@@ -358,31 +339,30 @@ impl Steps {
         {
             return Ok(c);
         }
+        let timed = self.tune && ways > 1;
         let mut ran: Vec<(f64, usize)> = vec![];
         for c in (0..ways).filter(|&c| Some(c) != known) {
-            if !tried(c, "the", self.trial(u, c)) {
-                continue;
-            }
-            let seconds = match self.tune && ways > 1 {
-                true => match self.time(u, c, stream) {
-                    Ok(seconds) => seconds,
-                    Err(e) => {
-                        tried(c, "the", Err(e));
-                        continue;
-                    }
-                },
-                false => 0.0,
+            let run = || self.trial(u, c);
+            // The first run loads what it needs.
+            let seconds = match (run(), timed) {
+                (Ok(()), true) => self.watch().time(stream, &run),
+                (Ok(()), false) => self.rehearsed(u, c, stream).map(|()| 0.0),
+                (Err(e), _) => Err(e),
             };
-            if self.tune {
-                ran.push((seconds, c));
-            } else if tried(c, "the", self.rehearsed(u, c, stream)) {
-                return Ok(c);
+            match seconds {
+                Ok(seconds) => ran.push((seconds, c)),
+                Err(e) => {
+                    tried(c, "the", Err(e));
+                    continue;
+                }
+            }
+            if !timed {
+                break;
             }
         }
         // Of equals the first.
         ran.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let best = ran.into_iter().find(|r| tried(r.1, "the", self.rehearsed(u, r.1, stream)));
-        let Some((_, c)) = best else {
+        let Some(&(_, c)) = ran.first() else {
             self.cache.forget("graph", key.as_bytes());
             return Err(refused.words().expect("a graph has a candidate"));
         };
