@@ -116,6 +116,20 @@ impl Lab {
 /// Convolutions and attention as cuDNN's graphs, which the software device runs by their definitions.
 #[test]
 fn gradients_by_cudnn() {
+    for (name, policy) in [("cifar_cnn", "f32"), ("cifar_cnn", "bf16")] {
+        let said = Lab::new(name, policy).grad(&[]);
+        said.by_libraries();
+        let [graphs, plans] = said.counts();
+        assert!(graphs > 0 && plans >= graphs, "{graphs} graphs, {plans} plans");
+    }
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let said = lab.tuned(&[]);
+    said.by_libraries();
+    let [graphs, plans] = said.counts();
+    assert!(plans > graphs, "several plans of a graph are measured: {plans} of {graphs}");
+    assert_eq!(lab.tuned(&[]).counts(), [graphs; 2], "what was fastest is built alone");
+}
+
 /// What `precast doctor` says with a driver of CUDA 12.4 and libraries in these folders.
 fn doctor(folders: &Path) -> serde_json::Value {
     let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
@@ -166,20 +180,6 @@ fn libraries_of_a_later_cuda_than_the_drivers_are_passed_over() {
         assert_eq!(of(&said, name)["path"], path, "{said}");
     }
     assert_eq!(said["backends"], serde_json::json!(["cpu", "cuda"]));
-}
-
-    for (name, policy) in [("cifar_cnn", "f32"), ("cifar_cnn", "bf16")] {
-        let said = Lab::new(name, policy).grad(&[]);
-        said.by_libraries();
-        let [graphs, plans] = said.counts();
-        assert!(graphs > 0 && plans >= graphs, "{graphs} graphs, {plans} plans");
-    }
-    let lab = Lab::new("tiny_gpt", "bf16");
-    let said = lab.tuned(&[]);
-    said.by_libraries();
-    let [graphs, plans] = said.counts();
-    assert!(plans > graphs, "several plans of a graph are measured: {plans} of {graphs}");
-    assert_eq!(lab.tuned(&[]).counts(), [graphs; 2], "what was fastest is built alone");
 }
 
 /// One refused candidate, whichever was remembered: another takes its place.
@@ -252,6 +252,37 @@ fn what_a_library_does_not_capture_is_replaced() {
     // Where nothing is captured, nothing is asked to be.
     let uncaptured = [(REFUSES, "captured-cudnn,captured-cublas"), ("PRECAST_CUDA_GRAPH", "0")];
     lab.tuned(&uncaptured).by_libraries();
+}
+
+/// What a graph may want of workspace depends on the device's memory and on the plan; where other
+/// programs hold that memory, engines that want less run, and it is said.
+#[test]
+fn workspaces_fit_beside_the_plan() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let sgd = "kind = \"sgd\"\nlr = 0.1";
+    let plan = lab.f.compile_gpu("model_static.onnx", "bf16", sgd, "", true).plan;
+    let input = |t: &precast_plan::Tensor| match t.storage {
+        precast_plan::Storage::Input { offset } => {
+            offset + t.shape.iter().product::<u64>() * t.dtype.size() as u64
+        }
+        _ => 0,
+    };
+    let inputs = plan.tensors.iter().map(input).max().expect("it has tensors");
+    // The workspace of cuBLASLt is in it.
+    let taken = plan.arena_bytes + plan.persistent_bytes + 3 * inputs + (32 << 20);
+    let [graphs, plans] = lab.tuned(&[]).counts();
+    assert_eq!(plans, 3 * graphs, "an engine without workspace, and one that wants 2 MiB, twice");
+    // A little more than the plan and what is left aside: no engine may have 2 MiB.
+    let memory = (taken * 16 / 15 + (1 << 20)).to_string();
+    let said = lab.tuned(&[("PRECAST_SOFTWARE_DEVICE_MEMORY", &memory)]);
+    said.by_libraries();
+    assert_eq!(said.counts(), [graphs; 2]);
+    assert!(!said.has("memory of the device is short"), "{}", said.0);
+    // Room in all, and not now.
+    let free = (4u64 << 30) - (taken + (3 << 20) / 2);
+    let said = lab.tuned(&[("PRECAST_SOFTWARE_DEVICE_TAKEN", &free.to_string())]);
+    said.by_libraries();
+    assert!(said.has("memory of the device is short: cuDNN runs without engines"), "{}", said.0);
 }
 
 /// Equal products share what was measured once; products of the evaluation alone are not measured.

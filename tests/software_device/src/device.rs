@@ -193,9 +193,10 @@ fn draw(last: u64) -> u64 {
 impl Device {
     fn new() -> Device {
         let memory = number("PRECAST_SOFTWARE_DEVICE_MEMORY", 4 << 30);
+        let taken = number("PRECAST_SOFTWARE_DEVICE_TAKEN", 0);
         let legacy = Stream { blocking: true, ..Stream::default() };
         Device {
-            arena: Arena::new(memory as usize),
+            arena: Arena::new(memory as usize, taken as usize),
             streams: BTreeMap::from([(LEGACY, legacy)]),
             events: BTreeMap::new(),
             graphs: BTreeMap::new(),
