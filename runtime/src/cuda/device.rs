@@ -381,7 +381,7 @@ impl Loading<'_> {
         };
         let mut needs = Needs::of(plan, places, &lowered, graphs);
         let (mut regions, inbound) = match needs.allocate(self.context, &lowered)? {
-            Allocated::All(regions, inbound) => (regions, inbound),
+            Allocated::All(all) => *all,
             // A little is left for what the driver loads.
             Allocated::ButWorkspace(free) if graphs.restrict(free - free / 8) => return Ok(None),
             Allocated::ButWorkspace(free) => {

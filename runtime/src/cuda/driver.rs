@@ -17,6 +17,9 @@ const NON_BLOCKING: c_uint = 1;
 /// else of this process depends on the capturing stream.
 const CAPTURE_RELAXED: c_uint = 2;
 
+/// Of an event (`CU_EVENT_DISABLE_TIMING`).
+const DISABLE_TIMING: c_uint = 2;
+
 /// What is known of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -501,12 +504,26 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// One whose time is asked for.
+    ///
     /// # Errors
     /// If the driver refuses.
     pub fn new(context: &Arc<Context>) -> Result<Event> {
+        Event::of(context, 0)
+    }
+
+    /// One that puts work in order and has no time, which costs streams the least.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn untimed(context: &Arc<Context>) -> Result<Event> {
+        Event::of(context, DISABLE_TIMING)
+    }
+
+    fn of(context: &Arc<Context>, flags: c_uint) -> Result<Event> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
-        let status = unsafe { context.api.cuEventCreate(&raw mut raw, 0) };
+        let status = unsafe { context.api.cuEventCreate(&raw mut raw, flags) };
         context.check(status, "making an event")?;
         Ok(Event { context: context.clone(), raw })
     }

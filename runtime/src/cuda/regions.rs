@@ -104,7 +104,7 @@ pub fn workspace_limit(plan: &Plan, memory: u64) -> u64 {
 
 /// Memory of the regions of a plan.
 pub enum Allocated {
-    All(Regions, Inbound),
+    All(Box<(Regions, Inbound)>),
     /// The workspace of cuDNN's graphs alone is too much: as many bytes are free for it.
     ButWorkspace(u64),
 }
@@ -147,7 +147,7 @@ impl Needs {
                 return Ok(Some(Allocated::ButWorkspace(context.memory()?.0)));
             };
             let regions = Regions { arena, persistent, inputs, scratch, workspace, tables };
-            Ok(Some(Allocated::All(regions, inbound)))
+            Ok(Some(Allocated::All(Box::new((regions, inbound)))))
         };
         let free = context.memory()?.0;
         all()?.ok_or_else(|| self.too_much(context, free))

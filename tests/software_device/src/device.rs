@@ -10,7 +10,7 @@ use crate::dnn::graph::Run;
 use crate::graph::{Capture, Graph};
 use crate::host::{HostKernel, HostModule};
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -147,6 +147,8 @@ pub struct Device {
     pub arena: Arena,
     pub streams: BTreeMap<u64, Stream>,
     pub events: BTreeMap<u64, Mark>,
+    /// Events that have no time; no handle is used again.
+    pub untimed: BTreeSet<u64>,
     pub graphs: BTreeMap<u64, Arc<Graph>>,
     pub execs: BTreeMap<u64, Arc<Graph>>,
     pub modules: BTreeMap<u64, Module>,
@@ -199,6 +201,7 @@ impl Device {
             arena: Arena::new(memory as usize, taken as usize),
             streams: BTreeMap::from([(LEGACY, legacy)]),
             events: BTreeMap::new(),
+            untimed: BTreeSet::new(),
             graphs: BTreeMap::new(),
             execs: BTreeMap::new(),
             modules: BTreeMap::new(),

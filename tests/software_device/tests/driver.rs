@@ -248,6 +248,10 @@ fn an_event_is_passed_after_a_while() {
     }
     assert!(asked > 0);
     assert!(start.elapsed_ms(&end).unwrap() > 0.0);
+    // cudarc's own have no time.
+    let other = set.stream.record_event(None).unwrap();
+    set.stream.synchronize().unwrap();
+    assert!(start.elapsed_ms(&other).is_err());
 }
 
 /// What kernels do wrong ends the device, so each runs in a process of its own.
