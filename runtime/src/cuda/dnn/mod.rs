@@ -18,7 +18,7 @@ mod steps;
 mod tests;
 
 pub use api::{Cudnn, cudnn, spelled};
-pub use conv::Stores;
+pub use conv::{Stores, sums};
 pub use engines::Remembered;
 pub use graph::Graph;
 pub use handle::Handle;

@@ -1,7 +1,7 @@
 //! Steps of a plan as cuDNN's graphs on one device.
 
 use super::attention::{gradient_slots, slots};
-use super::conv::sums_strides;
+use super::conv;
 use super::graph::Graph;
 use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
@@ -12,7 +12,7 @@ use crate::cuda::lower::Graph as Lowers;
 use crate::cuda::refusals::Refusals;
 use crate::cuda::text;
 use crate::error::{Error, Result};
-use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
+use precast_plan::{Access, Kernel, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -397,15 +397,6 @@ impl Steps {
     }
 }
 
-/// Extents of a convolution's result.
-fn result(g: &ConvGeometry, kind: ConvKind) -> [u64; 4] {
-    match kind {
-        ConvKind::Forward => [g.n, g.o, g.oh, g.ow],
-        ConvKind::DataGrad => [g.n, g.c, g.h, g.w],
-        ConvKind::FilterGrad => [g.o, g.c / g.groups, g.kh, g.kw],
-    }
-}
-
 fn bytes(plan: &Plan, a: &Access) -> u64 {
     a.offset * plan.tensors[a.tensor as usize].dtype.size() as u64
 }
@@ -501,11 +492,8 @@ impl Library for Steps {
         let Ok((graph, key)) = self.graph(plan, apart, &list) else {
             return Ok(Lowers::No(refused));
         };
-        let dims = result(&c.geometry, c.kind);
-        let offset = out.reserve(dims.iter().product::<u64>() * 4);
-        let sums = Place::Scratch { offset };
+        let (sums, strides, dims) = conv::sums(c, out);
         self.add(graph, key, vec![places[0], places[1], sums], out);
-        let strides = sums_strides(&dims.map(|n| n as i64), &c.epilogue);
         text::lower_epilogue(plan, &c.epilogue, &dims, (sums, strides), &self.facts, out)?;
         Ok(Lowers::Lowered)
     }
