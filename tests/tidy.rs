@@ -147,6 +147,45 @@ fn crates_know_only_what_they_may() {
     }
 }
 
+/// What a package builds without need, every build, every check and every release pays for.
+#[test]
+fn every_dependency_is_used() {
+    let mut faults = vec![];
+    for (manifest, folders) in [
+        // A test of the whole takes random graphs from the compiler's tests.
+        ("Cargo.toml", &["compiler/cli", "compiler/tests", "tests", "examples"][..]),
+        ("compiler/Cargo.toml", &["compiler/src", "compiler/tests", "compiler/benches"]),
+        ("runtime/Cargo.toml", &["runtime/src", "runtime/tests", "runtime/examples"]),
+        ("runtime/plan/Cargo.toml", &["runtime/plan/src", "runtime/plan/tests"]),
+        ("tests/software_device/Cargo.toml", &["tests/software_device"]),
+    ] {
+        let text: String =
+            folders.iter().flat_map(|f| files(f, &[".rs"])).map(|p| read(&p)).collect();
+        let manifest_text = read(&root().join(manifest));
+        let mut section = "";
+        for line in manifest_text.lines() {
+            if line.starts_with('[') {
+                section = line;
+            }
+            let Some(name) = line.split(['.', ' ', '=']).next().filter(|n| !n.is_empty()) else {
+                continue;
+            };
+            let name = name.replace('-', "_");
+            let own = matches!(section, "[dependencies]" | "[dev-dependencies]");
+            let used = || {
+                text.match_indices(&name).any(|(at, _)| {
+                    let whole = !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                    whole && [";", "::", "!"].iter().any(|e| text[at + name.len()..].starts_with(e))
+                })
+            };
+            if own && !line.starts_with(['[', '#']) && !used() {
+                faults.push(format!("{manifest}: {name}"));
+            }
+        }
+    }
+    assert_none(&faults, "Dependencies that no source file names:");
+}
+
 #[test]
 fn hashed_collections_have_a_fixed_order() {
     let name = ["std::collections::", "Hash"].concat();

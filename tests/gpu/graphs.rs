@@ -8,12 +8,9 @@
 //! what tells the graph from others, and the engines of the plans. With more WAYS than one, graphs are
 //! finished for as many engines; plans of other models may be given.
 
-#[path = "../common/mod.rs"]
-mod common;
+mod plans;
 
-use common::Fixture;
-use precast_compiler::frontend::recipe::Recipe;
-use precast_compiler::pipeline::{self, Options};
+use plans::{ADAMW, CNN, CONVOLUTIONS, CROSS_ENTROPY, GPT, Model, RESNET, SGD, Training};
 use precast_plan::{Access, ConvKind, DType, EpilogueKind, Kernel, Math, Plan};
 use precast_runtime::cuda::blas;
 use precast_runtime::cuda::dnn::{Steps, cudnn, spelled};
@@ -139,53 +136,25 @@ fn fuses(plan: &Plan, kernel: &Kernel) -> bool {
     known && c.epilogue.outputs.len() == 1 && !exact
 }
 
-const ADAMW: &str = "kind = \"adamw\"\nlr = 1e-3";
-const SGD: &str = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9";
-
-/// A network of the test models, trained from the start, with so many batches for an update.
-fn network(file: &str, policy: &str, target: &str, [batch, side, micro]: [usize; 3]) -> Plan {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let text = format!(
-        "model = \"{file}\"\n\
-         [weights]\ninit = \"default\"\n\
-         [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
-         inputs = {{ x = \"in.x\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
-         [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
-         [optimizer]\n{SGD}\n[train]\nsteps = 20\naccumulate = {micro}\n\
-         [precision]\npolicy = \"{policy}\"\n[target]\ndevice = \"{target}\"\n"
-    );
-    let recipe = Recipe::parse(folder.join("recipe.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
-    let mut options = Options::default();
-    options.shapes.insert("x".into(), vec![batch, 3, side, side]);
-    options.shapes.insert("targets".into(), vec![batch]);
-    pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{file} {policy}: {e}")).plan
-}
-
 /// Plans with convolutions or attention, by name.
 fn plans(target: &str) -> Vec<(String, Plan)> {
     let mut plans = vec![];
+    let mut add = |name: &str, model: Model, policy: &str, optimizer: &str, train: &str| {
+        let loss = CROSS_ENTROPY;
+        let training = Training { model, loss, optimizer, policy, train, target };
+        plans.push((format!("{name} {policy}"), training.plan()));
+    };
     for policy in ["f32", "tf32", "bf16", "f16"] {
-        for (fixture, optimizer) in [("cifar_cnn", SGD), ("tiny_gpt", ADAMW)] {
-            let f = Fixture::open(fixture);
-            let train = format!("\n[target]\ndevice = \"{target}\"");
-            let plan = f.compile_with("model.onnx", policy, optimizer, &train, false).plan;
-            plans.push((format!("{fixture} {policy}"), plan));
-        }
-        let biases = network("gpu/convolutions.pir", policy, target, [16, 32, 1]);
-        plans.push((format!("convolutions {policy}"), biases));
+        add("cifar_cnn", CNN, policy, SGD, "");
+        add("tiny_gpt", GPT, policy, ADAMW, "");
+        add("convolutions", CONVOLUTIONS, policy, SGD, "");
     }
     if target != "sm_80" {
-        let f = Fixture::open("tiny_gpt");
-        let train = format!("\n[target]\ndevice = \"{target}\"");
-        let plan = f.compile_with("model.onnx", "fp8", ADAMW, &train, false).plan;
-        plans.push(("tiny_gpt fp8".into(), plan));
+        add("tiny_gpt", GPT, "fp8", ADAMW, "");
     }
     // With several batches, gradients of filters of 1 × 1 are added where they stand.
-    for (policy, micro) in [("f32", 1), ("bf16", 2)] {
-        let size = [32, 224, micro];
-        let resnet = network("models/resnet18.ts.op17.train.onnx", policy, target, size);
-        plans.push((format!("resnet18 {policy}"), resnet));
-    }
+    add("resnet18", RESNET, "f32", SGD, "");
+    add("resnet18", RESNET, "bf16", SGD, "accumulate = 2");
     plans
 }
 

@@ -1,9 +1,13 @@
 """Compiles kernel texts with NVRTC for their architectures; prints registers and spills.
 
-usage: nvrtc_check.py FOLDER_OF_NVRTC FOLDER_OF_TEXTS REPORT
+usage: nvrtc_check.py FOLDER_OF_NVRTC FOLDER_OF_TEXTS REPORT [--all]
 
 FOLDER_OF_TEXTS is what the example `cuda_texts` writes: prelude.cuh, options, and a folder of texts
 for each architecture. Exits with 1 if a text does not compile or a row program spills.
+
+Every text is compiled for MAIN, and every form of it for every architecture that has it: texts differ
+from architecture to architecture in how they cut work up, and are compiled wherever they do. With --all
+every text is compiled for every architecture.
 """
 
 import ctypes
@@ -16,6 +20,9 @@ from pathlib import Path
 
 # Kernels compiled at once: the prelude is read once for all of them.
 UNIT = 12
+
+# The architecture that every text is compiled for that has it.
+MAIN = "sm_90a"
 
 
 def load(folder):
@@ -81,21 +88,43 @@ def same_code(name, text):
     return re.sub(r"//.*", "", text).replace(name, "")
 
 
+# What is other code for a compiler's back end, not only other strides, extents and epilogues.
+FLAGS = r"^(?:typedef .*|#define (?:TENSOR|SPLIT|KIND|MASK|D|DP|VEC) .*)$"
+SHAPES = r"several blocks|results of pass|extern __shared__|tile0|spaces|\[c\]\[|int e = |load<\d>|i64 row"
+
+
+def form(name, text):
+    """What other texts of the same code have too: formats and main flags of a hand-written kernel; the
+    name of a row program and how it runs."""
+    if name.startswith("rows_"):
+        return re.sub(r"[0-9a-f]{16}$", "", name) + "".join(sorted(set(re.findall(SHAPES, text))))
+    return family(name) + "".join(re.findall(FLAGS, text, re.M))
+
+
 def main():
-    report = Path(sys.argv[3])
-    units, skipped = [], 0
-    for folder in sorted(p for p in texts.iterdir() if p.is_dir()):
-        seen, rows, others = set(), [], []
+    report, everything = Path(sys.argv[3]), "--all" in sys.argv[4:]
+    folders = sorted((p for p in texts.iterdir() if p.is_dir()), key=lambda p: p.name != MAIN)
+    units, repeats, shared, main_has = [], 0, 0, set()
+    for folder in folders:
+        seen, forms, rows, hand = set(), set(), [], []
         for path in sorted(folder.glob("*.cu")):
-            key = same_code(path.stem, path.read_text())
+            text = path.read_text()
+            key = same_code(path.stem, text)
             if key in seen:
-                skipped += 1
+                repeats += 1
                 continue
             seen.add(key)
-            (rows if path.stem.startswith("rows_") else others).append(path.stem)
+            known = form(path.stem, text)
+            if not everything and known in forms and key in main_has:
+                shared += 1
+                continue
+            forms.add(known)
+            (rows if path.stem.startswith("rows_") else hand).append(path.stem)
+        if folder.name == MAIN:
+            main_has = seen
         units += [(folder.name, rows[i : i + UNIT]) for i in range(0, len(rows), UNIT)]
         # Hand-written kernels bring functions of their own, which may share names.
-        units += [(folder.name, [n]) for n in others]
+        units += [(folder.name, [n]) for n in hand]
     if not units:
         sys.exit(f"{texts} holds no kernels")
     begin = time.time()
@@ -124,7 +153,8 @@ def main():
     for arch, name, registers, spilled, _ in spills:
         print(f"{arch} {name} spills {spilled} bytes with {registers} registers")
     seconds = time.time() - begin
-    print(f"{len(results)} kernels in {seconds:.0f} s, {skipped} repeats not compiled; {report}")
+    print(f"{len(results)} kernels in {seconds:.0f} s, {repeats} repeats not compiled, {shared} of known "
+          f"forms compiled for {MAIN} alone; {report}")  # fmt: skip
     sys.exit(bool(faults or silent or spills))
 
 

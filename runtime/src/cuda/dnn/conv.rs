@@ -4,6 +4,7 @@ use super::Dnn;
 use super::desc::{Kind, Name, Refusal};
 use super::engines::Wanted;
 use super::graph::{Builder, Convolution, Format, Graph, Home, Tensor, dense};
+use crate::cuda::launch::{Lowered, Place};
 use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use precast_plan::{
     Access, Conv, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Plan, TensorId,
@@ -53,8 +54,21 @@ fn is_last(dims: &[i64; 4], a: &[i64]) -> bool {
     dims[1] > 1 && dims[2] * dims[3] > 1 && a[1] == 1
 }
 
+/// Reserves scratch memory for the f32 sums of a convolution whose epilogue is a kernel of its own: their
+/// place and strides, and the extents of the result.
+pub fn sums(c: &Conv, out: &mut Lowered) -> (Place, Vec<i64>, [u64; 4]) {
+    let g = &c.geometry;
+    let dims = match c.kind {
+        ConvKind::Forward => [g.n, g.o, g.oh, g.ow],
+        ConvKind::DataGrad => [g.n, g.c, g.h, g.w],
+        ConvKind::FilterGrad => [g.o, g.c / g.groups, g.kh, g.kw],
+    };
+    let offset = out.reserve(dims.iter().product::<u64>() * 4);
+    (Place::Scratch { offset }, sums_strides(&dims.map(|n| n as i64), &c.epilogue), dims)
+}
+
 /// Strides of f32 sums that an epilogue reads: their channels are innermost where the result's are.
-pub fn sums_strides(dims: &[i64; 4], e: &Epilogue) -> Vec<i64> {
+fn sums_strides(dims: &[i64; 4], e: &Epilogue) -> Vec<i64> {
     let [_, c, h, w] = *dims;
     match e.outputs.first() {
         Some(out) if out.strides[1] == 1 && c > 1 => vec![h * w * c, 1, w * c, c],

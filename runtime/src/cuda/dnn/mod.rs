@@ -19,7 +19,7 @@ mod tests;
 mod wish;
 
 pub use api::{Cudnn, cudnn, spelled};
-pub use conv::Stores;
+pub use conv::{Stores, sums};
 pub use engines::Remembered;
 pub use graph::Graph;
 pub use handle::Handle;

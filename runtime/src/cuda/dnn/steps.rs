@@ -1,8 +1,8 @@
 //! Steps of a plan as cuDNN's graphs on one device.
 
-use super::conv::sums_strides;
+use super::conv;
 use super::graph::Graph;
-use super::wish::{Wish, key, misaligned, place, result};
+use super::wish::{Wish, key, misaligned, place};
 use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
 use crate::cuda::driver::{Context, Stream, gibibytes};
@@ -439,11 +439,8 @@ impl Library for Steps {
         let Ok((graph, key)) = self.graph(plan, apart, &list) else {
             return Ok(Lowers::No(refused));
         };
-        let dims = result(&c.geometry, c.kind);
-        let offset = out.reserve(dims.iter().product::<u64>() * 4);
-        let sums = Place::Scratch { offset };
+        let (sums, strides, dims) = conv::sums(c, out);
         self.add(graph, key, vec![places[0], places[1], sums], out);
-        let strides = sums_strides(&dims.map(|n| n as i64), &c.epilogue);
         text::lower_epilogue(plan, &c.epilogue, &dims, (sums, strides), &self.facts, out)?;
         Ok(Lowers::Lowered)
     }

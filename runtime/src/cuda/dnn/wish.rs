@@ -3,7 +3,7 @@
 use super::attention::{gradient_slots, slots};
 use super::{Dnn, Offer, Stores};
 use crate::cuda::launch::Place;
-use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
+use precast_plan::{Access, Kernel, Plan};
 
 /// What cuDNN is promised of every address.
 const ALIGNMENT: u64 = 16;
@@ -39,15 +39,6 @@ impl<'a> Wish<'a> {
             Kernel::AttentionGrad(g) => dnn.attention_grad(g, plan, deterministic),
             other => unreachable!("not a graph's step: {other:?}"),
         }
-    }
-}
-
-/// Extents of a convolution's result.
-pub(super) fn result(g: &ConvGeometry, kind: ConvKind) -> [u64; 4] {
-    match kind {
-        ConvKind::Forward => [g.n, g.o, g.oh, g.ow],
-        ConvKind::DataGrad => [g.n, g.c, g.h, g.w],
-        ConvKind::FilterGrad => [g.o, g.c / g.groups, g.kh, g.kw],
     }
 }
 

@@ -261,15 +261,18 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
     let mut out = Lowered::default();
     let mut s = Sample::new();
     let fine = "samples lower";
-    for dtype in [DType::F32, DType::Bf16] {
-        let g = gather(&mut s, [64, 96, 100], [dtype, DType::I64, dtype], 0);
-        lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
-        let g = gather(&mut s, [64, 96, 100], [DType::F32, DType::I32, dtype], 0);
-        lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
-        lower_scatter_add(&s.plan, &g, 0, facts, &mut out).expect(fine);
-        for channels_last in [false, true] {
+    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+        // A gap behind every row of the table keeps its rows from being whole vectors.
+        for (ids, pad) in [(DType::I64, 0), (DType::I32, 3)] {
+            for table in [dtype, DType::F32] {
+                let g = gather(&mut s, [64, 96, 100], [table, ids, dtype], pad);
+                lower_gather(&s.plan, &g, 0, facts, &mut out).expect(fine);
+                lower_scatter_add(&s.plan, &g, 0, facts, &mut out).expect(fine);
+            }
+        }
+        for (channels_last, c) in [(false, 8), (true, 8), (true, 3)] {
             let p =
-                pool(&mut s, geometry([2, 8, 14, 14], 8, [3, 3], 2, 1, 1), dtype, channels_last);
+                pool(&mut s, geometry([2, c, 14, 14], c, [3, 3], 2, 1, 1), dtype, channels_last);
             lower_max_pool(&s.plan, &p, facts, &mut out).expect(fine);
             lower_max_pool_grad(&s.plan, &p, facts, &mut out).expect(fine);
         }
@@ -291,7 +294,22 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
     ] {
         let mut a = AttentionSample::new(dtype, 256, 256, d);
         a.causal = causal;
-        a.mask = mask.then_some(F32);
+        a.mask = mask.then_some(dtype);
+        let g = a.build(&mut s);
+        lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
+        lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
+    }
+    // Rows that are no whole vectors, and formats that no tensor core takes together.
+    let mut apart = AttentionSample::new(Bf16, 64, 64, 20);
+    apart.pad = 1;
+    let mut mixed = [F16, Bf16, F32, F16, Bf16];
+    let rotated: Vec<AttentionSample> = (0..3)
+        .map(|_| {
+            mixed.rotate_left(1);
+            AttentionSample { dtypes: mixed, ..AttentionSample::new(F32, 64, 64, 32) }
+        })
+        .collect();
+    for a in rotated.into_iter().chain([apart]) {
         let g = a.build(&mut s);
         lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
         lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
@@ -379,12 +397,37 @@ fn products(s: &mut Sample, facts: &Facts, out: &mut Lowered) {
             lower_conv(&s.plan, &c, facts, out).expect(fine);
         }
     }
-    let f8 = [DType::F8e4m3, DType::F8e5m2, DType::Bf16];
-    let g = gemm(s, [1, 1], [256, 256, 256], f8, [rows, columns, rows], 0);
+    // Sums over far more than the result has elements; images of more than 2^30 elements.
+    let deep = geometry([1, 512, 7, 7], 512, [3, 3], 1, 1, 1);
+    let far = geometry([1024, 64, 128, 160], 64, [1, 1], 1, 0, 1);
+    for kind in [ConvKind::Forward, ConvKind::DataGrad, ConvKind::FilterGrad] {
+        for (dtype, g) in [(Bf16, &deep), (F32, &deep), (Bf16, &far)] {
+            let mut c = conv(s, kind, g, [dtype; 3], true);
+            lower_conv(&s.plan, &c, facts, out).expect(fine);
+            c.math = Math::Tf32;
+            if dtype == F32 {
+                lower_conv(&s.plan, &c, facts, out).expect(fine);
+                c = conv(s, kind, &depthwise, [F32; 3], true);
+                c.math = Math::Tf32;
+                lower_conv(&s.plan, &c, facts, out).expect(fine);
+            }
+        }
+    }
+    let g = gemm(s, [1, 1], [1 << 16, 64, 1 << 15], [Bf16; 3], [rows; 3], 0);
     lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
-    let mixed = [DType::F32, DType::Bf16, DType::F32];
-    let mut g = gemm(s, [1, 1], [256, 256, 256], mixed, [rows; 3], 0);
-    lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
-    g.math = Math::Tf32;
-    lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+    let (e4, e5) = (DType::F8e4m3, DType::F8e5m2);
+    for (formats, axes) in [
+        ([e4, e5, Bf16], [rows, columns, rows]),
+        ([e5, e4, F16], [rows, columns, rows]),
+        ([e4, e4, F32], [rows; 3]),
+        ([e5, Bf16, F32], [rows; 3]),
+        ([F32, Bf16, F32], [rows; 3]),
+    ] {
+        let mut g = gemm(s, [1, 1], [256, 256, 256], formats, axes, 0);
+        lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+        if formats[0] == F32 {
+            g.math = Math::Tf32;
+            lower_gemm_fallback(&s.plan, &g, facts, out).expect(fine);
+        }
+    }
 }

@@ -201,7 +201,8 @@ fn table_text(space: &Space, layout: &Layout, form: &Form, tail: bool) -> Text {
         "// One row of `spaces` for each space: the addresses of its ports, its points. Block b",
     );
     t.line("// runs through part `blocks[b].y` of space `blocks[b].x`.");
-    t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}) void KERNEL("));
+    // Without a number of blocks ptxas holds updates with an average to 64 registers and spills.
+    t.line(format!("extern \"C\" __global__ __launch_bounds__({THREADS}, 3) void KERNEL("));
     t.open("    const u64* __restrict__ spaces, const uint2* __restrict__ blocks, int part) {");
     t.line(format!("const u64* space = spaces + blocks[blockIdx.x].x * {}u;", ports + 1));
     let all = all_outputs(&code);

@@ -19,11 +19,13 @@ mod flat;
 mod many;
 mod moments;
 mod rows;
+mod samples;
 mod shape;
 mod source;
 mod space;
 
 pub use epilogue::{EpilogueText, epilogue_function, lower_epilogue};
+pub use samples::samples;
 
 use super::launch::{Facts, Lowered, Task};
 use crate::error::{Error, Result};
