@@ -87,7 +87,8 @@ def pytorch(run, name, precision, mode, steps):
     # It keeps what it once took: what is in use at the end is the most.
     if idle is not None and "used_bytes" in out:
         more["peak_mb"] = (out["used_bytes"] - idle) / 1e6
-    kept = ("device_bytes", "allocated_bytes", "reserved_bytes", "sm_mhz", "watts", "counters", "attention_ms")
+    kept = ("device_bytes", "allocated_bytes", "reserved_bytes", "sm_mhz", "watts", "counters",
+            "attention_ms")  # fmt: skip
     more.update((k, out[k]) for k in kept if out.get(k))
     side, counted = f"PyTorch {mode}", out["counters"]
     if mode == "graphs" and counted.get("cudagraph_skips"):
@@ -124,11 +125,18 @@ def precast(run, name, precision, steps):
     # Kernels are compiled and candidates measured once; the timed run finds them in the cache.
     start = time.monotonic()
     try:
-        cold = train(run, path, 4, limit=120, verbose=True)
+        cold = train(run, path, 4, limit=120, verbose=True, diagnosed=False)
     except Failed as why:
         if run.device == "cpu":
             raise
-        side, env, fault = "Precast, PRECAST_CUDNN=0", {"PRECAST_CUDNN": "0"}, why
+        try:
+            train(run, path, 4, env={"PRECAST_CUDA_GRAPH": "check"}, limit=30, diagnosed=False)
+            other = "it succeeds"
+        except Failed as second:
+            other = second
+        fault = f"{why}\nwith PRECAST_CUDA_GRAPH=check: {other}"
+        run.say(f"      {fault}")
+        side, env = "Precast, PRECAST_CUDNN=0", {"PRECAST_CUDNN": "0"}
         start = time.monotonic()
         cold = train(run, path, 4, env=env, limit=120, verbose=True)
     took = {"cold_s": time.monotonic() - start}
@@ -326,7 +334,8 @@ def pytorch_times(run, name):
 def choices(run):
     """Plans, and what was chosen by measuring, as one file."""
     found = glob.glob(os.path.join(run.work, "**", "*.plan"), recursive=True)
-    found += [p for p in glob.glob(os.path.join(run.work, "cache", "*")) if "cubin" not in os.path.basename(p)]
+    cache = glob.glob(os.path.join(run.work, "cache", "*"))
+    found += [p for p in cache if not os.path.basename(p).startswith("cubin")]
     if not found:
         raise Skipped("there are none")
     with tarfile.open(os.path.join(run.a.out, "choices.tar.gz"), "w:gz") as tar:

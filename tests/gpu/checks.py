@@ -142,17 +142,17 @@ def tool(name):
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
 
 
-def precast(run, *args, env=None, limit=60):
+def precast(run, *args, env=None, limit=60, diagnosed=True):
     """As `run.precast`; a failure on the GPU is told with what the same command does otherwise."""
     try:
         return run.precast(*args, env=env, limit=limit)
     except Failed as why:
-        on_gpu = args[args.index("--device") + 1].startswith("cuda")
+        on_gpu = diagnosed and args[args.index("--device") + 1].startswith("cuda")
         more = diagnosis(run, args, env) if on_gpu else ""
         raise Failed(f"{why}{more}") from why
 
 
-def train(run, path, steps, device=None, env=None, limit=60, verbose=False):
+def train(run, path, steps, device=None, env=None, limit=60, verbose=False, diagnosed=True):
     """Trains a recipe for so many steps."""
     out = tempfile.mkdtemp(dir=run.work)
     log = os.path.join(out, "log.jsonl")
@@ -161,7 +161,7 @@ def train(run, path, steps, device=None, env=None, limit=60, verbose=False):
     try:
         said = precast(run, "train", path, "--steps", str(steps), "--log", log, "--out", out,
                        "--blame", "0", "--device", device or run.device, *["-v"] * verbose, env=env,
-                       limit=limit)  # fmt: skip
+                       limit=limit, diagnosed=diagnosed)  # fmt: skip
     finally:
         tail.ended.set()
     with open(log) as lines:

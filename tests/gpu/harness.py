@@ -29,7 +29,7 @@ GRACE = 5
 # what left its process group is found as well.
 MARK = "PRECAST_GPU_RUN_MARK"
 # Most bytes of one output that go into the log, half from its beginning and half from its end.
-LOGGED = 200_000
+LOGGED = 100_000
 COUNTER = itertools.count()
 
 
