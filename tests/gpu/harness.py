@@ -145,7 +145,8 @@ class Run:
         self.peak, self.made, self.losses = None, {}, {}
         self.table = lambda rows: ""
         self.current = "the beginning"
-        self.children, self.helpers, self.stop = set(), [], threading.Event()
+        # Threads that work aside, with what tells each to end.
+        self.children, self.helpers, self.stops = set(), [], {}
         self.lock, self.finished = threading.RLock(), False
         self.diagnosed, self.silent_smi = 0, None
         # Without buffers: what was said is there whatever comes next, a signal's handler included.
@@ -180,13 +181,12 @@ class Run:
         start = time.monotonic()
         child = Child(command, {**self.env, **(env or {})}, folder or self.work)
         self.children.add(child)
-        aside = threading.current_thread() in self.helpers
-        code = child.wait(limit, self.stop.is_set if aside else lambda: False)
+        code = child.wait(limit, self.stopped)
         self.children.discard(child)
         out, err = child.output()
         took = time.monotonic() - start
         how = f"killed after {limit:.0f} s" if code is None else f"exit {code}"
-        if code is None and aside and self.stop.is_set():
+        if code is None and self.stopped():
             how = "ended, since its time was over"
         extra = "".join(f"{k}={v} " for k, v in (env or {}).items())
         self.note(f"$ {extra}{' '.join(command)}  ({took:.1f} s, {how})\n{clipped(out)}{clipped(err)}")
@@ -211,7 +211,7 @@ class Run:
                 self.say(f"      its answer was whole, then it did not end well ({code}): {line}")
             return value
         if code is None:
-            if short or self.stop.is_set() and threading.current_thread() in self.helpers:
+            if short or self.stopped():
                 raise Skipped(f"the run's end came after {limit:.0f} s of {line}; it said:\n{last}")
             raise Failed(f"{line}\ntook more than {limit:.0f} s; it said:\n{last}")
         if (code != 0) != fails:
@@ -253,7 +253,7 @@ class Run:
 
         def work():
             for job in jobs:
-                if self.stop.is_set():
+                if self.stopped():
                     return
                 try:
                     job()
@@ -264,7 +264,13 @@ class Run:
 
         thread = threading.Thread(target=work, daemon=True)
         self.helpers.append(thread)
+        self.stops[thread] = threading.Event()
         thread.start()
+
+    def stopped(self):
+        """Whether this thread works aside and was told to end."""
+        stop = self.stops.get(threading.current_thread())
+        return stop is not None and stop.is_set()
 
     def busy(self):
         return any(thread.is_alive() for thread in self.helpers)
@@ -275,10 +281,11 @@ class Run:
         for thread in self.helpers:
             thread.join(max(0, until - time.monotonic()))
         whole = not self.busy()
-        self.stop.set()
+        for thread in self.helpers:
+            self.stops[thread].set()
         for thread in self.helpers:
             thread.join(2 * GRACE)
-        self.helpers, self.stop = [], threading.Event()
+        self.helpers = []
         return whole
 
     def check(self, name, seconds, work):
@@ -341,8 +348,10 @@ class Run:
         """From now on a signal or the end of the time ends the run with its table."""
 
         def ended(number, _):
-            self.finish(f"{signal.Signals(number).name} came during {self.current}")
-            os._exit(128 + number)
+            try:
+                self.finish(f"{signal.Signals(number).name} came during {self.current}")
+            finally:
+                os._exit(128 + number)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, ended)
@@ -350,7 +359,11 @@ class Run:
         def watch():
             while (left := self.left()) > 0:
                 time.sleep(min(left, 1))
-            if self.finish(f"its time was over during {self.current}"):
+            try:
+                if not self.finish(f"its time was over during {self.current}"):
+                    # It is being done, which takes no longer than this.
+                    time.sleep(3 * GRACE)
+            finally:
                 os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -366,7 +379,8 @@ class Run:
         finally:
             if held:
                 self.lock.release()
-        self.stop.set()
+        for thread in self.helpers:
+            self.stops[thread].set()
         if why:
             self.failed.append(f"this script: {why}")
             self.say(f"FAIL  this script: {why}")
