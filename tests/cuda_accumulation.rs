@@ -10,26 +10,9 @@ use precast_plan::{EpilogueKind, Kernel, Plan, Role, Storage};
 use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, Options, Session, StepReport};
-use precast_software_device::SoftwareDevice;
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    if std::env::var_os("PRECAST_CACHE").is_none() {
-        // SAFETY: nothing else runs yet.
-        unsafe {
-            // Kernels of the software device are kept apart, and nothing is measured.
-            std::env::set_var(
-                "PRECAST_CACHE",
-                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
-            );
-            std::env::set_var("PRECAST_CUDA_TUNE", "0");
-        }
-    }
-    SoftwareDevice::search_first();
-}
+// Nothing is measured.
+precast_software_device::use_software_device!("PRECAST_CUDA_TUNE" = "0");
 
 /// Its steps are as long as the gradients: Adam makes one of the roundings of a gradient that is zero.
 const SGD: &str = "kind = \"sgd\"\nlr = 0.1\nmomentum = 0.9";

@@ -5,29 +5,15 @@
 mod common;
 
 use common::Fixture;
+use precast_runtime::cuda::driver::{Context, Memory, Stream};
+use precast_runtime::cuda::measure::Watch;
 use precast_runtime::{TensorFile, WeightSource};
 use precast_software_device::SoftwareDevice;
+use std::cell::Cell;
 use std::path::Path;
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    if std::env::var_os("PRECAST_CACHE").is_none() {
-        // SAFETY: nothing else runs yet.
-        unsafe {
-            // Kernels of the software device are kept apart, and nothing is measured unless a test
-            // says so.
-            std::env::set_var(
-                "PRECAST_CACHE",
-                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
-            );
-            std::env::set_var("PRECAST_CUDA_TUNE", "0");
-        }
-    }
-    SoftwareDevice::search_first();
-}
+// Nothing is measured unless a test says so.
+precast_software_device::use_software_device!("PRECAST_CUDA_TUNE" = "0");
 
 const REFUSES: &str = "PRECAST_SOFTWARE_DEVICE_REFUSES";
 
@@ -144,6 +130,58 @@ fn gradients_by_cudnn() {
     assert_eq!(lab.tuned(&[]).counts(), [graphs; 2], "what was fastest is built alone");
 }
 
+/// What `precast doctor` says with a driver of CUDA 12.4 and libraries in these folders.
+fn doctor(folders: &Path) -> serde_json::Value {
+    let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
+        .args(["doctor", "--json"])
+        .env("PRECAST_SOFTWARE_DEVICE_DRIVER", "12040")
+        .env("PRECAST_CUDA_PATH", folders)
+        // Packages of this machine may hold the real ones.
+        .env("PATH", folders)
+        .env_remove("VIRTUAL_ENV")
+        .env_remove("CONDA_PREFIX")
+        .output()
+        .expect("the binary runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    serde_json::from_slice(&o.stdout).expect("one object")
+}
+
+/// Libraries of CUDA 13 are no use to a driver of CUDA 12, which is said; those of CUDA 12 are taken.
+#[test]
+fn libraries_of_a_later_cuda_than_the_drivers_are_passed_over() {
+    let installed = std::env::var("PRECAST_SOFTWARE_DEVICE_FOLDER").expect("it was started anew");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let said = doctor(folder.path());
+    let of = |said: &serde_json::Value, name: &str| said["cuda"]["libraries"][name].clone();
+    assert_eq!(of(&said, "driver")["version"], "CUDA 12.4");
+    let words = "of CUDA 13, and the driver runs CUDA 12.4 and earlier";
+    for (name, package) in [("NVRTC", "nvidia-cuda-nvrtc-cu12"), ("cuBLASLt", "nvidia-cublas-cu12")]
+    {
+        let found = of(&said, name);
+        // A toolkit of CUDA 12 of this machine is found otherwise.
+        if found["path"].is_null() {
+            assert!(found["error"].as_str().expect("an error").contains(words), "{found}");
+            assert!(found["help"].as_str().expect("help").contains(package), "{found}");
+            assert_eq!(said["backends"], serde_json::json!(["cpu"]));
+        }
+    }
+    let cudnn = of(&said, "cuDNN");
+    let error = cudnn["error"].as_str().expect("built for CUDA 13");
+    assert!(error.contains("of CUDA 13.0, and the driver runs CUDA 12.4 and earlier"), "{error}");
+    // The software device by the names that releases of CUDA 12 have.
+    let library = std::fs::canonicalize(Path::new(&installed).join("libcuda.so.1"));
+    let library = library.expect("it is installed");
+    for name in ["libnvrtc.so.12", "libcublasLt.so.12"] {
+        std::os::unix::fs::symlink(&library, folder.path().join(name)).expect("a link");
+    }
+    let said = doctor(folder.path());
+    for (name, file) in [("NVRTC", "libnvrtc.so.12"), ("cuBLASLt", "libcublasLt.so.12")] {
+        let path = folder.path().join(file).display().to_string();
+        assert_eq!(of(&said, name)["path"], path, "{said}");
+    }
+    assert_eq!(said["backends"], serde_json::json!(["cpu", "cuda"]));
+}
+
 /// One refused candidate, whichever was remembered: another takes its place.
 #[test]
 fn a_refused_candidate_gives_way_to_another() {
@@ -216,6 +254,37 @@ fn what_a_library_does_not_capture_is_replaced() {
     lab.tuned(&uncaptured).by_libraries();
 }
 
+/// What a graph may want of workspace depends on the device's memory and on the plan; where other
+/// programs hold that memory, engines that want less run, and it is said.
+#[test]
+fn workspaces_fit_beside_the_plan() {
+    let lab = Lab::new("tiny_gpt", "bf16");
+    let sgd = "kind = \"sgd\"\nlr = 0.1";
+    let plan = lab.f.compile_gpu("model_static.onnx", "bf16", sgd, "", true).plan;
+    let input = |t: &precast_plan::Tensor| match t.storage {
+        precast_plan::Storage::Input { offset } => {
+            offset + t.shape.iter().product::<u64>() * t.dtype.size() as u64
+        }
+        _ => 0,
+    };
+    let inputs = plan.tensors.iter().map(input).max().expect("it has tensors");
+    // The workspace of cuBLASLt is in it.
+    let taken = plan.arena_bytes + plan.persistent_bytes + 3 * inputs + (32 << 20);
+    let [graphs, plans] = lab.tuned(&[]).counts();
+    assert_eq!(plans, 3 * graphs, "an engine without workspace, and one that wants 2 MiB, twice");
+    // A little more than the plan and what is left aside: no engine may have 2 MiB.
+    let memory = (taken * 16 / 15 + (1 << 20)).to_string();
+    let said = lab.tuned(&[("PRECAST_SOFTWARE_DEVICE_MEMORY", &memory)]);
+    said.by_libraries();
+    assert_eq!(said.counts(), [graphs; 2]);
+    assert!(!said.has("memory of the device is short"), "{}", said.0);
+    // Room in all, and not now.
+    let free = (4u64 << 30) - (taken + (3 << 20) / 2);
+    let said = lab.tuned(&[("PRECAST_SOFTWARE_DEVICE_TAKEN", &free.to_string())]);
+    said.by_libraries();
+    assert!(said.has("memory of the device is short: cuDNN runs without engines"), "{}", said.0);
+}
+
 /// Equal products share what was measured once; products of the evaluation alone are not measured.
 #[test]
 fn equal_products_are_measured_once() {
@@ -266,4 +335,46 @@ fn a_step_that_the_device_skips_is_blamed() {
         assert_eq!(blame["index"], serde_json::json!([5, 2]), "{line}");
         assert_eq!((&blame["value"], &blame["side"]), (&"inf".into(), &"forward".into()), "{line}");
     }
+}
+
+/// A candidate is measured as it will run: as a graph where steps are, several runs of a short one.
+#[test]
+fn short_work_is_measured_many_times_at_once() {
+    let device = SoftwareDevice::open().expect("the software device is built");
+    let context = Context::new(0).unwrap_or_else(|e| panic!("{e}"));
+    let stream = Stream::new(&context).unwrap_or_else(|e| panic!("{e}"));
+    let memory = Memory::new(&context, 64).unwrap_or_else(|e| panic!("{e}")).expect("64 bytes");
+    let calls = Cell::new(0);
+    let work = || {
+        calls.set(calls.get() + 1);
+        stream.clear(memory.address, 64)
+    };
+    for captured in [true, false] {
+        let watch = Watch::new(&context, captured);
+        let mut most = 0;
+        for measurement in 0..200 {
+            let (before, replays) = (calls.get(), device.counts()[2]);
+            let seconds = watch.time(&stream, &work).unwrap_or_else(|e| panic!("{e}"));
+            assert!(seconds > 0.0 && seconds < 1.0, "{seconds} s");
+            let (runs, replays) = (calls.get() - before, device.counts()[2] - replays);
+            assert_eq!(replays, if captured { 4 } else { 0 });
+            if measurement == 0 {
+                assert!(runs > 5, "an idle device is warmed first: {runs} runs");
+                continue;
+            }
+            // One run says how many make a window; then as many, once for the graph or four times.
+            let each = if captured { runs - 1 } else { (runs - 1) / 4 };
+            assert!(captured || (runs - 1) % 4 == 0, "{runs} runs");
+            assert!((1..=50).contains(&each), "{each} runs in a window");
+            most = most.max(each);
+        }
+        assert!(most > 1, "the software device draws some times that are short");
+    }
+    // Without room for a graph it is measured all the same.
+    device.refuse("instantiate");
+    let watch = Watch::new(&context, true);
+    let replays = device.counts()[2];
+    watch.time(&stream, &work).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(device.counts()[2], replays);
+    device.refuse("");
 }

@@ -17,27 +17,12 @@ use precast_runtime::{
 use precast_software_device::SoftwareDevice;
 use std::sync::{Mutex, MutexGuard};
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    if std::env::var_os("PRECAST_CACHE").is_none() {
-        // SAFETY: nothing else runs yet.
-        unsafe {
-            // Kernels of the software device are kept apart, and products are not measured unless
-            // a test says so.
-            std::env::set_var(
-                "PRECAST_CACHE",
-                concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device"),
-            );
-            std::env::set_var("PRECAST_CUDA_TUNE", "0");
-            // A cuDNN of this machine would look for a real driver.
-            std::env::set_var("PRECAST_CUDNN", "0");
-        }
-    }
-    SoftwareDevice::search_first();
-}
+precast_software_device::use_software_device!(
+    // Products are not measured unless a test says so.
+    "PRECAST_CUDA_TUNE" = "0",
+    // A cuDNN of this machine would look for a real driver.
+    "PRECAST_CUDNN" = "0",
+);
 
 /// One test at a time: each counts what it leaves on the device, which must be nothing.
 struct Alone {

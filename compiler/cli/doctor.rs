@@ -183,7 +183,13 @@ fn show_gpus(gpus: &Report) -> Outcome {
     for (name, found) in &gpus.libraries {
         match found {
             Ok(l) => say!("{name:<12} {} in {}", l.version, l.path.display()),
-            Err(e) => say!("{name:<12} {}", e.message),
+            Err(e) => {
+                say!("{name:<12} {}", e.message);
+                let source = e.help.as_ref().and_then(|h| h.split_once("; "));
+                if let Some((_, source)) = source {
+                    say!("             {source}");
+                }
+            }
         }
     }
     // Every missing library was looked for in the same places.

@@ -2,7 +2,8 @@
 
 use super::spec::TrainSpec;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::ir::{Graph, NodeId};
+use crate::ir::{Graph, NodeId, Var, VarRole};
+use crate::ops::dropout::{BATCH_VAR, SEED_VAR};
 use std::collections::BTreeSet;
 
 /// What the step finds again by name: the loss and the machinery.
@@ -72,7 +73,12 @@ pub fn ema(parameter: &str) -> String {
 /// P0404 where one has.
 pub fn check_variables(g: &Graph, trained: &[&str], spec: &TrainSpec) -> Result<()> {
     let kept = trained.iter().flat_map(|name| of_the_parameter(name, spec));
-    let machine = g.vars.keys().filter(|name| name.starts_with("machine.")).cloned();
+    // The key of dropout's masks is the compiler's own already.
+    let ours = |name: &String, v: &Var| {
+        v.role == VarRole::Machine && [SEED_VAR, BATCH_VAR].contains(&name.as_str())
+    };
+    let machine = g.vars.iter().filter(|(name, v)| name.starts_with("machine.") && !ours(name, v));
+    let machine = machine.map(|(name, _)| name.clone());
     match machine.chain(kept).find(|name| g.vars.contains_key(name)) {
         None => Ok(()),
         Some(name) => {

@@ -24,7 +24,15 @@ pub const BATCH_VAR: &str = "machine.batch";
 
 /// The key of the masks: reads of [`SEED_VAR`] and [`BATCH_VAR`], declared (and the counter
 /// advanced) at the first call.
-pub fn key(g: &mut Graph) -> (ValueId, ValueId) {
+///
+/// # Errors
+/// The name of the two that a variable of the model has.
+pub fn key(g: &mut Graph) -> Result<(ValueId, ValueId), &'static str> {
+    for name in [SEED_VAR, BATCH_VAR] {
+        if g.vars.get(name).is_some_and(|v| v.role != VarRole::Machine) {
+            return Err(name);
+        }
+    }
     let ty = TensorType::new(DType::I32, []);
     let mut read = |name: &str| {
         let found = g.nodes().find_map(|(_, n)| match &n.op {
@@ -50,7 +58,7 @@ pub fn key(g: &mut Graph) -> (ValueId, ValueId) {
         let next = add(Binary { f: BinaryOp::Add }.into(), &[batch, one], "next");
         g.updates.push(Result_ { name: BATCH_VAR.into(), value: next });
     }
-    (seed, batch)
+    Ok((seed, batch))
 }
 
 impl OpDef for Dropout {

@@ -356,7 +356,7 @@ impl<'a> Binder<'a> {
         let (a, a_type) = operand(&c.a, &a_dims, 0)?;
         let (b, b_type) = operand(&c.b, &b_dims, 1)?;
         let e = &c.epilogue;
-        // The kernel stores one dense output by itself, after an epilogue over its tile.
+        // The kernel stores one dense output of real numbers by itself, after an epilogue over its tile.
         // The sums may pass through that output's memory before the epilogue reads its inputs.
         let clobbers = |o: &Access| {
             let (p, n) = self.memory.tensor(o.tensor);
@@ -368,7 +368,9 @@ impl<'a> Binder<'a> {
                 begins_in(p, q, m) || begins_in(q, p, n)
             })
         };
-        let own = e.outputs.iter().position(|o| dense(&o.strides, &dims) && !clobbers(o));
+        let own = e.outputs.iter().position(|o| {
+            self.access(o).dtype.is_real() && dense(&o.strides, &dims) && !clobbers(o)
+        });
         let tiles = c.kind != ConvKind::FilterGrad;
         let by_itself = own.filter(|_| tiles || self.only_stores(e));
         let (target, target_type) = match by_itself {

@@ -3,7 +3,7 @@
 //! Statuses are plain numbers here: a library newer than the declarations may return one that an
 //! enumeration lacks. Handles and descriptors have cudarc's types.
 
-use super::library::{Kind, Library, places};
+use super::library::{DriverVersion, Kind, Library, places};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys as cu;
@@ -214,31 +214,45 @@ pub struct Libraries {
 pub fn driver() -> Result<&'static Driver> {
     static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
     DRIVER
-        .get_or_init(|| Driver::load(&Library::open(Kind::Driver, places())?))
+        .get_or_init(|| Driver::load(&Library::open(Kind::Driver, places(), None)?))
         .as_ref()
         .map_err(Clone::clone)
 }
 
-/// NVRTC alone, for compiling without a device.
+/// What the driver runs. It need not have found a device.
 ///
 /// # Errors
-/// As [`driver`].
-pub fn nvrtc() -> Result<Nvrtc> {
-    Nvrtc::load(&Library::open(Kind::Nvrtc, places())?)
+/// As [`driver`]; `R0703` where it does not say.
+pub fn driver_version() -> Result<DriverVersion> {
+    let driver = driver()?;
+    let mut version = 0;
+    // SAFETY: the pointer is to a local; the call needs no initialisation.
+    let status = unsafe { driver.cuDriverGetVersion(&raw mut version) };
+    driver.check(status, "reading the driver's version")?;
+    Ok(DriverVersion(version))
 }
 
-/// cuBLASLt alone, for its version.
+/// NVRTC alone: the newest that the driver can run, and without a driver the newest, for compiling
+/// without a device.
 ///
 /// # Errors
-/// As [`driver`].
+/// As [`driver`]; `R0702` where the driver runs none of those that are there.
+pub fn nvrtc() -> Result<Nvrtc> {
+    Nvrtc::load(&Library::open(Kind::Nvrtc, places(), driver_version().ok())?)
+}
+
+/// cuBLASLt alone, as [`nvrtc`].
+///
+/// # Errors
+/// As there.
 pub fn blas() -> Result<CublasLt> {
-    CublasLt::load(&Library::open(Kind::CublasLt, places())?)
+    CublasLt::load(&Library::open(Kind::CublasLt, places(), driver_version().ok())?)
 }
 
 /// Everything a plan needs.
 ///
 /// # Errors
-/// `R0701` naming everything that is missing at once.
+/// `R0701` or `R0702`, naming everything that is missing or of no use at once.
 pub fn libraries() -> Result<&'static Libraries> {
     static LIBRARIES: OnceLock<Result<Libraries>> = OnceLock::new();
     let load = || match (driver(), nvrtc(), blas()) {

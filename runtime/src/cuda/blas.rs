@@ -15,6 +15,7 @@ use super::cache::Cache;
 use super::driver::{Context, Memory, Stream, gibibytes};
 use super::launch::Place;
 use super::lower::Answer;
+use super::measure::Watch;
 use super::product::{Fused, Matrix, Product, Vector};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys as lt;
@@ -60,8 +61,8 @@ pub struct Blas {
     constants: Memory,
     cache: Cache,
     tune: bool,
-    /// Products will be captured: what is chosen has been captured once.
-    captured: bool,
+    /// Products that will be captured are measured so, and what is chosen has been captured once.
+    watch: Watch,
     version: usize,
     /// Algorithms that ran, and products of which none did, with the library's words.
     chosen: RefCell<BTreeMap<String, lt::cublasLtMatmulAlgo_t>>,
@@ -108,7 +109,7 @@ impl Blas {
             constants,
             cache,
             tune: env::var_os(TUNE_VARIABLE).is_none_or(|v| v != "0"),
-            captured,
+            watch: Watch::new(context, captured),
             // SAFETY: takes no arguments.
             version: unsafe { api.cublasLtGetVersion() },
             chosen: RefCell::default(),

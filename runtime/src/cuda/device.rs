@@ -3,14 +3,14 @@
 use super::api;
 use super::blas::{Blas, Call};
 use super::cache::Cache;
-use super::driver::{Context, Graph, Stream};
+use super::driver::{Context, Graph, Memory, Stream};
 use super::graphs::Graphs;
 use super::launch::{Arg, Facts, Lowered, Place, Source, Task};
 use super::lower::{self, Answer, Graph as Offered, Offers};
 use super::module::{Function, Module};
-use super::nvrtc::{self, Compiler};
+use super::nvrtc::Compiler;
 use super::product::Product;
-use super::regions::{Needs, Places, Region, Regions, Tables};
+use super::regions::{Allocated, Needs, Places, Region, Regions, Tables};
 use super::staging::{self, Inbound, Outbound};
 use super::{report, text};
 use crate::backend::{Backend, Late, Phase, Queue};
@@ -94,12 +94,11 @@ impl CudaBackend {
         }
         let api = api::libraries()?;
         let context = Context::new(ordinal)?;
-        let releases = (nvrtc::version(&api.nvrtc)?, report::blas_release(&api.blas));
-        report::fits(&context.info, Some(releases.0), Some(releases.1))?;
+        report::fits(&context.info)?;
         let cache = Cache::here();
         let stream = Stream::new(&context)?;
         // What fails on nothing at all is no library's fault.
-        let failed = if capture { stream.rehearse(|| Ok(())).err() } else { None };
+        let failed = if capture { stream.record(|| Ok(())).err() } else { None };
         let capture = capture && failed.is_none();
         let blas = Blas::new(&context, &api.blas, &stream, cache.clone(), capture)?;
         let places = Places::new(plan);
@@ -380,14 +379,27 @@ impl Loading<'_> {
             let mut offers = Asked { blas, places, graphs };
             lower::lower(plan, &facts, &mut offers)?
         };
-        let needs = Needs::of(plan, places, &lowered, graphs);
-        let (regions, inbound) = needs.allocate(self.context, &lowered)?;
+        let mut needs = Needs::of(plan, places, &lowered, graphs);
+        let (mut regions, inbound) = match needs.allocate(self.context, &lowered)? {
+            Allocated::All(all) => *all,
+            // A little is left for what the driver loads.
+            Allocated::ButWorkspace(free) if graphs.restrict(free - free / 8) => return Ok(None),
+            Allocated::ButWorkspace(free) => {
+                return Err(needs.too_much(self.context, free + needs.total() - needs.workspace));
+            }
+        };
         let modules = Modules::new(self.context, self.api, &facts, &lowered, cache)?;
         let base = regions.tables.address;
         let tables = Tables::new(&lowered);
         tables.upload(stream, base, &|t| regions.tensor(places, t))?;
         let fault = base + tables.bytes;
-        let all = [&regions.arena, &regions.persistent, &regions.inputs, &regions.scratch];
+        let all = [
+            &regions.arena,
+            &regions.persistent,
+            &regions.inputs,
+            &regions.scratch,
+            &regions.workspace,
+        ];
         // Products are measured on this memory before anything stands in it. Bits that are a small
         // number in every format, since arithmetic on zeros draws less power and runs faster.
         for m in all {
@@ -419,8 +431,8 @@ impl Loading<'_> {
         let phases = [bind(micro, true)?, bind(update, true)?, bind(eval, false)?];
         let refused = binder.refused.into_inner();
         tracing::info!("{}", blas.effort(lowered.products.len()));
-        let scratch = regions.scratch.address;
-        let runs = graphs.bind(scratch + lowered.scratch, &|p| regions.place(places, p), stream)?;
+        let workspace = regions.workspace.address;
+        let runs = graphs.bind(workspace, &|p| regions.place(places, p), stream)?;
         for m in all {
             stream.clear(m.address, m.bytes)?;
         }
@@ -438,6 +450,17 @@ impl Loading<'_> {
         if !refused.is_empty() || !runs {
             return Ok(None);
         }
+        // What was measured and not chosen may have wanted more workspace.
+        let wanted = graphs.workspace();
+        if wanted < needs.workspace
+            && let Some(smaller) = Memory::new(self.context, wanted)?
+        {
+            graphs.place(smaller.address);
+            regions.workspace = smaller;
+            needs.workspace = wanted;
+        }
+        let mut notices = lowered.notices;
+        notices.extend(graphs.notice().cloned());
         Ok(Some(Bound {
             names,
             phases,
@@ -446,7 +469,7 @@ impl Loading<'_> {
             modules: modules.list,
             fault,
             bytes: needs.total(),
-            notices: lowered.notices,
+            notices,
         }))
     }
 }

@@ -17,6 +17,9 @@ const NON_BLOCKING: c_uint = 1;
 /// else of this process depends on the capturing stream.
 const CAPTURE_RELAXED: c_uint = 2;
 
+/// Of an event (`CU_EVENT_DISABLE_TIMING`).
+const DISABLE_TIMING: c_uint = 2;
+
 /// What is known of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -25,8 +28,6 @@ pub struct DeviceInfo {
     pub facts: Facts,
     /// Bytes.
     pub memory: u64,
-    /// `13000` for CUDA 13.0.
-    pub driver_version: i32,
 }
 
 /// The GPUs the driver sees, in its order.
@@ -100,10 +101,6 @@ fn info(api: &Driver, ordinal: usize) -> Result<DeviceInfo> {
     // SAFETY: the pointer is to a local.
     let status = unsafe { api.cuDeviceTotalMem_v2(&raw mut memory, device) };
     api.check(status, "reading the device's memory")?;
-    let mut driver_version = 0;
-    // SAFETY: the pointer is to a local.
-    let status = unsafe { api.cuDriverGetVersion(&raw mut driver_version) };
-    api.check(status, "reading the driver's version")?;
     Ok(DeviceInfo {
         ordinal,
         name: String::from_utf8_lossy(&bytes).into_owned(),
@@ -121,7 +118,6 @@ fn info(api: &Driver, ordinal: usize) -> Result<DeviceInfo> {
             )?,
         },
         memory: memory as u64,
-        driver_version,
     })
 }
 
@@ -393,33 +389,22 @@ impl Stream {
         self.context.check(status, "setting memory")
     }
 
-    /// Records what `work` puts into the stream instead of running it.
+    /// As [`Stream::record`], ready to be replayed.
     ///
     /// # Errors
     /// What `work` fails with, or the driver.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let api = self.context.api;
-        self.begin()?;
-        let graph = self.end(work())?;
-        let mut exec = std::ptr::null_mut();
-        // SAFETY: the graph was just made.
-        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) };
-        // SAFETY: an instance does not need the graph it was made from.
-        unsafe { api.cuGraphDestroy(graph) };
-        self.context.check(status, "instantiating the graph")?;
-        Ok(Graph { context: self.context.clone(), exec })
+        self.record(work)?.instantiate()
     }
 
-    /// Whether what `work` puts into the stream can be captured; none of it runs.
+    /// Records what `work` puts into the stream instead of running it.
     ///
     /// # Errors
     /// As [`Stream::capture`].
-    pub fn rehearse(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recorded> {
         self.begin()?;
-        let graph = self.end(work())?;
-        // SAFETY: the graph was just made.
-        unsafe { self.context.api.cuGraphDestroy(graph) };
-        Ok(())
+        let raw = self.end(work())?;
+        Ok(Recorded { context: self.context.clone(), raw })
     }
 
     fn begin(&self) -> Result<()> {
@@ -465,7 +450,33 @@ impl Drop for Stream {
     }
 }
 
-/// A captured list of work.
+/// A captured list of work, to be made ready.
+pub struct Recorded {
+    context: Arc<Context>,
+    raw: cu::CUgraph,
+}
+
+impl Recorded {
+    /// # Errors
+    /// If the driver refuses, as where memory is short.
+    pub fn instantiate(self) -> Result<Graph> {
+        let api = self.context.api;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph is alive; an instance does not need it afterwards.
+        let status = unsafe { api.cuGraphInstantiateWithFlags(&raw mut exec, self.raw, 0) };
+        self.context.check(status, "instantiating the graph")?;
+        Ok(Graph { context: self.context.clone(), exec })
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // SAFETY: made by `Stream::record`.
+        unsafe { self.context.api.cuGraphDestroy(self.raw) };
+    }
+}
+
+/// A captured list of work that can be replayed.
 pub struct Graph {
     context: Arc<Context>,
     exec: cu::CUgraphExec,
@@ -493,12 +504,26 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// One whose time is asked for.
+    ///
     /// # Errors
     /// If the driver refuses.
     pub fn new(context: &Arc<Context>) -> Result<Event> {
+        Event::of(context, 0)
+    }
+
+    /// One that puts work in order and has no time, which costs streams the least.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn untimed(context: &Arc<Context>) -> Result<Event> {
+        Event::of(context, DISABLE_TIMING)
+    }
+
+    fn of(context: &Arc<Context>, flags: c_uint) -> Result<Event> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
-        let status = unsafe { context.api.cuEventCreate(&raw mut raw, 0) };
+        let status = unsafe { context.api.cuEventCreate(&raw mut raw, flags) };
         context.check(status, "making an event")?;
         Ok(Event { context: context.clone(), raw })
     }

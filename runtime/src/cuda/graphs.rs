@@ -2,7 +2,7 @@
 
 use super::cache::Cache;
 use super::dnn::{CUDNN_VARIABLE, Steps};
-use super::driver::{Context, Stream};
+use super::driver::{Context, Stream, gibibytes};
 use super::launch::{Lowered, Place};
 use super::lower::Graph;
 use crate::error::Result;
@@ -22,8 +22,15 @@ pub trait Library: Send {
     /// If the library fails rather than declines.
     fn lower(&mut self, plan: &Plan, kernel: &Kernel, out: &mut Lowered) -> Result<Graph>;
 
-    /// Bytes of workspace that all graphs share.
+    /// Bytes of workspace that all graphs share: once they are bound, those of what was chosen.
     fn workspace(&self) -> u64;
+
+    /// The device has this many bytes for the workspace: graphs that are lowered from now on want no
+    /// more. `false` where that is no less than they want already.
+    fn restrict(&mut self, free: u64) -> bool;
+
+    /// Moves the workspace of graphs that are bound.
+    fn place(&mut self, workspace: u64);
 
     /// Puts the graphs on their addresses and runs each once, which overwrites their results.
     /// `false` where some cannot be run: lowered anew, their steps become something else.
@@ -47,16 +54,19 @@ pub trait Library: Send {
 /// The library of a device, or why there is none.
 pub struct Graphs {
     library: std::result::Result<Box<dyn Library>, String>,
+    /// What is said where memory for workspaces is short.
+    notice: Option<String>,
 }
 
 impl Graphs {
     /// The library for a device. `captured`: whether its graphs will run in one that was captured.
     pub fn new(context: &Arc<Context>, cache: &Cache, captured: bool) -> Graphs {
         if env::var_os(CUDNN_VARIABLE).is_some_and(|v| v == "0") {
-            return Graphs { library: Err(format!("{CUDNN_VARIABLE}=0")) };
+            return Graphs { library: Err(format!("{CUDNN_VARIABLE}=0")), notice: None };
         }
         let steps = Steps::new(context, cache.clone(), captured);
-        Graphs { library: steps.map(|s| Box::new(s) as _).map_err(|e| e.message) }
+        let library = steps.map(|s| Box::new(s) as _).map_err(|e| e.message);
+        Graphs { library, notice: None }
     }
 
     /// As [`Library::begin`].
@@ -80,6 +90,32 @@ impl Graphs {
     /// As [`Library::workspace`].
     pub fn workspace(&self) -> u64 {
         self.library.as_ref().map_or(0, |l| l.workspace())
+    }
+
+    /// As [`Library::restrict`].
+    pub fn restrict(&mut self, free: u64) -> bool {
+        let wanted = gibibytes(self.workspace());
+        let less = self.library.as_mut().is_ok_and(|l| l.restrict(free));
+        if less {
+            self.notice = Some(format!(
+                "memory of the device is short: cuDNN runs without engines that want more than {} \
+                 of workspace; the most that one wants is {wanted}",
+                gibibytes(free)
+            ));
+        }
+        less
+    }
+
+    /// As [`Library::place`].
+    pub fn place(&mut self, workspace: u64) {
+        if let Ok(library) = &mut self.library {
+            library.place(workspace);
+        }
+    }
+
+    /// What people should know of how the graphs run.
+    pub fn notice(&self) -> Option<&String> {
+        self.notice.as_ref()
     }
 
     /// As [`Library::bind`].

@@ -10,7 +10,7 @@
 use crate::error::{Error, Result};
 use std::env;
 use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,25 +43,82 @@ impl Kind {
         }
     }
 
-    /// File names, the preferred release first.
-    pub const fn files(self) -> &'static [&'static str] {
+    /// File names, the preferred release first; each with its major release of CUDA, where the name
+    /// says it.
+    const fn files(self) -> &'static [(&'static str, Option<i32>)] {
         match self {
-            Kind::Driver => &["libcuda.so.1", "libcuda.so"],
-            Kind::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12"],
-            Kind::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12"],
-            Kind::Cudnn => &["libcudnn.so.9"],
+            Kind::Driver => &[("libcuda.so.1", None), ("libcuda.so", None)],
+            Kind::Nvrtc => &[("libnvrtc.so.13", Some(13)), ("libnvrtc.so.12", Some(12))],
+            Kind::CublasLt => &[("libcublasLt.so.13", Some(13)), ("libcublasLt.so.12", Some(12))],
+            Kind::Cudnn => &[("libcudnn.so.9", None)],
         }
     }
 
-    /// How to get it.
-    const fn source(self) -> &'static str {
-        match self {
-            Kind::Driver => "it comes with NVIDIA's driver for the GPU",
-            Kind::Nvrtc => "`pip install nvidia-cuda-nvrtc`, or the CUDA toolkit, has it",
-            Kind::CublasLt => "`pip install nvidia-cublas`, or the CUDA toolkit, has it",
-            Kind::Cudnn => "`pip install nvidia-cudnn-cu13` has it",
+    /// How to get one that a driver can run.
+    fn source(self, driver: Option<DriverVersion>) -> String {
+        let twelve = driver.is_some_and(|d| d.major() < 13);
+        let package = match self {
+            Kind::Driver => return "it comes with NVIDIA's driver for the GPU".into(),
+            Kind::Nvrtc if twelve => "nvidia-cuda-nvrtc-cu12",
+            Kind::CublasLt if twelve => "nvidia-cublas-cu12",
+            Kind::Cudnn if twelve => "nvidia-cudnn-cu12",
+            Kind::Nvrtc => "nvidia-cuda-nvrtc",
+            Kind::CublasLt => "nvidia-cublas",
+            Kind::Cudnn => "nvidia-cudnn-cu13",
+        };
+        match driver {
+            Some(d) if d.major() < 12 => NEW_DRIVER.into(),
+            Some(d) if twelve && self != Kind::Cudnn => format!(
+                "`pip install {package}`, or the toolkit of CUDA {}, has it; or {NEW_DRIVER}",
+                d.major()
+            ),
+            Some(_) if twelve => format!("`pip install {package}` has it; or {NEW_DRIVER}"),
+            _ if self == Kind::Cudnn => format!("`pip install {package}` has it"),
+            _ => format!("`pip install {package}`, or the CUDA toolkit, has it"),
         }
     }
+}
+
+const NEW_DRIVER: &str = "install a driver of release 580 or later, which is of CUDA 13";
+
+/// The newest CUDA that a driver runs, as the driver says it: 12040 is 12.4.
+///
+/// Within one major release every driver runs what every minor release of a library makes, and a
+/// later driver runs what libraries of earlier releases make; a driver of an earlier major release
+/// runs neither cubins nor libraries of a later one (NVIDIA's CUDA Compatibility: minor version
+/// compatibility; CUDA 12 from driver 525 on, CUDA 13 from driver 580 on). With NVIDIA's package for
+/// forward compatibility it is that package's driver that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DriverVersion(pub i32);
+
+impl DriverVersion {
+    pub const fn major(self) -> i32 {
+        self.0 / 1000
+    }
+
+    /// Whether what is of a major release of CUDA runs.
+    pub const fn runs(self, release: i32) -> bool {
+        release <= self.major()
+    }
+}
+
+impl fmt::Display for DriverVersion {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}.{}", self.major(), self.0 % 1000 / 10)
+    }
+}
+
+/// A library of a later CUDA than the driver's, `of` such as `13`, found in `path`.
+///
+/// # Errors
+/// `R0702`, with what to install.
+pub fn too_new(kind: Kind, of: &str, path: &Path, driver: DriverVersion, looked: &str) -> Error {
+    let text = format!(
+        "{} in {} is of CUDA {of}, and the driver runs CUDA {driver} and earlier",
+        kind.name(),
+        path.display()
+    );
+    Error::new("R0702", text).help(format!("{looked}; {}", kind.source(Some(driver))))
 }
 
 /// Where libraries are looked for, in order: `first`, what the system's loader searches, `last`.
@@ -92,14 +149,15 @@ impl Places {
     }
 
     /// What to open, in order: absolute paths of files that exist, and bare names for the loader.
-    fn candidates(&self, kind: Kind) -> Vec<PathBuf> {
+    /// Files are those of releases that are `wanted`; of no release where the name says none.
+    fn candidates(&self, kind: Kind, wanted: &dyn Fn(Option<i32>) -> bool) -> Vec<PathBuf> {
         let inside = |folders: &[PathBuf], file: &str| -> Vec<PathBuf> {
             folders.iter().map(|f| f.join(file)).filter(|p| p.is_file()).collect()
         };
-        // The variable's folders win over everything, whatever release they hold.
-        let mut list: Vec<PathBuf> =
-            kind.files().iter().flat_map(|file| inside(&self.first, file)).collect();
-        for file in kind.files() {
+        let files = || kind.files().iter().filter(|f| wanted(f.1)).map(|f| f.0);
+        // The variable's folders win over everything, whichever release that runs they hold.
+        let mut list: Vec<PathBuf> = files().flat_map(|file| inside(&self.first, file)).collect();
+        for file in files() {
             if self.system {
                 list.push(PathBuf::from(file));
             }
@@ -225,13 +283,20 @@ pub struct Library {
 }
 
 impl Library {
-    /// Opens the first candidate that can be opened.
+    /// Opens the first candidate that can be opened and that the driver runs; without `driver`, as
+    /// where there is none, of whichever release.
     ///
     /// # Errors
-    /// `R0701`, naming the library and where it was looked for.
-    pub fn open(kind: Kind, places: &Places) -> Result<Library> {
+    /// `R0701`, naming the library and where it was looked for; `R0702` where the driver runs none of
+    /// those that are there.
+    pub fn open(kind: Kind, places: &Places, driver: Option<DriverVersion>) -> Result<Library> {
+        let runs = |of: Option<i32>| match (driver, of) {
+            (Some(driver), Some(of)) => driver.runs(of),
+            _ => true,
+        };
+        let newer = || places.candidates(kind, &|of| !runs(of));
         let mut refused = vec![];
-        for candidate in places.candidates(kind) {
+        for candidate in places.candidates(kind, &runs) {
             if kind == Kind::Nvrtc && candidate.is_absolute() {
                 // NVRTC opens its builtins by a bare name, which the loader knows from here on.
                 builtins(&candidate);
@@ -247,6 +312,10 @@ impl Library {
                         mapped(&candidate).unwrap_or(candidate)
                     };
                     tracing::info!("{} is {}", kind.name(), path.display());
+                    for other in newer().iter().filter(|p| p.is_absolute()) {
+                        let file = other.display();
+                        tracing::info!("{file} is of a later CUDA than the driver's");
+                    }
                     return Ok(Library { kind, path, handle });
                 }
                 Err(e) if candidate.is_absolute() => {
@@ -268,15 +337,20 @@ impl Library {
                 }
             }
         }
-        let mut text = format!("{} was not found ({})", kind.name(), kind.files()[0]);
+        let looked = format!("looked in {}", places.describe());
+        if let Some(driver) = driver
+            && refused.is_empty()
+            && let Some((of, path)) = newer().iter().find_map(|p| found(kind, p))
+        {
+            return Err(too_new(kind, &of.to_string(), &path, driver, &looked));
+        }
+        let mut files = kind.files().iter();
+        let file = files.find(|f| runs(f.1)).unwrap_or(&kind.files()[0]).0;
+        let mut text = format!("{} was not found ({file})", kind.name());
         for line in refused {
             let _ = write!(text, "; cannot open {line}");
         }
-        Err(Error::new("R0701", text).help(format!(
-            "looked in {}; {}",
-            places.describe(),
-            kind.source()
-        )))
+        Err(Error::new("R0701", text).help(format!("{looked}; {}", kind.source(driver))))
     }
 
     /// The address of a function.
@@ -291,9 +365,9 @@ impl Library {
         let symbol = unsafe { self.handle.get::<T>(name.as_bytes()) };
         symbol.map(|s| *s).map_err(|_| {
             let text = format!("{} has no function `{name}`", self.kind.name());
-            Error::new("R0702", text)
-                .at(self.path.display())
-                .help("this version is written for CUDA 13.0: a driver of release 580 or later")
+            Error::new("R0702", text).at(self.path.display()).help(
+                "this version is written for CUDA 12 and 13: a driver of release 525 or later",
+            )
         })
     }
 
@@ -328,6 +402,20 @@ fn builtins(nvrtc: &Path) {
             std::mem::forget(library);
         }
     }
+}
+
+/// The release and the file of a library that can be opened, for telling people of it.
+fn found(kind: Kind, candidate: &Path) -> Option<(i32, PathBuf)> {
+    // SAFETY: as in `Library::open`; nothing of it is called and it is closed again.
+    let library = unsafe { libloading::Library::new(candidate) }.ok()?;
+    let path = match candidate.is_absolute() {
+        true => candidate.into(),
+        false => mapped(candidate).unwrap_or_else(|| candidate.into()),
+    };
+    drop(library);
+    let file = candidate.file_name()?.to_str()?;
+    let of = kind.files().iter().find(|f| f.0 == file)?.1?;
+    Some((of, path))
 }
 
 /// The file behind a library that was opened by name, from the list of mapped files.
@@ -373,7 +461,9 @@ mod tests {
             pip.join("libnvrtc.so.13"),
             "libnvrtc.so.12".into(),
         ];
-        assert_eq!(places.candidates(Kind::Nvrtc), want);
+        assert_eq!(places.candidates(Kind::Nvrtc, &|_| true), want);
+        let twelve: Vec<PathBuf> = vec![own.join("libnvrtc.so.12"), "libnvrtc.so.12".into()];
+        assert_eq!(places.candidates(Kind::Nvrtc, &|of| of == Some(12)), twelve);
     }
 
     #[test]
@@ -421,12 +511,57 @@ mod tests {
             last: vec!["/nowhere".into()],
             ..Places::default()
         };
-        let e = Library::open(Kind::CublasLt, &places).err().unwrap();
+        let e = Library::open(Kind::CublasLt, &places, None).err().unwrap();
         assert_eq!(e.code, "R0701");
         assert_eq!(e.message, "cuBLASLt was not found (libcublasLt.so.13)");
         let help = e.help.unwrap();
         assert!(help.contains(FOLDERS_VARIABLE) && help.contains("/nowhere"), "{help}");
         assert!(help.contains(dir.path().to_str().unwrap()), "{help}");
+    }
+
+    /// A file that can be opened, under the name of one of NVIDIA's.
+    fn library(path: &Path) {
+        let name = Path::new("libc.so.6");
+        // SAFETY: every process has it open.
+        std::mem::forget(unsafe { libloading::Library::new(name) }.unwrap());
+        std::os::unix::fs::symlink(mapped(name).expect("it is open"), path).unwrap();
+    }
+
+    #[test]
+    fn the_newest_release_that_the_driver_runs_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { first: vec![dir.path().into()], ..Places::default() };
+        let open = |driver| Library::open(Kind::Nvrtc, &places, Some(DriverVersion(driver)));
+        let (thirteen, twelve) =
+            (dir.path().join("libnvrtc.so.13"), dir.path().join("libnvrtc.so.12"));
+        library(&thirteen);
+        let e = open(12_040).err().unwrap();
+        assert_eq!(e.code, "R0702");
+        let want = format!(
+            "NVRTC in {} is of CUDA 13, and the driver runs CUDA 12.4 and earlier",
+            thirteen.display()
+        );
+        assert_eq!(e.message, want);
+        let help = e.help.unwrap();
+        assert!(help.contains("`pip install nvidia-cuda-nvrtc-cu12`"), "{help}");
+        assert!(help.contains("release 580"), "{help}");
+        library(&twelve);
+        assert_eq!(open(12_040).unwrap().path, twelve);
+        // Minor releases of one major release run what the others make.
+        assert_eq!(open(13_000).unwrap().path, thirteen);
+        assert_eq!(open(14_010).unwrap().path, thirteen);
+        let e = open(11_080).err().unwrap();
+        assert!(e.help.unwrap().ends_with(NEW_DRIVER), "no release that is known runs there");
+        // Without a driver nothing is known to be too new.
+        assert_eq!(Library::open(Kind::Nvrtc, &places, None).unwrap().path, thirteen);
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_in_the_release_that_the_driver_runs() {
+        let e = Library::open(Kind::CublasLt, &Places::default(), Some(DriverVersion(12_080)));
+        let e = e.err().unwrap();
+        assert_eq!((e.code, &*e.message), ("R0701", "cuBLASLt was not found (libcublasLt.so.12)"));
+        assert!(e.help.unwrap().contains("`pip install nvidia-cublas-cu12`"));
     }
 
     #[test]
@@ -435,7 +570,7 @@ mod tests {
         let file = dir.path().join("libcuda.so.1");
         touch(&file);
         let places = Places { first: vec![dir.path().into()], ..Places::default() };
-        let e = Library::open(Kind::Driver, &places).err().unwrap();
+        let e = Library::open(Kind::Driver, &places, None).err().unwrap();
         assert!(e.message.contains(file.to_str().unwrap()), "{e}");
         assert!(e.message.contains("too short") || e.message.contains("ELF"), "{e}");
     }
@@ -444,7 +579,7 @@ mod tests {
     fn a_name_that_the_loader_does_not_know_is_no_reason() {
         let places = Places { system: true, ..Places::default() };
         // Where this machine has cuDNN there is nothing to see.
-        if let Err(e) = Library::open(Kind::Cudnn, &places) {
+        if let Err(e) = Library::open(Kind::Cudnn, &places, None) {
             assert_eq!(e.message, "cuDNN was not found (libcudnn.so.9)");
         }
     }

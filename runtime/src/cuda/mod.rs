@@ -16,6 +16,7 @@ pub mod kernels;
 pub mod launch;
 pub mod library;
 pub mod lower;
+pub mod measure;
 pub mod module;
 pub mod nvrtc;
 pub mod product;

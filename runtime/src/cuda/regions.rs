@@ -17,6 +17,8 @@ pub struct Regions {
     pub persistent: Memory,
     pub inputs: Memory,
     pub scratch: Memory,
+    /// Of cuDNN's graphs.
+    pub workspace: Memory,
     /// Tables, then the fault word.
     pub tables: Memory,
 }
@@ -84,6 +86,27 @@ pub struct Needs {
     persistent: u64,
     inputs: u64,
     scratch: u64,
+    pub workspace: u64,
+}
+
+/// Bytes of workspace that one graph of cuDNN may want on a device of `memory` bytes in all: a power
+/// of two, at most half of what the plan and a sixteenth of the memory leave. The sixteenth is for the
+/// driver's context, compiled kernels and what libraries keep; half of the rest, since scratch memory
+/// of other kernels is not known yet. How much is free in the moment counts nothing, so that the
+/// engines that are measured are the same in each run; and a power of two is the same for many plans,
+/// which then share what was measured.
+pub fn workspace_limit(plan: &Plan, memory: u64) -> u64 {
+    let batches = 3 * Places::new(plan).input_bytes();
+    let taken = plan.arena_bytes + plan.persistent_bytes + batches + Blas::overhead() + memory / 16;
+    let half = memory.saturating_sub(taken) / 2;
+    half.checked_ilog2().map_or(0, |bits| 1 << bits)
+}
+
+/// Memory of the regions of a plan.
+pub enum Allocated {
+    All(Box<(Regions, Inbound)>),
+    /// The workspace of cuDNN's graphs alone is too much: as many bytes are free for it.
+    ButWorkspace(u64),
 }
 
 impl Needs {
@@ -92,21 +115,21 @@ impl Needs {
             arena: plan.arena_bytes,
             persistent: plan.persistent_bytes,
             inputs: places.input_bytes(),
-            scratch: lowered.scratch + graphs.workspace(),
+            scratch: lowered.scratch,
+            workspace: graphs.workspace(),
         }
     }
 
     pub fn total(&self) -> u64 {
         // The batch lies where kernels read it and in the two buffers of its way in.
-        self.arena + self.persistent + 3 * self.inputs + self.scratch + Blas::overhead()
+        let tensors = self.arena + self.persistent + 3 * self.inputs;
+        tensors + self.scratch + self.workspace + Blas::overhead()
     }
 
-    pub fn allocate(
-        &self,
-        context: &Arc<Context>,
-        lowered: &LoweredPlan,
-    ) -> Result<(Regions, Inbound)> {
-        let all = || -> Result<Option<(Regions, Inbound)>> {
+    /// # Errors
+    /// `R0708` where memory is short even without the workspace, or there is none.
+    pub fn allocate(&self, context: &Arc<Context>, lowered: &LoweredPlan) -> Result<Allocated> {
+        let all = || -> Result<Option<Allocated>> {
             macro_rules! memory {
                 ($bytes:expr) => {
                     match Memory::new(context, $bytes)? {
@@ -115,31 +138,36 @@ impl Needs {
                     }
                 };
             }
-            let regions = Regions {
-                arena: memory!(self.arena),
-                persistent: memory!(self.persistent),
-                inputs: memory!(self.inputs),
-                scratch: memory!(self.scratch),
-                tables: memory!(Tables::new(lowered).bytes + 8),
+            let (arena, persistent) = (memory!(self.arena), memory!(self.persistent));
+            let (inputs, scratch) = (memory!(self.inputs), memory!(self.scratch));
+            let tables = memory!(Tables::new(lowered).bytes + 8);
+            let Some(inbound) = Inbound::new(context, self.inputs)? else { return Ok(None) };
+            // Last, so that it is known what is left for it.
+            let Some(workspace) = Memory::new(context, self.workspace)? else {
+                return Ok(Some(Allocated::ButWorkspace(context.memory()?.0)));
             };
-            Ok(Inbound::new(context, self.inputs)?.map(|inbound| (regions, inbound)))
+            let regions = Regions { arena, persistent, inputs, scratch, workspace, tables };
+            Ok(Some(Allocated::All(Box::new((regions, inbound)))))
         };
         let free = context.memory()?.0;
-        all()?.ok_or_else(|| {
-            let gib = gibibytes;
-            let text = format!(
-                "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
-                gib(self.total()),
-                gib(free),
-                gib(self.arena),
-                gib(self.persistent),
-                gib(3 * self.inputs),
-                gib(self.scratch + Blas::overhead())
-            );
-            Error::new("R0708", text)
-                .at(format!("cuda:{} {}", context.info.ordinal, context.info.name))
-                .help("a smaller batch needs less; other programs may hold memory of the device")
-        })
+        all()?.ok_or_else(|| self.too_much(context, free))
+    }
+
+    /// The error where so many bytes are free.
+    pub fn too_much(&self, context: &Context, free: u64) -> Error {
+        let gib = gibibytes;
+        let text = format!(
+            "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
+            gib(self.total()),
+            gib(free),
+            gib(self.arena),
+            gib(self.persistent),
+            gib(3 * self.inputs),
+            gib(self.scratch + self.workspace + Blas::overhead())
+        );
+        Error::new("R0708", text)
+            .at(format!("cuda:{} {}", context.info.ordinal, context.info.name))
+            .help("a smaller batch needs less; other programs may hold memory of the device")
     }
 }
 
@@ -181,5 +209,43 @@ impl Tables {
         }
         stream.upload(base, &all)?;
         stream.synchronise()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use precast_plan::{Summary, TargetSummary, VERSION};
+
+    #[test]
+    fn a_workspace_leaves_room_for_the_plan() {
+        let plan = |arena_bytes| Plan {
+            version: VERSION,
+            model: "none".into(),
+            target: TargetSummary { name: "sm_90".into(), device: "cuda".into() },
+            tensors: vec![],
+            programs: vec![],
+            micro: vec![],
+            update: vec![],
+            eval: vec![],
+            accumulate: 1,
+            arena_bytes,
+            arena_bound_bytes: 0,
+            persistent_bytes: 1 << 30,
+            results: vec![],
+            eval_results: vec![],
+            classes: vec![],
+            summary: Summary::default(),
+            journal: vec![],
+        };
+        let limit = |gib: u64, memory: u64| workspace_limit(&plan(gib << 30), memory << 30) >> 20;
+        // An H200 has 140 GiB: GPT-2 small at a batch of 64 wants 1.5 GiB for the order of its sums.
+        assert_eq!(limit(30, 140), 32 << 10);
+        assert_eq!(limit(100, 140), 8 << 10);
+        // 24 GiB less 1.5, 1 and 12: half of 9.5 and a little less.
+        assert_eq!(limit(12, 24), 4 << 10);
+        assert_eq!(limit(20, 24), 512);
+        // Nothing is left.
+        assert_eq!([limit(22, 24), limit(23, 24), limit(200, 24)], [0; 3]);
     }
 }

@@ -44,8 +44,8 @@ impl Inbound {
             buffers.push(Buffer {
                 host: Pinned::new(context, bytes as usize)?,
                 device,
-                uploaded: Event::new(context)?,
-                taken: Event::new(context)?,
+                uploaded: Event::untimed(context)?,
+                taken: Event::untimed(context)?,
             });
         }
         let buffers = buffers.try_into().unwrap_or_else(|_| unreachable!("two were made"));

@@ -50,8 +50,8 @@ const NONE: i32 = libc::PROT_NONE;
 const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 impl Arena {
-    /// An arena that gives out at most `total` bytes.
-    pub fn new(total: usize) -> Arena {
+    /// An arena that has `total` bytes, of which others hold `taken`.
+    pub fn new(total: usize, taken: usize) -> Arena {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the system's choice.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), RANGE, NONE, flags, -1, 0) };
@@ -67,7 +67,7 @@ impl Arena {
             next: base,
             allocations: BTreeMap::new(),
             total,
-            used: 0,
+            used: taken.min(total),
             open: false,
             peak: 0,
         }

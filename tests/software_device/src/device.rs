@@ -10,7 +10,7 @@ use crate::dnn::graph::Run;
 use crate::graph::{Capture, Graph};
 use crate::host::{HostKernel, HostModule};
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -147,6 +147,8 @@ pub struct Device {
     pub arena: Arena,
     pub streams: BTreeMap<u64, Stream>,
     pub events: BTreeMap<u64, Mark>,
+    /// Events that have no time; no handle is used again.
+    pub untimed: BTreeSet<u64>,
     pub graphs: BTreeMap<u64, Arc<Graph>>,
     pub execs: BTreeMap<u64, Arc<Graph>>,
     pub modules: BTreeMap<u64, Module>,
@@ -177,7 +179,8 @@ pub fn device() -> MutexGuard<'static, Device> {
     device.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn number(variable: &str, otherwise: u64) -> u64 {
+/// A number of the environment.
+pub fn number(variable: &str, otherwise: u64) -> u64 {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),
         Err(_) => otherwise,
@@ -192,11 +195,13 @@ fn draw(last: u64) -> u64 {
 impl Device {
     fn new() -> Device {
         let memory = number("PRECAST_SOFTWARE_DEVICE_MEMORY", 4 << 30);
+        let taken = number("PRECAST_SOFTWARE_DEVICE_TAKEN", 0);
         let legacy = Stream { blocking: true, ..Stream::default() };
         Device {
-            arena: Arena::new(memory as usize),
+            arena: Arena::new(memory as usize, taken as usize),
             streams: BTreeMap::from([(LEGACY, legacy)]),
             events: BTreeMap::new(),
+            untimed: BTreeSet::new(),
             graphs: BTreeMap::new(),
             execs: BTreeMap::new(),
             modules: BTreeMap::new(),
@@ -219,11 +224,11 @@ impl Device {
         self.next
     }
 
-    /// Milliseconds between two events: any number, of the seed alone, so that what is chosen by
+    /// Milliseconds between two events: any number up to 8, of the seed alone, so that what is chosen by
     /// time is the same in each run and depends on no load of the machine.
     pub fn milliseconds(&mut self) -> f32 {
         self.times = draw(self.times);
-        (1 + (self.times >> 33) % 4096) as f32 / 4096.0
+        (1 + (self.times >> 33) % 4096) as f32 / 512.0
     }
 
     fn random(&mut self) -> u64 {

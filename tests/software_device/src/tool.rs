@@ -57,6 +57,30 @@ exports! {
 /// The names by which backends look for the libraries.
 const NAMES: [&str; 4] = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13", "libcudnn.so.9"];
 
+/// Has the test program that says so run on the software device: its libraries come first in every
+/// search for NVIDIA's, from before `main` on ([`SoftwareDevice::search_first`]). Variables that are
+/// given are set unless `PRECAST_CACHE` is there already; it is set to a folder in which kernels of
+/// the software device are kept apart: `use_software_device!("PRECAST_CUDA_TUNE" = "0");`.
+#[macro_export]
+macro_rules! use_software_device {
+    ($($name:literal = $value:expr),* $(,)?) => {
+        const _: () = {
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static FIRST: extern "C" fn() = first;
+
+            extern "C" fn first() {
+                let kernels = concat!(env!("CARGO_TARGET_TMPDIR"), "/software-device");
+                // SAFETY: nothing else runs before `main`.
+                unsafe {
+                    $crate::SoftwareDevice::set(kernels, &[$(($name, $value)),*]);
+                }
+                $crate::SoftwareDevice::search_first();
+            }
+        };
+    };
+}
+
 /// The installed software device, asked by the tests that use it.
 pub struct SoftwareDevice {
     handle: *mut c_void,
@@ -104,10 +128,25 @@ impl SoftwareDevice {
         Ok(())
     }
 
+    /// Sets `PRECAST_CACHE` to a folder and other variables, unless it is set.
+    ///
+    /// # Safety
+    ///
+    /// No other thread runs.
+    pub unsafe fn set(kernels: &str, others: &[(&str, &str)]) {
+        if std::env::var_os("PRECAST_CACHE").is_some() {
+            return;
+        }
+        for (name, value) in [("PRECAST_CACHE", kernels)].iter().chain(others) {
+            // SAFETY: the caller's promise.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+
     /// Makes this process find the software device by the ordinary library search: installs it
     /// beside the test and starts the process anew with the folder first in `LD_LIBRARY_PATH`,
-    /// which the loader reads at the start alone. To be called before `main`, from `.init_array`;
-    /// in the new process it returns.
+    /// which the loader reads at the start alone. To be called before `main`, which
+    /// [`crate::use_software_device`] does; in the new process it returns.
     ///
     /// # Panics
     ///

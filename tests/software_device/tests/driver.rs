@@ -8,13 +8,7 @@ use precast_software_device::SoftwareDevice;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    SoftwareDevice::search_first();
-}
+precast_software_device::use_software_device!();
 
 const TEXT: &str = r#"
 extern "C" __global__ void __launch_bounds__(128) add(const float* a, const float* b, float* c, int n) {
@@ -254,6 +248,10 @@ fn an_event_is_passed_after_a_while() {
     }
     assert!(asked > 0);
     assert!(start.elapsed_ms(&end).unwrap() > 0.0);
+    // cudarc's own have no time.
+    let other = set.stream.record_event(None).unwrap();
+    set.stream.synchronize().unwrap();
+    assert!(start.elapsed_ms(&other).is_err());
 }
 
 /// What kernels do wrong ends the device, so each runs in a process of its own.

@@ -9,13 +9,7 @@ use precast_software_device::SoftwareDevice;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-#[used]
-#[unsafe(link_section = ".init_array")]
-static FIRST: extern "C" fn() = first;
-
-extern "C" fn first() {
-    SoftwareDevice::search_first();
-}
+precast_software_device::use_software_device!();
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Type {

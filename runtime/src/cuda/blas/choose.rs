@@ -1,16 +1,13 @@
 //! Which of the library's proposals runs a product.
 
 use super::super::api::Candidate;
-use super::super::driver::{Event, Stream};
+use super::super::driver::Stream;
 use super::super::launch::Place;
 use super::super::product::Product;
 use super::super::refusals::Refusals;
 use super::{Blas, Call, PROPOSALS, WORKSPACE};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use cudarc::cublaslt::sys as lt;
-
-/// Measured runs of each, after one that is not.
-const RUNS: usize = 5;
 
 impl Blas {
     /// Describes a product and chooses its algorithm. Runs it at least once, which overwrites its
@@ -45,7 +42,7 @@ impl Blas {
         }
         if let Some(algorithm) = self.remembered(&call, key.as_bytes()) {
             call.algorithm = algorithm;
-            match call.run(stream).and_then(|()| self.rehearsed(&call, stream)) {
+            match call.run(stream).and_then(|()| self.rehearse(&call, stream)) {
                 Ok(()) => {
                     self.chosen.borrow_mut().insert(key, algorithm);
                     return Ok(Ok(call));
@@ -76,14 +73,8 @@ impl Blas {
     }
 
     /// Whether a product that ran can be captured.
-    fn rehearsed(&self, call: &Call, stream: &Stream) -> Result<()> {
-        if !self.captured {
-            return Ok(());
-        }
-        stream.rehearse(|| call.run(stream)).map_err(|e| {
-            let text = format!("while it is captured: {}", e.message);
-            Error::new(e.code, text)
-        })
+    fn rehearse(&self, call: &Call, stream: &Stream) -> Result<()> {
+        self.watch.rehearse(stream, &|| call.run(stream))
     }
 
     /// The choice of an earlier run, if this library accepts it.
@@ -122,45 +113,33 @@ impl Blas {
         stream: &Stream,
         timed: bool,
     ) -> Result<std::result::Result<lt::cublasLtMatmulAlgo_t, String>> {
-        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
         let mut ran: Vec<(f64, usize)> = vec![];
         let mut refused = Refusals::default();
-        let mut declined = |proposal: usize, e: Error| {
-            tracing::debug!("a proposal of cuBLASLt is refused: {e}");
-            refused.add(proposal, e.message);
-        };
-        'proposals: for (i, p) in proposals.iter().enumerate() {
+        for (i, p) in proposals.iter().enumerate() {
             call.algorithm = p.algorithm;
-            let mut least = f64::INFINITY;
-            // The first run is not measured.
-            for run in 0..if timed { 1 + RUNS } else { 1 } {
-                begin.record(stream)?;
-                if let Err(e) = call.run(stream) {
-                    declined(i, e);
-                    continue 'proposals;
-                }
-                end.record(stream)?;
-                if run > 0 {
-                    end.wait()?;
-                    least = least.min(end.since(&begin)?);
+            let run = || call.run(stream);
+            // The first run loads the kernel.
+            let seconds = match (run(), timed) {
+                (Ok(()), true) => self.watch.time(stream, &run),
+                (Ok(()), false) => self.watch.rehearse(stream, &run).map(|()| 0.0),
+                (Err(e), _) => Err(e),
+            };
+            match seconds {
+                Ok(seconds) => ran.push((seconds, i)),
+                Err(e) => {
+                    tracing::debug!("a proposal of cuBLASLt is refused: {e}");
+                    refused.add(i, e.message);
+                    continue;
                 }
             }
-            ran.push((least, i));
-            self.measured.set(self.measured.get() + usize::from(timed));
             if !timed {
-                match self.rehearsed(call, stream) {
-                    Ok(()) => return Ok(Ok(p.algorithm)),
-                    Err(e) => declined(i, e),
-                }
+                break;
             }
+            self.measured.set(self.measured.get() + 1);
         }
         ran.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (_, i) in ran.into_iter().filter(|_| timed) {
-            call.algorithm = proposals[i].algorithm;
-            match self.rehearsed(call, stream) {
-                Ok(()) => return Ok(Ok(call.algorithm)),
-                Err(e) => declined(i, e),
-            }
+        if let Some(&(_, i)) = ran.first() {
+            return Ok(Ok(proposals[i].algorithm));
         }
         Ok(Err(refused.words().unwrap_or_else(|| "cuBLASLt proposes no algorithm".into())))
     }

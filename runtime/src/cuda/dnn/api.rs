@@ -1,7 +1,7 @@
 //! cuDNN's functions, and its errors in its own words.
 
-use crate::cuda::api::{Status, functions};
-use crate::cuda::library::{Kind, Library, places};
+use crate::cuda::api::{Status, driver_version, functions};
+use crate::cuda::library::{DriverVersion, Kind, Library, places, too_new};
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
 use cudarc::driver::sys as cu;
@@ -13,6 +13,7 @@ functions! {
     /// cuDNN, of which the graph functions are used.
     Cudnn:
     fn cudnnGetVersion() -> usize;
+    fn cudnnGetCudartVersion() -> usize;
     fn cudnnGetErrorString(status: Status) -> *const c_char;
     fn cudnnGetLastErrorString(text: *mut c_char, bytes: usize) -> ();
     fn cudnnCreate(handle: *mut dnn::cudnnHandle_t) -> Status;
@@ -73,20 +74,32 @@ impl Cudnn {
         // SAFETY: takes nothing.
         unsafe { self.cudnnGetVersion() }
     }
+
+    /// The CUDA that it was built with: builds for CUDA 12 and for CUDA 13 have one name.
+    pub fn release(&self) -> DriverVersion {
+        // SAFETY: takes nothing.
+        DriverVersion(unsafe { self.cudnnGetCudartVersion() } as i32)
+    }
 }
 
 /// cuDNN, opened once.
 ///
 /// # Errors
-/// `R0701` where it is missing, `R0702` where it is too old.
+/// `R0701` where it is missing, `R0702` where it is too old or the driver does not run it.
 pub fn cudnn() -> Result<&'static Cudnn> {
     static CUDNN: OnceLock<Result<Cudnn>> = OnceLock::new();
     let load = || {
-        let api = Cudnn::load(&Library::open(Kind::Cudnn, places())?)?;
+        let driver = driver_version().ok();
+        let api = Cudnn::load(&Library::open(Kind::Cudnn, places(), driver)?)?;
         let version = api.version();
         if version < OLDEST {
             let text = format!("cuDNN is release {}, older than 9.8", spelled(version));
             return Err(Error::new("R0702", text).at(api.path.display()));
+        }
+        let of = api.release();
+        if let Some(driver) = driver.filter(|d| !d.runs(of.major())) {
+            let looked = "the first that was found is taken";
+            return Err(too_new(Kind::Cudnn, &of.to_string(), &api.path, driver, looked));
         }
         Ok(api)
     };

@@ -16,6 +16,10 @@ use precast_plan::{Access, Attention, AttentionGrad, Plan};
 const LSE: usize = 4;
 const MASK: usize = 5;
 
+/// Candidates that compile their kernel, as all engines of attention do: a plan has few such graphs,
+/// since layers share them, and each takes much of a step.
+const COMPILED: usize = 4;
+
 /// The first release whose attention is trusted. Before 9.15.1 the backward pass reads what is not its
 /// own where the number of keys is no multiple of 128, there is no mask of padding and a graph is
 /// replayed; 9.10.0 and 9.10.1 have faults in 16 bits; before 9.10 minus infinity is no mask
@@ -202,7 +206,7 @@ impl Dnn {
         let p = s.b.inner(&e, s.io)?;
         s.b.pointwise(Pointwise::CUDNN_POINTWISE_DIV, Format::F32, &e, Some(&sum), None, &p)?;
         s.b.matmul(&p, &v, &o)?;
-        self.build(s.b, &Wanted { exact: false, deterministic: true })
+        self.build(s.b, &Wanted { compiled: COMPILED, exact: false, deterministic: true })
     }
 
     /// Cotangents of q, k and v. `deterministic` keeps the order of the sums of dq, at the price
@@ -280,6 +284,6 @@ impl Dnn {
             let copy = Pointwise::CUDNN_POINTWISE_IDENTITY;
             s.b.pointwise(copy, Format::F32, &sum, None, None, &d_q)?;
         }
-        self.build(s.b, &Wanted { exact: false, deterministic })
+        self.build(s.b, &Wanted { compiled: COMPILED, exact: false, deterministic })
     }
 }

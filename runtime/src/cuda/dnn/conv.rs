@@ -173,9 +173,14 @@ impl Dnn {
             kind => return Err(format!("cuDNN has no epilogue {kind:?}")),
         }
         let f32s = dtype(plan, c.a.tensor) == DType::F32;
-        self.build(b, &Wanted { exact: f32s && c.math == Math::Exact, deterministic: true })
+        let exact = f32s && c.math == Math::Exact;
+        self.build(b, &Wanted { compiled: COMPILED, exact, deterministic: true })
     }
 }
+
+/// Candidates that may compile their kernel: a network has dozens of convolutions, and those that no
+/// other engine runs wait for each.
+const COMPILED: usize = 2;
 
 /// `y = x < 0 ? 0 : x`. NaN compares false and stays: one made 0 would hide an overflow. cuDNN's own
 /// ReLU keeps it by the promise of an engine alone, and those on tensor cores promise nothing.

@@ -152,7 +152,22 @@ impl Desc {
 
     /// An attribute that is a list of numbers of an enumeration.
     pub fn numbers(&self, name: Name, kind: Type) -> Result<Vec<c_int>, Refusal> {
-        let mut list = [0 as c_int; 32];
+        let mut list = [0; 32];
+        let count = self.enumerated(name, kind, &mut list)?;
+        Ok(list[..count].to_vec())
+    }
+
+    /// An attribute that is one number of an enumeration, and not asked for as a list.
+    pub fn number(&self, name: Name, kind: Type) -> Result<c_int, Refusal> {
+        let mut one = [0];
+        match self.enumerated(name, kind, &mut one)? {
+            0 => Err(format!("{name:?}: there is none")),
+            _ => Ok(one[0]),
+        }
+    }
+
+    /// How many there are, at most as many as the list has room for.
+    fn enumerated(&self, name: Name, kind: Type, list: &mut [c_int]) -> Result<usize, Refusal> {
         let mut count = 0i64;
         // SAFETY: the pointers are to locals of the length given.
         let status = unsafe {
@@ -166,7 +181,7 @@ impl Desc {
             )
         };
         self.said(status, &format!("{name:?}"))?;
-        Ok(list[..(count.max(0) as usize).min(list.len())].to_vec())
+        Ok((count.max(0) as usize).min(list.len()))
     }
 
     /// An attribute that is a list of descriptors of `kind`, at most `most`.

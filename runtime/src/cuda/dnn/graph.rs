@@ -1,12 +1,13 @@
 //! Graphs of operations, the engines that can run them, and running one.
 
-use super::Target;
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
 use super::engines::{
-    Candidate, Remembered, Wanted, candidate, compiles, configurations, saved, tagged,
+    Candidate, Remembered, Wanted, candidate, configurations, engines_first, saved, tagged,
 };
 use super::handle::Handle;
+use super::{Limits, Target};
+use crate::cuda::driver::gibibytes;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
 use dnn::cudnnBackendAttributeType_t as Type;
@@ -14,6 +15,7 @@ use dnn::cudnnBackendHeurMode_t as Mode;
 use dnn::cudnnPointwiseMode_t as Pointwise;
 use dnn::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::DType;
+use std::collections::BTreeSet;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
@@ -278,21 +280,27 @@ impl Builder {
         Ok(())
     }
 
-    /// The graph with every engine that can run it and that `wanted` lets through, best first by
-    /// cuDNN's own estimate, at most `most`; with `only` that one, where there is one.
+    /// The graph with engines that can run it and that `wanted` lets through, best first by cuDNN's
+    /// own estimate, then with other knobs of them, within the limits; with `only` that one,
+    /// where there is one.
     pub fn build(
         self,
         target: &Target,
         wanted: &Wanted,
         only: Option<&Remembered>,
-        most: usize,
+        limits: Limits,
     ) -> std::result::Result<Graph, Refusal> {
         let own = self.bound.iter().map(|b| match b.1 {
             Home::Own { bytes } => aligned(bytes),
             _ => 0,
         });
-        let own = own.sum();
-        if let Some(c) = only.and_then(|r| saved(self.api, target, r)) {
+        let own: u64 = own.sum();
+        let workspace = limits.workspace.saturating_sub(own);
+        if own > limits.workspace {
+            let (need, most) = (gibibytes(own), gibibytes(limits.workspace));
+            return Err(format!("it needs {need} of workspace, and it may have {most}"));
+        }
+        if let Some(c) = only.and_then(|r| saved(self.api, target, r, workspace)) {
             return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
         }
         let ops: Vec<&Desc> = self.ops.iter().collect();
@@ -300,37 +308,41 @@ impl Builder {
             .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Values::Of(&ops))?;
         let graph = target.graph(graph)?.finalize()?;
         if let Some(r) = only
-            && let Some(c) = tagged(self.api, &graph, target, wanted, &r.tag)
+            && let Some(c) = tagged(self.api, &graph, target, wanted, workspace, &r.tag)
         {
             return Ok(Graph { api: self.api, candidates: vec![c], bound: self.bound, own });
         }
         let mut candidates: Vec<Candidate> = vec![];
         let mut refused = vec![];
+        let mut tried = BTreeSet::new();
         let mut compiled = 0;
         for mode in [Mode::CUDNN_HEUR_MODE_A, Mode::CUDNN_HEUR_MODE_FALLBACK] {
-            if candidates.len() >= most {
+            if candidates.len() >= limits.candidates {
                 break;
             }
-            match configurations(self.api, &graph, target, mode) {
-                Err(why) => refused.push(why),
-                Ok(list) => {
-                    for config in list {
-                        if candidates.len() >= most {
-                            break;
-                        }
-                        // Engines that compile their kernel take a second each.
-                        if compiled >= COMPILED && compiles(&config) {
-                            continue;
-                        }
-                        match candidate(self.api, &config, target, wanted) {
-                            Ok(c) if candidates.iter().all(|o| o.tag != c.tag) => {
-                                compiled += usize::from(compiles(&config));
-                                candidates.push(c);
-                            }
-                            Ok(_) => {}
-                            Err(why) => refused.push(why),
-                        }
+            let list = match configurations(self.api, &graph, target, mode) {
+                Ok(list) => list,
+                Err(why) => {
+                    refused.push(why);
+                    continue;
+                }
+            };
+            for config in engines_first(list) {
+                if candidates.len() >= limits.candidates {
+                    break;
+                }
+                // The list to fall back on says nothing of speed, and may repeat what was tried.
+                let fallback = mode == Mode::CUDNN_HEUR_MODE_FALLBACK;
+                let most = if fallback && !candidates.is_empty() { 0 } else { wanted.compiled };
+                if (compiled >= most && config.compiles()) || !tried.insert(config.name.clone()) {
+                    continue;
+                }
+                match candidate(self.api, &config, target, wanted, workspace) {
+                    Ok(c) => {
+                        compiled += usize::from(config.compiles());
+                        candidates.push(c);
                     }
+                    Err(why) => refused.push(why),
                 }
             }
         }
@@ -346,9 +358,6 @@ impl Builder {
         Ok(Graph { api: self.api, candidates, bound: self.bound, own })
     }
 }
-
-/// Candidates of a graph that may compile their kernel.
-const COMPILED: usize = 2;
 
 const fn alignment(home: Home) -> i64 {
     match home {

@@ -16,6 +16,7 @@ mod handle;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod wish;
 
 pub use api::{Cudnn, cudnn, spelled};
 pub use conv::Stores;
@@ -31,8 +32,16 @@ use graph::Builder;
 use precast_plan::{Attention, AttentionGrad, Conv, Plan};
 use std::cell::RefCell;
 
-/// Candidates of a graph that are worth timing.
-const CANDIDATES: usize = 6;
+/// Candidates of a graph that are worth timing; as many as PyTorch times (`benchmark_limit`).
+const CANDIDATES: usize = 10;
+
+/// How many ways of running it a graph is built with, and which.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    candidates: usize,
+    /// Bytes that each may want, what the graph stores for itself included.
+    workspace: u64,
+}
 
 /// Which device graphs are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +94,7 @@ pub struct Dnn {
     target: Target,
     /// The candidate that the next graph was found fastest with by an earlier run.
     remembered: RefCell<Option<Remembered>>,
-    /// Candidates that a graph is built with.
-    most: usize,
+    limits: Limits,
 }
 
 /// A graph, or why cuDNN has none.
@@ -129,12 +137,19 @@ impl Dnn {
             For::Current => Target::Handle(Handle::new(api)?),
             For::Described(json) => Target::Described(described(json).map_err(refused)?),
         };
-        Ok(Dnn { api, target, remembered: RefCell::default(), most: CANDIDATES })
+        let limits = Limits { candidates: CANDIDATES, workspace: u64::MAX };
+        Ok(Dnn { api, target, remembered: RefCell::default(), limits })
     }
 
     /// Graphs are built with at most so many candidates.
     pub fn at_most(self, candidates: usize) -> Dnn {
-        Dnn { most: candidates, ..self }
+        Dnn { limits: Limits { candidates, ..self.limits }, ..self }
+    }
+
+    /// From now on graphs are built with candidates alone that want at most so many bytes of
+    /// workspace.
+    pub fn within(&mut self, workspace: u64) {
+        self.limits.workspace = workspace;
     }
 
     /// The handle that runs what is built here; `None` for a described device.
@@ -153,7 +168,7 @@ impl Dnn {
 
     fn build(&self, b: Builder, wanted: &Wanted) -> std::result::Result<Graph, Refusal> {
         let remembered = self.remembered.borrow();
-        b.build(&self.target, wanted, remembered.as_ref(), self.most)
+        b.build(&self.target, wanted, remembered.as_ref(), self.limits)
     }
 
     /// The functions, for a [`Handle`].

@@ -1,18 +1,20 @@
 //! Steps of a plan as cuDNN's graphs on one device.
 
-use super::attention::{gradient_slots, slots};
 use super::conv::sums_strides;
 use super::graph::Graph;
+use super::wish::{Wish, key, misaligned, place, result};
 use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
-use crate::cuda::driver::{Context, Event, Stream};
+use crate::cuda::driver::{Context, Stream, gibibytes};
 use crate::cuda::graphs::Library;
 use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
+use crate::cuda::measure::Watch;
 use crate::cuda::refusals::Refusals;
+use crate::cuda::regions::workspace_limit;
 use crate::cuda::text;
 use crate::error::{Error, Result};
-use precast_plan::{Access, ConvGeometry, ConvKind, Kernel, Plan};
+use precast_plan::{Access, Kernel, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,12 +26,6 @@ pub const CUDNN_VARIABLE: &str = "PRECAST_CUDNN";
 /// Set to `0`, engines whose sums change their order from run to run are allowed for attention's
 /// gradient: faster, and no run repeats another bit for bit.
 pub const DETERMINISTIC_VARIABLE: &str = "PRECAST_CUDA_DETERMINISTIC";
-
-/// Timed runs of a candidate.
-const RUNS: usize = 5;
-
-/// What cuDNN is promised of every address.
-const ALIGNMENT: u64 = 16;
 
 /// Threads that build graphs of one plan, each with a handle of its own.
 const BUILDERS: usize = 8;
@@ -50,46 +46,13 @@ struct Use {
     candidate: usize,
 }
 
-/// A graph that a step may become.
-#[derive(Clone, Copy)]
-struct Wish<'a> {
-    kernel: &'a Kernel,
-    stores: Stores,
-}
-
-impl<'a> Wish<'a> {
-    /// The tensors that a run is given, in the order of the graph's slots; `None` for steps that no
-    /// graph runs.
-    fn slots(self) -> Option<Vec<&'a Access>> {
-        Some(match self.kernel {
-            Kernel::Conv(c) => {
-                let mut list = vec![&c.a, &c.b];
-                list.extend(c.epilogue.outputs.first());
-                list.extend(&c.epilogue.inputs);
-                list
-            }
-            Kernel::Attention(a) => slots(a).to_vec(),
-            Kernel::AttentionGrad(g) => gradient_slots(g).to_vec(),
-            _ => return None,
-        })
-    }
-
-    fn build(self, dnn: &Dnn, plan: &Plan, deterministic: bool) -> Offer {
-        match self.kernel {
-            Kernel::Conv(c) => dnn.conv(c, plan, self.stores),
-            Kernel::Attention(a) => dnn.attention(a, plan),
-            Kernel::AttentionGrad(g) => dnn.attention_grad(g, plan, deterministic),
-            other => unreachable!("not a graph's step: {other:?}"),
-        }
-    }
-}
-
 /// Whose graphs they are.
 enum Device {
     Here(Arc<Context>),
     /// Properties of one, as cuDNN's own JSON: graphs are built and cannot be bound.
     Described {
         json: String,
+        memory: u64,
         candidates: usize,
     },
 }
@@ -98,7 +61,7 @@ impl Device {
     fn dnn(&self) -> Result<Dnn> {
         match self {
             Device::Here(_) => Dnn::new(For::Current),
-            Device::Described { json, candidates } => {
+            Device::Described { json, candidates, .. } => {
                 Ok(Dnn::new(For::Described(json))?.at_most(*candidates))
             }
         }
@@ -112,12 +75,27 @@ impl Device {
         }
     }
 
+    /// Bytes of memory in all.
+    fn memory(&self) -> u64 {
+        match self {
+            Device::Here(context) => context.info.memory,
+            Device::Described { memory, .. } => *memory,
+        }
+    }
+
     fn here(&self) -> &Arc<Context> {
         match self {
             Device::Here(context) => context,
             Device::Described { .. } => unreachable!("no graph of a described device is bound"),
         }
     }
+}
+
+/// What of cuDNN's JSON is read here too.
+#[derive(serde::Deserialize)]
+struct Properties {
+    #[serde(rename = "totalGlobalMem")]
+    memory: u64,
 }
 
 /// cuDNN's graphs of a plan.
@@ -137,8 +115,12 @@ pub struct Steps {
     cache: Cache,
     deterministic: bool,
     tune: bool,
-    /// Graphs will be captured: what is chosen has been captured once.
-    captured: bool,
+    /// Graphs that will be captured are measured so, and what is chosen has been captured once.
+    watch: Option<Watch>,
+    /// Bytes of workspace that a graph of this plan may want, and, where memory turned out to be
+    /// short, fewer.
+    room: u64,
+    short: u64,
     /// Bytes of workspace, and where it is once the graphs are bound.
     workspace: u64,
     workspace_at: u64,
@@ -154,9 +136,10 @@ impl Steps {
     /// # Errors
     /// `R0701`, `R0702` where cuDNN is missing or too old, `R0720` where it refuses.
     pub fn new(context: &Arc<Context>, cache: Cache, captured: bool) -> Result<Steps> {
-        let tune = on(crate::cuda::blas::TUNE_VARIABLE);
         let device = Device::Here(context.clone());
-        Steps::of(device, context.info.facts.clone(), cache, (tune, captured))
+        let watch = Watch::new(context, captured);
+        let steps = Steps::of(device, context.info.facts.clone(), cache)?;
+        Ok(Steps { tune: on(crate::cuda::blas::TUNE_VARIABLE), watch: Some(watch), ..steps })
     }
 
     /// Graphs for a device that need not be there, described by cuDNN's own JSON: to find out what
@@ -166,17 +149,15 @@ impl Steps {
     /// # Errors
     /// As [`Steps::new`].
     pub fn described(json: &str, facts: Facts, candidates: usize) -> Result<Steps> {
+        let described: Properties = serde_json::from_str(json)
+            .map_err(|e| Error::new("R0720", format!("describing the device to cuDNN: {e}")))?;
+        let memory = described.memory;
+        let device = Device::Described { json: json.into(), memory, candidates };
         // What is remembered was measured on a real device.
-        let device = Device::Described { json: json.into(), candidates };
-        Steps::of(device, facts, Cache::none(), (false, false))
+        Steps::of(device, facts, Cache::none())
     }
 
-    fn of(
-        device: Device,
-        facts: Facts,
-        cache: Cache,
-        (tune, captured): (bool, bool),
-    ) -> Result<Steps> {
+    fn of(device: Device, facts: Facts, cache: Cache) -> Result<Steps> {
         Ok(Steps {
             uses: vec![],
             known: BTreeMap::new(),
@@ -186,8 +167,10 @@ impl Steps {
             facts,
             cache,
             deterministic: on(DETERMINISTIC_VARIABLE),
-            tune,
-            captured,
+            tune: false,
+            watch: None,
+            room: 0,
+            short: u64::MAX,
             workspace: 0,
             workspace_at: 0,
             dnn: device.dnn()?,
@@ -232,9 +215,10 @@ impl Steps {
             }
         }
         let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
-        let (device, deterministic) = (&self.device, self.deterministic);
+        let (device, deterministic, room) = (&self.device, self.deterministic, self.room);
         let work = |dnn: &mut Dnn| -> Result<()> {
             device.bind()?;
+            dnn.within(room);
             while let Some((key, wish, known)) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 dnn.remember(known.clone());
                 let graph = match wish.build(dnn, plan, deterministic) {
@@ -272,14 +256,32 @@ impl Steps {
         wish: Wish,
         list: &[&Access],
     ) -> std::result::Result<(Arc<Graph>, String), String> {
-        let key = key(plan, wish.kernel, list, wish.stores, self.deterministic);
+        let key = key(plan, wish, list, self.deterministic, self.room);
         self.build(plan, BTreeMap::from([(key.clone(), wish)]));
         let none = || Err("cuDNN's context is lost".to_string());
-        self.known.get(&key).cloned().unwrap_or_else(none).map(|g| (g, key))
+        let graph = self.known.get(&key).cloned().unwrap_or_else(none)?;
+        let least = (0..graph.candidates()).map(|c| graph.workspace(c)).min();
+        let least = least.expect("a graph has a candidate");
+        if least <= self.short {
+            return Ok((graph, key));
+        }
+        if self.sole.remove(&key) {
+            // The others were not built; now they are.
+            self.known.remove(&key);
+            self.distrusted.insert(key);
+            return self.graph(plan, wish, list);
+        }
+        let (need, most) = (gibibytes(least), gibibytes(self.short));
+        Err(format!("it needs {need} of workspace, and {most} are free"))
+    }
+
+    /// Candidates of a graph for which there is memory.
+    fn candidates(&self, graph: &Graph) -> impl Iterator<Item = usize> {
+        (0..graph.candidates()).filter(|&c| graph.workspace(c) <= self.short)
     }
 
     fn add(&mut self, graph: Arc<Graph>, key: String, places: Vec<Place>, out: &mut Lowered) {
-        let most = (0..graph.candidates()).map(|c| graph.workspace(c)).max().unwrap_or(0);
+        let most = self.candidates(&graph).map(|c| graph.workspace(c)).max().unwrap_or(0);
         self.workspace = self.workspace.max(most);
         out.tasks.push(Task::Graph(self.uses.len()));
         self.uses.push(Use { graph, key, places, addresses: vec![], candidate: 0 });
@@ -288,7 +290,9 @@ impl Steps {
     /// Under what a graph's fastest candidate is remembered.
     fn cached(&self, key: &str) -> String {
         let release = spelled(self.dnn.api().version());
-        format!("{} {} cuDNN {release} {key}", self.device.here().info.name, self.facts.arch())
+        let short = if self.short < u64::MAX { " short of memory" } else { "" };
+        let name = &self.device.here().info.name;
+        format!("{name} {} cuDNN {release} {key}{short}", self.facts.arch())
     }
 
     /// The candidate that an earlier process found fastest.
@@ -302,6 +306,10 @@ impl Steps {
         Some(Remembered { tag, plan })
     }
 
+    fn watch(&self) -> &Watch {
+        self.watch.as_ref().expect("made for a device of this machine")
+    }
+
     /// Runs a candidate on the memory of its step.
     fn trial(&self, u: &Use, candidate: usize) -> Result<()> {
         // SAFETY: the addresses are those of the step's tensors and of the shared workspace, which
@@ -309,40 +317,23 @@ impl Steps {
         unsafe { u.graph.run(candidate, self.handle(), &u.addresses, self.workspace_at) }
     }
 
-    /// Seconds of a candidate that has run before.
-    fn time(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<f64> {
-        let (begin, end) = (Event::new(self.device.here())?, Event::new(self.device.here())?);
-        let mut least = f64::INFINITY;
-        for _ in 0..RUNS {
-            begin.record(stream)?;
-            self.trial(u, candidate)?;
-            end.record(stream)?;
-            end.wait()?;
-            least = least.min(end.since(&begin)?);
-        }
-        Ok(least)
-    }
-
     /// Whether a candidate that ran can be captured, which a library may refuse alone.
     fn rehearsed(&self, u: &Use, candidate: usize, stream: &Stream) -> Result<()> {
-        if !self.captured || self.chosen.get(&u.key) == Some(&candidate) {
+        if self.chosen.get(&u.key) == Some(&candidate) {
             return Ok(());
         }
-        stream.rehearse(|| self.trial(u, candidate)).map_err(|e| {
-            let text = format!("while it is captured: {}", e.message);
-            Error::new(e.code, text)
-        })
+        self.watch().rehearse(stream, &|| self.trial(u, candidate))
     }
 
     /// The fastest candidate that runs, remembered or measured, or without tuning the first one;
     /// else why none does. It has run once, so that a capture finds loaded what it needs, and has been
     /// captured once.
     fn choose(&self, u: &Use, stream: &Stream) -> std::result::Result<usize, String> {
-        let ways = u.graph.candidates();
+        let ways: Vec<usize> = self.candidates(&u.graph).collect();
         let key = self.cached(&u.key);
         let cached = || {
             let known = self.remembered(&u.key)?;
-            (0..ways).find(|&c| u.graph.tag(c) == known.tag)
+            ways.iter().copied().find(|&c| u.graph.tag(c) == known.tag)
         };
         let known = self.chosen.get(&u.key).copied().or_else(cached);
         let mut refused = Refusals::default();
@@ -358,31 +349,30 @@ impl Steps {
         {
             return Ok(c);
         }
+        let timed = self.tune && ways.len() > 1;
         let mut ran: Vec<(f64, usize)> = vec![];
-        for c in (0..ways).filter(|&c| Some(c) != known) {
-            if !tried(c, "the", self.trial(u, c)) {
-                continue;
-            }
-            let seconds = match self.tune && ways > 1 {
-                true => match self.time(u, c, stream) {
-                    Ok(seconds) => seconds,
-                    Err(e) => {
-                        tried(c, "the", Err(e));
-                        continue;
-                    }
-                },
-                false => 0.0,
+        for &c in ways.iter().filter(|&&c| Some(c) != known) {
+            let run = || self.trial(u, c);
+            // The first run loads what it needs.
+            let seconds = match (run(), timed) {
+                (Ok(()), true) => self.watch().time(stream, &run),
+                (Ok(()), false) => self.rehearsed(u, c, stream).map(|()| 0.0),
+                (Err(e), _) => Err(e),
             };
-            if self.tune {
-                ran.push((seconds, c));
-            } else if tried(c, "the", self.rehearsed(u, c, stream)) {
-                return Ok(c);
+            match seconds {
+                Ok(seconds) => ran.push((seconds, c)),
+                Err(e) => {
+                    tried(c, "the", Err(e));
+                    continue;
+                }
+            }
+            if !timed {
+                break;
             }
         }
         // Of equals the first.
         ran.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let best = ran.into_iter().find(|r| tried(r.1, "the", self.rehearsed(u, r.1, stream)));
-        let Some((_, c)) = best else {
+        let Some(&(_, c)) = ran.first() else {
             self.cache.forget("graph", key.as_bytes());
             return Err(refused.words().expect("a graph has a candidate"));
         };
@@ -397,66 +387,11 @@ impl Steps {
     }
 }
 
-/// Extents of a convolution's result.
-fn result(g: &ConvGeometry, kind: ConvKind) -> [u64; 4] {
-    match kind {
-        ConvKind::Forward => [g.n, g.o, g.oh, g.ow],
-        ConvKind::DataGrad => [g.n, g.c, g.h, g.w],
-        ConvKind::FilterGrad => [g.o, g.c / g.groups, g.kh, g.kw],
-    }
-}
-
-fn bytes(plan: &Plan, a: &Access) -> u64 {
-    a.offset * plan.tensors[a.tensor as usize].dtype.size() as u64
-}
-
-fn place(plan: &Plan, a: &Access) -> Place {
-    Place::Tensor { tensor: a.tensor, offset: bytes(plan, a) }
-}
-
-/// Why cuDNN cannot take tensors where they lie.
-fn misaligned(plan: &Plan, list: &[&Access]) -> Option<String> {
-    list.iter().find(|a| !bytes(plan, a).is_multiple_of(ALIGNMENT)).map(|a| {
-        let name = &plan.tensors[a.tensor as usize].name;
-        format!("a part of `{name}` does not begin at a multiple of {ALIGNMENT} bytes")
-    })
-}
-
-/// What a graph depends on: everything in the step but which tensors they are.
-fn key(plan: &Plan, kernel: &Kernel, list: &[&Access], stores: Stores, steady: bool) -> String {
-    let formats: Vec<String> = list
-        .iter()
-        .map(|a| format!("{}{:?}", plan.tensors[a.tensor as usize].dtype, a.strides))
-        .collect();
-    let shape = match kernel {
-        Kernel::Conv(c) => {
-            format!("{:?} {:?} {:?} {:?}", c.kind, c.geometry, c.math, c.epilogue.kind)
-        }
-        Kernel::Attention(a) => attention_key("attention", a),
-        Kernel::AttentionGrad(g) => attention_key("attention_grad", &g.forward),
-        other => unreachable!("not a graph's step: {other:?}"),
-    };
-    format!("{shape} {stores:?} steady {steady} {}", formats.join(" "))
-}
-
-fn attention_key(what: &str, a: &precast_plan::Attention) -> String {
-    let mask = a.mask.is_some();
-    format!(
-        "{what} {} {} {} {} {} {:08x} {} {mask}",
-        a.batch,
-        a.heads,
-        a.tq,
-        a.tk,
-        a.d,
-        a.scale.to_bits(),
-        a.causal
-    )
-}
-
 impl Library for Steps {
     fn begin(&mut self, plan: &Plan) {
         self.uses.clear();
         self.workspace = 0;
+        self.room = workspace_limit(plan, self.device.memory());
         let steps: Vec<&Kernel> = [&plan.micro, &plan.update, &plan.eval]
             .into_iter()
             .flatten()
@@ -470,7 +405,10 @@ impl Library for Steps {
                 let Some(list) = wish.slots().filter(|l| misaligned(plan, l).is_none()) else {
                     continue;
                 };
-                let of = |stores| key(plan, kernel, &list, stores, self.deterministic);
+                let of = |stores| {
+                    let wish = Wish { kernel, stores };
+                    key(plan, wish, &list, self.deterministic, self.room)
+                };
                 let sums = stores == Stores::Sums;
                 let refused = || self.known.get(&of(Stores::Epilogue)).is_some_and(|g| g.is_err());
                 if !sums || (matches!(kernel, Kernel::Conv(_)) && refused()) {
@@ -512,6 +450,18 @@ impl Library for Steps {
 
     fn workspace(&self) -> u64 {
         self.workspace
+    }
+
+    fn restrict(&mut self, free: u64) -> bool {
+        let less = free < self.workspace;
+        if less {
+            self.short = free;
+        }
+        less
+    }
+
+    fn place(&mut self, workspace: u64) {
+        self.workspace_at = workspace;
     }
 
     fn bind(
@@ -564,6 +514,9 @@ impl Library for Steps {
                 self.known.insert(key, Err(format!("cuDNN refuses to run it: {why}")));
             }
         }
+        // What was measured and not chosen may have wanted more.
+        let chosen = self.uses.iter().map(|u| u.graph.workspace(u.candidate));
+        self.workspace = chosen.max().unwrap_or(0);
         Ok(all)
     }
 

@@ -5,6 +5,7 @@ use precast_plan::{
     Access, ConvGeometry, ConvKind, DType, Epilogue, EpilogueKind, Math, Storage, Summary,
     TargetSummary, Tensor, VERSION,
 };
+use std::collections::BTreeSet;
 
 const H200: &str = include_str!("devices/h200.json");
 
@@ -312,6 +313,47 @@ fn nvidias_what_cudnn_lacks_is_said() {
         }
     }
     assert!(Dnn::new(For::Described("no json")).is_err());
+}
+
+/// cuDNN proposes its engines with several settings of their knobs, and each is a way of its own.
+#[test]
+#[ignore = "needs cuDNN: tests/gpu/dnn_check"]
+fn nvidias_engines_come_with_several_knobs() {
+    let dnn = described().at_most(CANDIDATES);
+    let case = |kind, output, k: u64| Case {
+        g: geometry(64, 64, 56, 64, k, 1, k / 2),
+        kind,
+        input: DType::Bf16,
+        output,
+        math: Math::Exact,
+        last: [true, true],
+        epilogue: EpilogueKind::Store,
+    };
+    let mut plan = empty();
+    let a = attention(&mut plan, DType::Bf16, [8, 12, 1024, 64], true);
+    let g = gradient(&mut plan, DType::Bf16, a.clone());
+    let offers = [
+        ("forward 3x3", true, conv(&dnn, &case(ConvKind::Forward, DType::Bf16, 3))),
+        ("forward 1x1", true, conv(&dnn, &case(ConvKind::Forward, DType::Bf16, 1))),
+        ("data 3x3", true, conv(&dnn, &case(ConvKind::DataGrad, DType::Bf16, 3))),
+        // cuDNN compiles these kernels, one way of one engine, and two ways at most of two.
+        ("filter 3x3", false, conv(&dnn, &case(ConvKind::FilterGrad, DType::F32, 3))),
+        ("attention", true, dnn.attention(&a, &plan)),
+        ("its gradient", false, dnn.attention_grad(&g, &plan, true)),
+    ];
+    for (name, several, offer) in offers {
+        let graph = offer.graph().expect("a plan");
+        let tags: Vec<&str> = (0..graph.candidates()).map(|c| graph.tag(c)).collect();
+        eprintln!("{name}:\n  {}", tags.join("\n  "));
+        let all: BTreeSet<&str> = tags.iter().copied().collect();
+        assert_eq!(all.len(), tags.len(), "{name}: each is told from the others");
+        let engine = |tag: &&str| tag.split([' ', ',']).nth(1).expect("a number").to_string();
+        let engines: BTreeSet<String> = tags.iter().map(engine).collect();
+        assert_eq!(engines.len() < tags.len(), several, "{name}");
+        let first: BTreeSet<String> = tags[..engines.len()].iter().map(engine).collect();
+        assert!(several || first.len() == engines.len(), "{name}: engines come first");
+        assert!(tags.len() <= CANDIDATES && (!several || tags.len() > 3), "{name}");
+    }
 }
 
 /// A plan whose kernel is compiled comes back from its text, and one of another graph or nonsense

@@ -16,6 +16,9 @@ const HEURISTIC_MODE: u32 = 200;
 const HEURISTIC_GRAPH: u32 = 201;
 const HEURISTIC_RESULTS: u32 = 202;
 const CONFIG_ENGINE: u32 = 300;
+const CONFIG_KNOBS: u32 = 302;
+const KNOB_KIND: u32 = 600;
+const KNOB_VALUE: u32 = 601;
 const GRAPH_HANDLE: u32 = 800;
 const PLAN_HANDLE: u32 = 400;
 const PLAN_CONFIG: u32 = 401;
@@ -34,9 +37,12 @@ const MODE_A: i32 = 3;
 const TENSOR_CORE: i32 = 0;
 const NONDETERMINISTIC: i32 = 4;
 
-/// Number, notes, and bytes of workspace of every engine.
-const ENGINES: [(i64, &[i32], i64); 3] =
-    [(0, &[TENSOR_CORE], 0), (1, &[], 4096), (2, &[NONDETERMINISTIC], 0)];
+/// `CUDNN_KNOB_TYPE_TILE_SIZE`
+const TILE_SIZE: i32 = 2;
+
+/// Number, notes, bytes of workspace, and tile sizes of every engine.
+const ENGINES: [(i64, &[i32], i64, &[i64]); 3] =
+    [(0, &[TENSOR_CORE], 0, &[0]), (1, &[], 2 << 20, &[1, 0]), (2, &[NONDETERMINISTIC], 0, &[])];
 
 /// `cudnnHandle_t`
 pub struct Handle {
@@ -81,8 +87,8 @@ fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
         kind::HEURISTIC => {
             let graph = d.of(HEURISTIC_GRAPH).map_err(bad)?.clone();
             let best = d.number(HEURISTIC_MODE).map_err(bad)? == MODE_A;
-            let configs = ENGINES.iter().filter(|e| e.1.contains(&NONDETERMINISTIC) != best);
-            let config = |&(number, notes, _): &(i64, &[i32], i64)| {
+            let engines = ENGINES.iter().filter(|e| e.1.contains(&NONDETERMINISTIC) != best);
+            let config = |number: i64, notes: &[i32], tile: Option<i64>| {
                 let values = vec![
                     (ENGINE_GRAPH, Value::Of(vec![graph.clone()])),
                     (ENGINE_NUMBER, Value::Ints(vec![number])),
@@ -90,9 +96,20 @@ fn finalise(d: &mut Descriptor) -> Result<(), (Status, String)> {
                     (ENGINE_BEHAVIOUR_NOTE, Value::Numbers(vec![])),
                 ];
                 let engine = Value::Of(vec![made(kind::ENGINE, values)]);
-                made(kind::ENGINE_CONFIG, vec![(CONFIG_ENGINE, engine)])
+                let knob = |tile| {
+                    let tile = (KNOB_VALUE, Value::Ints(vec![tile]));
+                    made(kind::KNOB, vec![(KNOB_KIND, Value::Numbers(vec![TILE_SIZE])), tile])
+                };
+                let knobs = Value::Of(tile.map(knob).into_iter().collect());
+                made(kind::ENGINE_CONFIG, vec![(CONFIG_ENGINE, engine), (CONFIG_KNOBS, knobs)])
             };
-            let configs = configs.map(config).collect();
+            let mut configs = vec![];
+            for &(number, notes, _, tiles) in engines {
+                match tiles {
+                    [] => configs.push(config(number, notes, None)),
+                    _ => configs.extend(tiles.iter().map(|&t| config(number, notes, Some(t)))),
+                }
+            }
             d.values.insert(HEURISTIC_RESULTS, Value::Of(configs));
         }
         kind::PLAN => {
@@ -142,6 +159,9 @@ unsafe fn execute(handle: &Handle, plan: &Descriptor, pack: &Descriptor) -> Resu
 exports! {
     fn cudnnGetVersion() -> usize {
         91_501
+    }
+    fn cudnnGetCudartVersion() -> usize {
+        13_000
     }
     fn cudnnGetErrorString(status: Status) -> *const c_char {
         match status {

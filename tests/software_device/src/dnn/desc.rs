@@ -13,6 +13,7 @@ pub mod kind {
     pub const ENGINE_CONFIG: u32 = 3;
     pub const HEURISTIC: u32 = 4;
     pub const PLAN: u32 = 5;
+    pub const KNOB: u32 = 7;
     pub const CONV_FORWARD: u32 = 10;
     pub const CONV_FILTER: u32 = 11;
     pub const CONV_DATA: u32 = 12;
@@ -26,13 +27,14 @@ pub mod kind {
     pub const OPERATION_REDUCTION: u32 = 22;
     pub const OPERATION_RESHAPE: u32 = 31;
     pub const DEVICE: u32 = 38;
-    pub const ALL: [u32; 19] = [
+    pub const ALL: [u32; 20] = [
         POINTWISE,
         CONVOLUTION,
         ENGINE,
         ENGINE_CONFIG,
         HEURISTIC,
         PLAN,
+        KNOB,
         CONV_FORWARD,
         CONV_FILTER,
         CONV_DATA,

@@ -1,7 +1,9 @@
 //! Errors, devices and contexts.
 
 use super::{call, call_anywhere, exports, put};
-use crate::device::{CURRENT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, Status, device};
+use crate::device::{
+    CURRENT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, Status, device, number,
+};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 /// What the device is called.
@@ -108,7 +110,8 @@ exports! {
         0
     }
     fn cuDriverGetVersion(version: *mut c_int) -> Status {
-        put(version, 13000).err().unwrap_or(0)
+        let told = number("PRECAST_SOFTWARE_DEVICE_DRIVER", 13_000);
+        put(version, told as c_int).err().unwrap_or(0)
     }
     fn cuGetErrorName(error: Status, text: *mut *const c_char) -> Status {
         error_text(error, text, true)

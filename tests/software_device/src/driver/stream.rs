@@ -9,6 +9,9 @@ use crate::refusals::told;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
+/// `CU_EVENT_DISABLE_TIMING`
+const DISABLE_TIMING: c_uint = 2;
+
 exports! {
     fn cuStreamCreate(stream: *mut u64, flags: c_uint) -> Status {
         call(|d| {
@@ -159,9 +162,12 @@ exports! {
     fn cuGraphDebugDotPrint(_graph: u64, _path: *const c_char, _flags: c_uint) -> Status {
         call(|_| Err(crate::device::NOT_SUPPORTED))
     }
-    fn cuEventCreate(event: *mut u64, _flags: c_uint) -> Status {
+    fn cuEventCreate(event: *mut u64, flags: c_uint) -> Status {
         call(|d| {
             let handle = d.handle();
+            if flags & DISABLE_TIMING != 0 {
+                d.untimed.insert(handle);
+            }
             d.events.insert(handle, Mark::Never);
             put(event, handle)
         })
@@ -193,6 +199,9 @@ exports! {
         call(|d| {
             let mut times = [None; 2];
             for (time, event) in times.iter_mut().zip([from, to]) {
+                if d.untimed.contains(&event) {
+                    return Err(INVALID_HANDLE);
+                }
                 *time = match d.events.get(&event).ok_or(INVALID_HANDLE)? {
                     Mark::Moment(t) => *t.when.lock().expect("nothing panics holding it"),
                     _ => return Err(INVALID_HANDLE),

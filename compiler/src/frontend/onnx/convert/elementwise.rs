@@ -239,7 +239,10 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         return Ok(Some(vec![v]));
     }
     let x = cx.real(call, 0)?;
-    let (seed, batch) = ops::dropout::key(&mut cx.graph);
+    let (seed, batch) = ops::dropout::key(&mut cx.graph).map_err(|name| {
+        let message = format!("the training step has a variable `{name}` of its own");
+        fail("P0404", message)
+    })?;
     let stream = cx.dropouts;
     cx.dropouts += 1;
     let p = crate::frontend::onnx::node::shortest(p as f32);
