@@ -109,7 +109,7 @@ fn steps(
     let mut last = None;
     while session.steps() < total {
         skips.begins(session.steps() + 1, data.state());
-        let submitted = session.submit(|| data.next_batch());
+        let submitted = session.submit(|| data.next_shared());
         let step = session.steps();
         let saves =
             recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);

@@ -234,7 +234,7 @@ fn a_fault_of_an_earlier_step_comes_before_an_error_of_the_data() {
     for k in 0..3 {
         assert_eq!(submit(&mut s, step(k, 1)).unwrap(), []);
     }
-    let error = s.submit(|| Err(Error::new("R0201", "the file ends"))).unwrap_err();
+    let error = s.submit::<Batch>(|| Err(Error::new("R0201", "the file ends"))).unwrap_err();
     assert_eq!(error.code, "R0112");
     assert_eq!(s.finish().unwrap().iter().map(|r| r.step).collect::<Vec<_>>(), [1]);
 }

@@ -11,6 +11,7 @@ use precast_plan::{Classes, DType};
 use serde::{Deserialize, Serialize};
 use source::Rows;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What data there is and how it is cut into batches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -211,6 +212,8 @@ pub struct Dataset {
     state: DataState,
     /// Rows of the current epoch, in the order they are drawn.
     current: Option<(u64, Vec<u64>)>,
+    /// The last batch of [`Dataset::next_shared`].
+    shared: Arc<Batch>,
 }
 
 impl Dataset {
@@ -269,6 +272,7 @@ impl Dataset {
             order: Order::new(seed, count),
             state: DataState { position, rows: count, batch, split, shuffle, seed },
             current: None,
+            shared: Arc::default(),
         })
     }
 
@@ -321,6 +325,27 @@ impl Dataset {
     /// # Errors
     /// If a value does not fit its input.
     pub fn next_batch(&mut self) -> Result<Batch> {
+        let mut batch = Batch::default();
+        self.next_into(&mut batch)?;
+        Ok(batch)
+    }
+
+    /// As [`Dataset::next_batch`], in the memory of the batch before where nobody holds that any
+    /// longer: fresh memory for a large batch costs as much as copying it.
+    ///
+    /// # Errors
+    /// As [`Dataset::next_batch`].
+    pub fn next_shared(&mut self) -> Result<Arc<Batch>> {
+        let mut shared = std::mem::take(&mut self.shared);
+        if Arc::get_mut(&mut shared).is_none() {
+            shared = Arc::default();
+        }
+        self.next_into(Arc::get_mut(&mut shared).expect("nobody else holds it"))?;
+        self.shared = shared.clone();
+        Ok(shared)
+    }
+
+    fn next_into(&mut self, batch: &mut Batch) -> Result<()> {
         if self.state.position.batch >= self.batches_per_epoch() {
             self.state.position = Position { epoch: self.state.position.epoch + 1, batch: 0 };
         }
@@ -332,9 +357,9 @@ impl Dataset {
         }
         let from = (self.state.position.batch * self.batch) as usize;
         let rows = &self.current.as_ref().expect("just filled").1[from..from + self.batch as usize];
-        let batch = self.gather(rows)?;
+        self.gather(rows, batch)?;
         self.state.position.batch += 1;
-        Ok(batch)
+        Ok(())
     }
 
     /// The held-back rows in batches, the last one padded.
@@ -348,29 +373,33 @@ impl Dataset {
             let to = (from + self.batch as usize).min(rows.len());
             let mut list = rows[from..to].to_vec();
             list.resize(self.batch as usize, rows[from]);
-            let mut batch = self.gather(&list)?;
+            let mut batch = Batch::default();
+            self.gather(&list, &mut batch)?;
             batch.rows = (to - from) as u64;
             Ok(batch)
         })
     }
 
-    fn gather(&self, rows: &[u64]) -> Result<Batch> {
-        let mut batch = Batch { tensors: vec![], rows: rows.len() as u64 };
-        for (field, wanted, source) in &self.fields {
-            let mut bytes = vec![];
+    /// Fills `batch`, which is empty or one of this data, with these rows.
+    fn gather(&self, rows: &[u64], batch: &mut Batch) -> Result<()> {
+        batch.rows = rows.len() as u64;
+        batch.tensors.resize_with(self.fields.len(), Default::default);
+        for ((field, wanted, source), (name, bytes)) in self.fields.iter().zip(&mut batch.tensors) {
+            name.clone_from(&wanted.name);
+            bytes.clear();
+            bytes.reserve(wanted.shape.iter().product::<u64>() as usize * wanted.dtype.size());
             for &r in rows {
                 let from = bytes.len();
                 let place = || format!("{}, for input `{}`", source.place(r), wanted.name);
                 source
-                    .row(r, wanted, (field.scale, field.shift), &mut bytes)
+                    .row(r, wanted, (field.scale, field.shift), bytes)
                     .map_err(|e| e.at(place()))?;
                 if let Err(e) = wanted.check(&bytes[from..]) {
                     return Err(Error { place: Some(place()), ..e });
                 }
             }
-            batch.tensors.push((wanted.name.clone(), bytes));
         }
-        Ok(batch)
+        Ok(())
     }
 }
 

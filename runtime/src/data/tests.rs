@@ -176,3 +176,31 @@ fn rows_of_the_same_rank_have_the_same_extents() {
     assert_eq!(e.code, "R0411");
     assert!(e.to_string().contains("[2, 3]") && e.to_string().contains("[3, 2]"), "{e}");
 }
+
+/// Batches in memory that is used again are those in memory of their own; one that somebody holds is left alone.
+#[test]
+fn a_batch_takes_the_memory_of_the_one_before_once_nobody_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = vec![file(dir.path(), 0, 13)];
+    let s =
+        spec(DataSource::Safetensors { files }, Some(3), vec![field("x", "x"), field("y", "y")]);
+    let want = [wanted("x", DType::F32, &[3, 4]), wanted("y", DType::I64, &[3])];
+    let mut data = Dataset::open(&s, &want).unwrap();
+    let mut other = Dataset::open(&s, &want).unwrap();
+    let memory = |b: &Batch| b.tensors.iter().map(|t| t.1.as_ptr()).collect::<Vec<_>>();
+    let first = data.next_shared().unwrap();
+    let place = memory(&first);
+    assert_eq!(*first, other.next_batch().unwrap());
+    drop(first);
+    // Into the next epoch, whose order is another.
+    for _ in 0..5 {
+        let batch = data.next_shared().unwrap();
+        assert_eq!((&*batch, memory(&batch)), (&other.next_batch().unwrap(), place.clone()));
+    }
+    let held = data.next_shared().unwrap();
+    let copy = Batch::clone(&held);
+    assert_eq!(copy, other.next_batch().unwrap());
+    let next = data.next_shared().unwrap();
+    assert_ne!(memory(&next), memory(&held));
+    assert_eq!((&*held, &*next), (&copy, &other.next_batch().unwrap()));
+}

@@ -50,7 +50,10 @@ impl Session {
     /// As [`Session::step`]; the first error of `next`, after which the gradients of the batches
     /// before it are part of the next step. The reports of the steps before an error are what
     /// [`Session::finish`] gives next.
-    pub fn submit(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<Vec<StepReport>> {
+    pub fn submit<B: Borrow<Batch>>(
+        &mut self,
+        next: impl FnMut() -> Result<B>,
+    ) -> Result<Vec<StepReport>> {
         if self.backend.queue().is_none() {
             return Ok(vec![self.run(next)?]);
         }
