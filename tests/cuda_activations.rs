@@ -1,0 +1,53 @@
+//! Every activation of torch.nn behind both kinds of product, and exported dropout, on the software
+//! device (a test tool, `tests/software_device`).
+
+mod common;
+
+use common::Fixture;
+use precast_runtime::Session;
+use precast_runtime::data::Batch;
+
+// Nothing is measured, and a cuDNN of this machine would look for a real driver.
+precast_software_device::use_software_device!("PRECAST_CUDA_TUNE" = "0", "PRECAST_CUDNN" = "0");
+
+const SGD: &str = "kind = \"sgd\"\nlr = 0.1";
+
+fn gradients(policy: &str, allowed: impl Fn(&str) -> f64) {
+    let f = Fixture::open("activations");
+    let (mut session, batch) = f.session(f.compile_gpu("model.onnx", policy, SGD, "", true).plan);
+    assert!(session.describe().contains("one graph a step"), "{}", session.describe());
+    session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+    let errors = f.gradient_errors(&session);
+    assert_eq!(errors.len(), 2 + 17 * 4 + 1, "two of the head, four a branch, the slope of PReLU");
+    let faults: Vec<String> = errors
+        .iter()
+        .filter(|(name, e)| e.is_nan() || *e > allowed(name))
+        .map(|(name, e)| format!("{name}: {e:.2e}, allowed {:.2e}", allowed(name)))
+        .collect();
+    assert!(faults.is_empty(), "{policy}:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn gradients_of_activations() {
+    gradients("f32", |_| 1e-5);
+    let far = Fixture::open("activations").yardstick();
+    // Of a single number PyTorch's distance is one draw.
+    let single = |name: &str| if name == "grad.act.prelu.weight" { 0.05 } else { 0.0 };
+    gradients("bf16", |name| (2.0 * far(name)).max(single(name)));
+}
+
+/// Masks are those of the processor, in the forward pass and its gradient, of each step.
+#[test]
+fn exported_dropout_follows_the_cpu() {
+    let f = Fixture::open("activations");
+    let losses = |(mut session, batch): (Session, Batch)| -> Vec<f32> {
+        let mut step =
+            || session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}")).loss;
+        (0..6).map(|_| step()).collect()
+    };
+    let cuda = losses(f.session(f.compile_gpu("dropout.onnx", "f32", SGD, "", false).plan));
+    let cpu = losses(f.session(f.compile("dropout.onnx", "f32", SGD, false).plan));
+    for (a, b) in cuda.iter().zip(&cpu) {
+        assert!((a - b).abs() <= 1e-5 * b, "{cuda:?} on the device, {cpu:?} on the processor");
+    }
+}
