@@ -106,6 +106,27 @@ impl Fixture {
         }
     }
 
+    /// What 16 bits may cost a gradient of the fixture `activations`: twice PyTorch's largest distance
+    /// among the same parameters of all branches, since whether a value falls on the other side of a
+    /// kink is a draw; of the one single number 5 %.
+    pub fn allowed_by_kind(&self) -> impl Fn(&str) -> f64 + use<> {
+        let text = std::fs::read_to_string(self.folder.join("meta.json"))
+            .expect("the fixture is complete");
+        let meta: serde_json::Value = serde_json::from_str(&text).expect("the fixture is JSON");
+        let kind = |name: &str| {
+            let words: Vec<&str> = name.split('.').collect();
+            (words[0].to_string(), words[words.len() - 1].to_string())
+        };
+        let far = meta["grad_rel_l2_err_vs_f64"]["bf16"].as_object().expect("listed");
+        let far: Vec<_> =
+            far.iter().map(|(n, d)| (kind(n), d.as_f64().expect("a number"))).collect();
+        move |name: &str| {
+            let kind = kind(name.strip_prefix("grad.").expect("a gradient's name"));
+            let like = far.iter().filter(|(k, _)| *k == kind).map(|(_, d)| *d);
+            if kind.0 == "act" { 0.05 } else { 2.0 * like.fold(0.0, f64::max) }
+        }
+    }
+
     /// A recipe's text, and the extents of its inputs.
     pub fn recipe(
         &self,
