@@ -359,8 +359,9 @@ impl Session {
         Ok(true)
     }
 
-    /// Writes everything a bit-exact continuation needs: all persistent tensors, the step count,
-    /// the seed, and where in which data the run stands.
+    /// Writes everything a bit-exact continuation needs: all persistent tensors but copies of weights
+    /// in fewer bits, which follow from the weights and which each backend keeps in its own way; the
+    /// step count, the seed, and where in which data the run stands.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -372,7 +373,8 @@ impl Session {
             ("precast.seed".to_string(), self.seed.to_string()),
             ("precast.step".to_string(), self.steps.to_string()),
         ]);
-        write_tensors(path, &metadata, &self.collect(|r| r != Role::Constant, str::to_string)?)
+        let kept = |r| !matches!(r, Role::Constant | Role::WeightCopy);
+        write_tensors(path, &metadata, &self.collect(kept, str::to_string)?)
     }
 
     /// A checkpoint of this seed: the file, where its data stood, and its steps.
@@ -408,15 +410,12 @@ impl Session {
         let bad = |code, text| unfit(path, code, text);
         let mut values = vec![];
         let mut copies = vec![];
-        let mut expected = 0;
         for (i, t) in self.plan.tensors.iter().enumerate() {
             let Storage::Persistent { role, .. } = t.storage else { continue };
             if role == Role::Constant {
                 continue;
             }
-            expected += 1;
-            if role == Role::WeightCopy && file.tensor(&t.name).is_ok() {
-                // Another backend may keep it in another order; it follows from its weight.
+            if role == Role::WeightCopy {
                 copies.push(i as TensorId);
                 continue;
             }
@@ -432,9 +431,12 @@ impl Session {
             }
             values.push((i as TensorId, value));
         }
-        if file.names().len() != expected {
-            let extra = file.names().into_iter().find(|n| !self.names.contains_key(n));
-            let text = format!("the plan lacks `{}` of the checkpoint", extra.unwrap_or_default());
+        let kept = |name: &String| {
+            let storage = self.names.get(name).map(|&i| &self.plan.tensors[i as usize].storage);
+            matches!(storage, Some(Storage::Persistent { role, .. }) if *role != Role::Constant)
+        };
+        if let Some(extra) = file.names().into_iter().find(|n| !kept(n)) {
+            let text = format!("the plan lacks `{extra}` of the checkpoint");
             return Err(bad("R0509", text));
         }
         for (id, value) in values {

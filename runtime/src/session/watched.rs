@@ -110,9 +110,14 @@ impl Session {
     pub fn load_weights_of(&mut self, path: &Path) -> Result<DataState> {
         let (file, state, steps) = self.checkpoint(path)?;
         let mut values = vec![];
+        let mut copies = vec![];
         for (i, t) in self.plan.tensors.iter().enumerate() {
             let Storage::Persistent { role, .. } = t.storage else { continue };
             if role == Role::Constant {
+                continue;
+            }
+            if role == Role::WeightCopy {
+                copies.push(i as TensorId);
                 continue;
             }
             let value = match file.tensor(&t.name) {
@@ -132,6 +137,9 @@ impl Session {
         }
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
+        }
+        for copy in copies {
+            init::copy(&self.plan, self.backend.as_mut(), copy)?;
         }
         self.steps = steps;
         Ok(state)
