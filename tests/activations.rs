@@ -12,14 +12,7 @@ fn gradients(policy: &str, allowed: impl Fn(&str) -> f64) {
     let plan = f.compile("model.onnx", policy, SGD, true).plan;
     let (mut session, batch) = f.session(plan);
     session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
-    let errors = f.gradient_errors(&session);
-    assert_eq!(errors.len(), 2 + 17 * 4 + 1, "two of the head, four a branch, the slope of PReLU");
-    let faults: Vec<String> = errors
-        .iter()
-        .filter(|(name, e)| e.is_nan() || *e > allowed(name))
-        .map(|(name, e)| format!("{name}: {e:.2e}, allowed {:.2e}", allowed(name)))
-        .collect();
-    assert!(faults.is_empty(), "{policy}:\n{}", faults.join("\n"));
+    f.check_activations(&session, allowed);
 }
 
 #[test]

@@ -94,6 +94,18 @@ impl Fixture {
             .collect()
     }
 
+    /// Holds the gradients that a session of the fixture `activations` has computed against PyTorch's.
+    pub fn check_activations(&self, session: &Session, allowed: impl Fn(&str) -> f64) {
+        let errors = self.gradient_errors(session);
+        assert_eq!(errors.len(), 2 + 17 * 4 + 1, "two of the head, four a branch, PReLU's slope");
+        let faults: Vec<String> = errors
+            .iter()
+            .filter(|(name, e)| e.is_nan() || *e > allowed(name))
+            .map(|(name, e)| format!("{name}: {e:.2e}, allowed {:.2e}", allowed(name)))
+            .collect();
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
     /// PyTorch's own distance between bf16 autocast and f64, by gradient.
     pub fn yardstick(&self) -> impl Fn(&str) -> f64 + use<> {
         let text = std::fs::read_to_string(self.folder.join("meta.json"))
