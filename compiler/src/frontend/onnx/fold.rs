@@ -306,17 +306,24 @@ fn gather_elements(t: &Tensor, index: &Tensor, a: i64) -> Res<Tensor> {
         return Err(words(format!("indices {:?} do not fit {:?}", index.shape, t.shape)));
     }
     check_size(&index.shape)?;
-    let strides = Shape::new(&t.shape).strides();
+    Ok(t.pick(index.shape.clone(), &element_positions(&t.shape, index, a)?))
+}
+
+/// Positions, in a tensor of extents `from`, of the elements that indices along axis `a` name.
+///
+/// # Errors
+/// Indices that are not integer or out of range.
+pub fn element_positions(from: &[usize], index: &Tensor, a: usize) -> Res<Vec<usize>> {
+    let strides = Shape::new(from).strides();
     // Positions with the gathered axis at zero; the index adds the rest.
     let mut masked = strides.clone();
     masked[a] = 0;
     let base = elements_of(&View { shape: Shape::new(&index.shape), offset: 0, strides: masked });
-    let at = ints(index)?
+    ints(index)?
         .iter()
         .zip(base)
-        .map(|(&i, b)| Ok(b + wrap(i, t.shape[a])? * strides[a] as usize))
-        .collect::<Res<Vec<_>>>()?;
-    Ok(t.pick(index.shape.clone(), &at))
+        .map(|(&i, b)| Ok(b + wrap(i, from[a])? * strides[a] as usize))
+        .collect()
 }
 
 fn gather_nd(t: &Tensor, index: &Tensor, batch: i64) -> Res<Tensor> {
@@ -330,28 +337,33 @@ fn gather_nd(t: &Tensor, index: &Tensor, batch: i64) -> Res<Tensor> {
 /// the result's extents, and the elements in a row.
 ///
 /// # Errors
-/// Indices out of range, batch axes.
+/// Indices that do not fit or are out of range.
 pub fn gather_nd_rows(
     from: &[usize],
     index: &Tensor,
     batch: i64,
 ) -> Res<(Vec<usize>, Vec<usize>, usize)> {
-    if batch != 0 {
-        return Err(fail("P0206", "`batch_dims` other than 0 is not supported"));
+    let batch = usize::try_from(batch).map_err(|_| words(format!("{batch} batch axes")))?;
+    let (&k, places) = index.shape.split_last().ok_or_else(|| words("indices are a scalar"))?;
+    let reach = batch.saturating_add(k);
+    if reach > from.len() || k == 0 || batch > places.len() || places[..batch] != from[..batch] {
+        return Err(words(format!(
+            "indices {:?} with {batch} batch axes into {from:?}",
+            index.shape
+        )));
     }
-    let k = *index.shape.last().ok_or_else(|| words("indices are a scalar"))?;
-    if k > from.len() || k == 0 {
-        return Err(words(format!("{k} indices into rank {}", from.len())));
-    }
-    let mut shape = index.shape[..index.shape.len() - 1].to_vec();
-    shape.extend_from_slice(&from[k..]);
-    let inner = from[k..].iter().product();
+    let mut shape = places.to_vec();
+    shape.extend_from_slice(&from[reach..]);
+    let inner = from[reach..].iter().product();
+    let each = places[batch..].iter().product::<usize>().max(1);
     let rows = ints(index)?
         .chunks(k)
-        .map(|c| {
-            let mut row = 0;
-            for (d, &i) in c.iter().enumerate() {
-                row = row * from[d] + wrap(i, from[d])?;
+        .enumerate()
+        .map(|(at, c)| {
+            // Batch axes are the leading ones of both, so that the place says where in them it is.
+            let mut row = at / each;
+            for (&n, &i) in from[batch..].iter().zip(c) {
+                row = row * n + wrap(i, n)?;
             }
             Ok(row)
         })

@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod index;
 mod linear;
 mod loss;
 mod movement;
@@ -152,6 +153,7 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     }
     for family in [
         movement::convert,
+        index::convert,
         elementwise::convert,
         linear::convert,
         norm::convert,

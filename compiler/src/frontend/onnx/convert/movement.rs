@@ -1,12 +1,11 @@
 //! Moving elements, indexing, shapes, sequences.
 
 use super::words;
-use crate::frontend::onnx::fold::{check_size, gather_nd_rows};
+use crate::frontend::onnx::fold::check_size;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, Move, axis, part};
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
-use crate::ir::ConstData;
 use crate::ops;
 use precast_plan::Kind;
 
@@ -17,7 +16,6 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let one = |v: Val| Ok(Some(vec![v]));
     match call.op {
         "Gather" => one(gather(cx, call)?),
-        "GatherND" => one(gather_nd(cx, call)?),
         "Concat" => one(concat(cx, call)?),
         "Pad" => one(pad(cx, call)?),
         "Split" => {
@@ -234,23 +232,6 @@ fn gather(cx: &mut Importer, call: &Call) -> Res<Val> {
     let rank = cx.graph.shape(y).rank();
     let back: Vec<usize> = (count..count + a).chain(0..count).chain(count + a..rank).collect();
     Ok(Val::Node(cx.transpose(y, &back)?))
-}
-
-fn gather_nd(cx: &mut Importer, call: &Call) -> Res<Val> {
-    let from = cx.shape(call.need(0)?)?;
-    let Some(index) = call.literal(1)?.cloned() else {
-        return Err(words("no indices".into()));
-    };
-    let (rows, shape, inner) = gather_nd_rows(&from, &index, call.attrs.int("batch_dims", 0)?)?;
-    check_size(&[rows.len()])?;
-    let v = call.need(0)?.clone();
-    let table = cx.value(&v)?;
-    let total: usize = from.iter().product();
-    let table = cx.reshape(table, &[total / inner.max(1), inner])?;
-    let ids: Vec<i64> = rows.iter().map(|&r| r as i64).collect();
-    let ids = cx.one("rows", ops::Const { data: ConstData::from_i64([ids.len()], &ids) }, &[])?;
-    let y = cx.one("", ops::Gather {}, &[table, ids])?;
-    Ok(Val::Node(cx.reshape(y, &shape)?))
 }
 
 fn concat(cx: &mut Importer, call: &Call) -> Res<Val> {
