@@ -306,6 +306,7 @@ result out.d = %3
         ema: None,
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale: None,
     };
     let loss = g.result("loss").expect("written above");

@@ -73,6 +73,7 @@ fn spec(case: &Value) -> TrainSpec {
         ema: Some(0.75),
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale: None,
     }
 }

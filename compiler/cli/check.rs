@@ -3,6 +3,7 @@
 use crate::failure::Outcome;
 use crate::input::{self, Dims, Kind};
 use crate::recipe_args::{compile, has_model, open, open_data, options, warn};
+use precast_compiler::autodiff::vanishing;
 use precast_compiler::frontend::onnx;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
@@ -21,11 +22,15 @@ pub struct Args {
 pub fn run(args: &Args, json: bool) -> Outcome {
     let mut found = vec![];
     for path in &args.files {
-        let (kind, summary) = check(path, &args.dims)?;
+        let Checked { kind, summary, names } = check(path, &args.dims)?;
         if !json {
             say!("{}: {} is in order: {summary}", path.display(), kind.name());
         }
-        found.push(json!({ "file": path, "kind": kind.name(), "summary": summary }));
+        let mut entry = json!({ "file": path, "kind": kind.name(), "summary": summary });
+        for (key, names) in names {
+            entry[key] = json!(names);
+        }
+        found.push(entry);
     }
     if json {
         say!("{}", json!({ "ok": true, "files": found }));
@@ -33,9 +38,18 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     Ok(())
 }
 
-fn check(path: &Path, dims: &Dims) -> Outcome<(Kind, String)> {
+/// What there is to say of a file.
+struct Checked {
+    kind: Kind,
+    summary: String,
+    /// Names of tensors by what becomes of them: `trained`, `buffers`.
+    names: Vec<(&'static str, Vec<String>)>,
+}
+
+fn check(path: &Path, dims: &Dims) -> Outcome<Checked> {
     let kind = Kind::of(path)?;
     dims.check_kind(path, kind)?;
+    let mut names = vec![];
     let summary = match kind {
         Kind::Recipe => {
             let recipe = input::read_recipe(path)?;
@@ -45,7 +59,9 @@ fn check(path: &Path, dims: &Dims) -> Outcome<(Kind, String)> {
                 Some(_) => Some(open_data(&recipe)?),
                 None => None,
             };
-            let plan = compile(&recipe, &options())?.plan;
+            let compiled = compile(&recipe, &options())?;
+            names.push(("trained", compiled.trained));
+            let plan = compiled.plan;
             if let Some(data) = data.filter(|_| plan.target.device == "cpu") {
                 open(&recipe, plan, data, 1)?;
             }
@@ -75,6 +91,11 @@ fn check(path: &Path, dims: &Dims) -> Outcome<(Kind, String)> {
             match &assumed.imported {
                 Some(imported) => {
                     warn(&imported.warnings);
+                    let g = &imported.graph;
+                    let outputs: Vec<_> = g.results.iter().map(|r| r.value).collect();
+                    warn(&vanishing(g, &outputs, &[]));
+                    names.push(("trained", imported.params.clone()));
+                    names.push(("buffers", imported.buffers.clone()));
                     if !imported.drawn.is_empty() {
                         text += &format!(
                             "; {} of its tensors have no values, which `[weights] file` or `init` \
@@ -100,5 +121,5 @@ fn check(path: &Path, dims: &Dims) -> Outcome<(Kind, String)> {
             format!("{steps} steps, {} tensors, for {}", plan.tensors.len(), plan.target.name)
         }
     };
-    Ok((kind, summary))
+    Ok(Checked { kind, summary, names })
 }

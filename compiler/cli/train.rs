@@ -52,10 +52,16 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     recipe_args::has_model(&recipe)?;
     let data = open_data(&recipe)?;
     let begin = Instant::now();
-    let plan = compile(&recipe, &args.recipe.options(false))?.plan;
+    let compiled = compile(&recipe, &args.recipe.options(false))?;
     let compiled_in = begin.elapsed().as_secs_f64();
+    // Where a name looks like a buffer's, a person should see what will be trained.
+    let guessed = compiled.warnings.iter().any(|w| matches!(w.code, "P0229" | "P0230"));
+    let (plan, trained) = (compiled.plan, compiled.trained);
     if !json {
         put!("{}", listing::summary(&plan));
+        if guessed {
+            say!("trains      {}", trained.join(", "));
+        }
         say!("compiled    in {compiled_in:.2} s");
     }
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
@@ -79,7 +85,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     let test = metrics::test(&recipe, &mut session, &data)?;
     save(&session, &out, &mut saved)?;
-    report(json, &session, last, test, &skips, &saved)?;
+    let done = Done { last, test, trained: &trained, saved: &saved };
+    report(json, &session, done, &skips)?;
     match last {
         Some(r) if !r.loss.is_finite() => Err(Failure::Diverged { step: r.step, loss: r.loss }),
         _ => Ok(()),
@@ -223,14 +230,17 @@ fn save(session: &Session, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
     Ok(())
 }
 
-fn report(
-    json: bool,
-    session: &Session,
+/// What a run came to.
+struct Done<'a> {
     last: Option<StepReport>,
     test: Option<Metrics>,
-    skips: &Skips,
-    saved: &[PathBuf],
-) -> Outcome {
+    /// Names of the parameters that steps updated.
+    trained: &'a [String],
+    saved: &'a [PathBuf],
+}
+
+fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
+    let Done { last, test, trained, saved } = done;
     if json {
         let result = json!({
             "ok": last.is_none_or(|r| r.loss.is_finite()),
@@ -242,6 +252,7 @@ fn report(
             "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
+            "trained": trained,
             "saved": saved,
             "errors": last.and_then(|r| failure::diverged(r.step, r.loss)).into_iter().collect::<Vec<_>>(),
         });

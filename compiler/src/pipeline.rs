@@ -17,7 +17,7 @@ use crate::frontend::recipe::{
     WeightInit,
 };
 use crate::frontend::{recognise, textual};
-use crate::ir::{Graph, ValueId, VarInit};
+use crate::ir::{Graph, ValueId, VarInit, VarRole};
 use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::{PrecisionOptions, casts};
@@ -58,6 +58,8 @@ pub struct Compiled {
     pub warnings: Vec<Diagnostic>,
     /// Every change of format in a step, in the order of the graph.
     pub casts: Vec<casts::CastRecord>,
+    /// Names of the parameters that a step updates, in the model's order.
+    pub trained: Vec<String>,
 }
 
 /// Names of the stages, in order.
@@ -80,8 +82,16 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let mut warnings = warnings(recipe, options, &forward);
     warnings.extend(ranges::coverage(recipe, &forward, joint.shown()));
     let casts = casts::records(&outcome.graph);
+    let trained = trained(joint.shown());
     let plan = finish(recipe, options, &forward, outcome, plan)?;
-    Ok(Compiled { plan, stages, warnings, casts })
+    Ok(Compiled { plan, stages, warnings, casts, trained })
+}
+
+/// Parameters that a joint graph updates.
+fn trained(joint: &Graph) -> Vec<String> {
+    let updated = |name: &String| joint.updates.iter().any(|u| u.name == *name);
+    let params = joint.vars.iter().filter(|(_, v)| v.role == VarRole::Param);
+    params.map(|(name, _)| name.clone()).filter(updated).collect()
 }
 
 /// The text of one stage before the plan, with the warnings so far; later passes do not run.
@@ -130,6 +140,8 @@ struct Forward {
     eval: Graph,
     /// Parameters that keep their values.
     frozen: Vec<String>,
+    /// Rows of others that do.
+    frozen_rows: Vec<(String, Vec<usize>)>,
     drawn: bool,
     /// Measured ranges that the recipe names.
     ranges: Option<Arc<Ranges>>,
@@ -140,7 +152,10 @@ struct Forward {
 /// them is the exporter's business, not ours.
 fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let imported = import(recipe, options, true)?;
-    let frozen = recipe.frozen(&imported.params)?;
+    let frozen = recipe.frozen(&imported.params, &imported.buffers)?;
+    let shape = |p: &String| (p.clone(), imported.graph.vars[p].ty.shape.to_vec());
+    let params: Vec<_> = imported.params.iter().map(shape).collect();
+    let frozen_rows = recipe.frozen_rows(&params, &frozen)?;
     let mut train = imported.graph;
     seed(&mut train, recipe.train.seed);
     let spec = loss::spec(recipe, options, &imported.outputs)?;
@@ -155,6 +170,9 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let mut eval = import(recipe, options, false)?.graph;
     autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
     eval.updates.clear();
+    let eval = autodiff::without_stops(&eval);
+    let mut warnings = imported.warnings;
+    warnings.extend(autodiff::vanishing(&train, &[loss], &frozen));
     let ranges = ranges::load(recipe, &train, &frozen)?;
     Ok(Forward {
         ranges,
@@ -162,8 +180,9 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
         loss,
         eval: verified("import", eval, options),
         frozen,
+        frozen_rows,
         drawn: !imported.drawn.is_empty(),
-        warnings: imported.warnings,
+        warnings,
     })
 }
 
@@ -374,16 +393,35 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         input_shapes: options.shapes.clone(),
         weights: recipe.weights.file.as_ref().map(|p| recipe.resolve(p)),
         init: recipe.weights.init.map(|WeightInit::Default| onnx::InitScheme::Default),
+        parameters: recipe.train.parameters.clone(),
+        settled: recipe.settled(),
+        stop_gradient: recipe.train.stop_gradient.clone(),
         training,
     };
     let path = recipe.model_path();
     if recipe.is_textual() {
+        for (key, said, help) in [
+            ("parameters", !recipe.train.parameters.is_empty(), "declare the variable as `param`"),
+            ("stop_gradient", !recipe.train.stop_gradient.is_empty(), "write `stop_gradient`"),
+        ] {
+            if said {
+                let message = format!("`{key}` does not apply to a textual model");
+                let place = recipe.place(&[&format!("train.{key}")], "the model says it itself");
+                return Err(Diagnostic::error("P0107", message).at(place).help(help).into());
+            }
+        }
         let imported = textual::load(&path, import.weights.as_deref())?;
         let inputs: Vec<&str> = imported.inputs.iter().map(|(n, _)| n.as_str()).collect();
         recipe.check_against(&inputs, &[])?;
         return Ok(imported);
     }
-    let mut imported = onnx::load(&path, &import)?;
+    let named = |e: Diagnostics| match e.0.iter().all(|d| d.code == "P0112") {
+        true => {
+            e.at(|| recipe.place(&["train.stop_gradient", "train.parameters"], "not in the model"))
+        }
+        false => e,
+    };
+    let mut imported = onnx::load(&path, &import).map_err(named)?;
     // recognise: before differentiation, so that composite operations get their own gradients.
     let simple = simplify::simplify(&imported.graph)?;
     imported.graph = simplify::simplify(&recognise::recognise(&simple))?;
@@ -528,6 +566,7 @@ fn train_spec(
         ema: recipe.train.ema,
         no_decay_vectors: o.no_decay == NoDecay::BiasAndNorm,
         frozen: forward.frozen.clone(),
+        frozen_rows: forward.frozen_rows.clone(),
         scale,
     })
 }

@@ -23,6 +23,7 @@ fn spec(optimizer: OptimizerSpec) -> TrainSpec {
         ema: None,
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale: None,
     }
 }

@@ -133,6 +133,12 @@ fn faults_of_the_recipe_found_late_have_its_line() {
         ("[train]", pin("sum", "bf16"), "P0501", 16),
         ("[train]", "[target]\ndevice = \"tpu\"\n[train]".into(), "P0602", 15),
         ("[train]", "[train]\nfreeze = [\"w1\", \"q*\"]".into(), "P0111", 15),
+        ("[train]", "[train]\nfreeze_rows = { w3 = [0] }".into(), "P0112", 15),
+        ("[train]", "[train]\nfreeze = [\"w1\"]\nfreeze_rows = { w1 = [0] }".into(), "P0112", 16),
+        ("[train]", "[train]\nfreeze_rows = { w1 = [0, 3] }".into(), "P0113", 15),
+        ("[train]", "[train]\nfreeze_rows = { w1 = [-4] }".into(), "P0113", 15),
+        ("[train]", "[train]\nstop_gradient = [\"fc1\"]".into(), "P0107", 15),
+        ("[train]", "[train]\nparameters = [\"w1\"]".into(), "P0107", 15),
     ] {
         let (code, text) = Lab::with(old, &new).fails(compile);
         assert_eq!(code, want, "{new}: {text}");

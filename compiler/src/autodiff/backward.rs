@@ -18,6 +18,30 @@ pub fn backward(
     seed: ValueId,
     wrt: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>> {
+    sweep(g, output, seed, wrt).map(|s| s.cotangents)
+}
+
+/// What a reverse sweep found.
+pub(super) struct Sweep {
+    /// Of what was asked for.
+    pub cotangents: Vec<Option<ValueId>>,
+    /// Nodes that had a cotangent and passed none on, though an operand needed one: their derivative
+    /// is zero.
+    pub flat: Vec<NodeId>,
+    /// Values with several readers, and what each of these contributes to the cotangent.
+    pub sums: Vec<(ValueId, Vec<(NodeId, ValueId)>)>,
+}
+
+/// [`backward`], with what it saw on its way.
+///
+/// # Errors
+/// As [`backward`].
+pub(super) fn sweep(
+    g: &mut Graph,
+    output: ValueId,
+    seed: ValueId,
+    wrt: &[ValueId],
+) -> Result<Sweep> {
     let node_count = g.node_count();
     let mut needed = vec![false; g.value_count()];
     for v in wrt {
@@ -31,8 +55,16 @@ pub fn backward(
         }
     }
     // Contributions to the cotangent of every value, in the order they are found.
-    let mut parts: Vec<Vec<ValueId>> = vec![Vec::new(); g.value_count()];
-    parts[output.0 as usize].push(seed);
+    let mut parts: Vec<Vec<(NodeId, ValueId)>> = vec![Vec::new(); g.value_count()];
+    parts[output.0 as usize].push((g.value(output).node, seed));
+    let (mut flat, mut sums) = (Vec::new(), Vec::new());
+    let mut taken = |g: &mut Graph, v: ValueId, parts: Vec<(NodeId, ValueId)>| {
+        let sum = total(g, v, &parts.iter().map(|(_, p)| *p).collect::<Vec<_>>());
+        if parts.len() > 1 {
+            sums.push((v, parts));
+        }
+        sum
+    };
     for n in (0..node_count as u32).rev().map(NodeId) {
         let (inputs, outputs) = (g.node(n).inputs.clone(), g.node(n).outputs.clone());
         if !inputs.iter().any(|v| needed[v.0 as usize]) {
@@ -40,7 +72,7 @@ pub fn backward(
         }
         let mut cotangents = Vec::with_capacity(outputs.len());
         for &v in &outputs {
-            cotangents.push(total(g, v, &std::mem::take(&mut parts[v.0 as usize])));
+            cotangents.push(taken(g, v, std::mem::take(&mut parts[v.0 as usize])));
         }
         if cotangents.iter().all(Option::is_none) {
             continue;
@@ -52,14 +84,21 @@ pub fn backward(
                 .help("keep the operation off the path from parameters to loss, or export the model in training mode with differentiable operations")
         })?;
         debug_assert_eq!(grads.len(), inputs.len(), "{}", op.name());
+        let mut passed = false;
         for (v, grad) in inputs.iter().zip(grads) {
             if let (true, Some(grad)) = (needed[v.0 as usize], grad) {
                 debug_assert_eq!(g.shape(grad), g.shape(*v), "{}", op.name());
-                parts[v.0 as usize].push(grad);
+                parts[v.0 as usize].push((n, grad));
+                passed = true;
             }
         }
+        if !passed {
+            flat.push(n);
+        }
     }
-    Ok(wrt.iter().map(|&v| total(g, v, &std::mem::take(&mut parts[v.0 as usize]))).collect())
+    let cotangents =
+        wrt.iter().map(|&v| taken(g, v, std::mem::take(&mut parts[v.0 as usize]))).collect();
+    Ok(Sweep { cotangents, flat, sums })
 }
 
 /// The sum of contributions. Slices of one tensor give cotangents padded with zeros; where they

@@ -7,9 +7,13 @@ mod loss;
 mod machine;
 mod names;
 mod spec;
+mod stops;
 mod update;
+mod vanish;
 
 pub use backward::backward;
 pub use loss::attach_loss;
 pub use spec::{ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
+pub use stops::without_stops;
 pub use update::joint;
+pub use vanish::vanishing;

@@ -135,5 +135,8 @@ pub struct TrainSpec {
     pub no_decay_vectors: bool,
     /// Parameters that keep their values: no gradient, no optimizer state, no part in the norm.
     pub frozen: Vec<String>,
+    /// Rows (along the first axis) of parameters that keep their values: their gradients are zero
+    /// before the norm is taken, and no decay and no average moves them.
+    pub frozen_rows: Vec<(String, Vec<usize>)>,
     pub scale: Option<ScaleSpec>,
 }

@@ -5,10 +5,12 @@ use super::build::Build;
 use super::machine::{self, names};
 use super::names as own;
 use super::spec::{OptimizerSpec, TrainSpec};
+use super::stops::without_stops;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, SEED, TensorType, ValueId, VarInit, VarRole};
 use crate::ops::{
-    AdamUpdate, Concat, Const, EmaUpdate, GradStats, Op, Reduce, Reshape, ScaleBy, SgdUpdate,
+    AdamUpdate, Broadcast, Concat, Const, EmaUpdate, GradStats, Op, Reduce, Reshape, ScaleBy,
+    SgdUpdate,
 };
 use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -56,7 +58,9 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     let mut trained: Vec<Trained> = Vec::new();
     for ((name, value), grad) in params.into_iter().zip(grads) {
         if let Some(grad) = grad {
-            trained.push(Trained { name, value, grad });
+            let rows = spec.frozen_rows.iter().find(|(n, _)| *n == name);
+            let still = rows.map_or(vec![], |(_, rows)| rows.clone());
+            trained.push(Trained { name, value, grad, still });
         }
     }
     if !keep_gradients {
@@ -65,7 +69,7 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     }
     update_region(&mut g, &mut trained, spec, keep_gradients);
     own::set_apart(&mut g, first);
-    let g = g.without_dead_nodes();
+    let g = without_stops(&g);
     crate::ir::verify::verify(&g)?;
     Ok(g)
 }
@@ -87,6 +91,25 @@ struct Trained {
     /// The parameter as the forward pass read it.
     value: ValueId,
     grad: ValueId,
+    /// Rows that keep their values.
+    still: Vec<usize>,
+}
+
+impl Trained {
+    /// `new` with `kept` in the rows that keep their values; all of `new` where none do.
+    fn except_still(&self, b: &mut Build, name: &str, new: ValueId, kept: ValueId) -> ValueId {
+        if self.still.is_empty() {
+            return new;
+        }
+        let shape = b.g.shape(new).clone();
+        let mut column = vec![1; shape.rank()];
+        column[0] = shape[0];
+        let flags: Vec<bool> = (0..shape[0]).map(|r| self.still.contains(&r)).collect();
+        let data = ConstData::from_bool(column, &flags);
+        let rows = b.op(&format!("{name}.rows"), Const { data }, &[]);
+        let still = b.op(&format!("{name}.still"), Broadcast { shape: shape.to_vec() }, &[rows]);
+        b.select(name, still, kept, new)
+    }
 }
 
 /// Every parameter the graph reads and trains, in the order of [`Graph::vars`].
@@ -125,6 +148,11 @@ fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_
             t.grad = b.read(&name);
             let zero = b.full(&format!("{name}.reset"), 0.0, &ty.shape);
             b.update(&name, zero);
+        }
+        if !t.still.is_empty() {
+            let shape = b.g.shape(t.grad).clone();
+            let zero = b.full(&format!("{}.no_grad", t.name), 0.0, &shape);
+            t.grad = t.except_still(&mut b, &format!("{}.masked_grad", t.name), t.grad, zero);
         }
     }
     let mut b = Build { g, region: Region::Update };
@@ -265,6 +293,8 @@ fn optimize(b: &mut Build, t: &Trained, spec: &TrainSpec, s: &Scalars) {
             y[0]
         }
     };
+    // A decay would move rows without a gradient too.
+    let new = t.except_still(b, &format!("{}.kept", t.name), new, w);
     b.update(&t.name, new);
     if let Some(decay) = spec.ema {
         let ema = own::ema(&t.name);

@@ -31,6 +31,7 @@ pub fn load(path: &Path, weights: Option<&Path>) -> Result<Imported> {
         _ => None,
     });
     let params = graph.vars.iter().filter(|(_, v)| v.role == VarRole::Param);
+    let buffers = graph.vars.iter().filter(|(_, v)| v.role == VarRole::Buffer);
     let drawn = graph
         .vars
         .iter()
@@ -43,6 +44,7 @@ pub fn load(path: &Path, weights: Option<&Path>) -> Result<Imported> {
             .filter_map(|r| Some(r.name.strip_prefix("out.")?.to_string()))
             .collect(),
         params: params.map(|(name, _)| name.clone()).collect(),
+        buffers: buffers.map(|(name, _)| name.clone()).collect(),
         drawn: drawn.map(|(name, _)| name.clone()).collect(),
         warnings,
         graph,

@@ -228,6 +228,7 @@ ops! {
     conv: Conv2d, Conv2dDataGrad, Conv2dFilterGrad;
     pool: MaxPool2d, MaxPool2dGrad;
     gather: Gather, ScatterAdd;
+    stop_gradient: StopGradient;
     softmax: Softmax, SoftmaxGrad;
     layer_norm: LayerNorm, LayerNormGrad, LayerNormParamGrad;
     batch_norm: BatchNorm, BatchNormGrad;

@@ -50,6 +50,7 @@ fn spec(scale: Option<ScaleSpec>, accumulate: u32) -> TrainSpec {
         ema: None,
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale,
     }
 }

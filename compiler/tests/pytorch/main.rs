@@ -58,6 +58,7 @@ fn spec(scale: Option<ScaleSpec>) -> TrainSpec {
         ema: None,
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale,
     }
 }

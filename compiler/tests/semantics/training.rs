@@ -18,6 +18,7 @@ fn spec() -> TrainSpec {
         ema: None,
         no_decay_vectors: false,
         frozen: vec![],
+        frozen_rows: vec![],
         scale: None,
     }
 }

@@ -4,13 +4,15 @@ use super::convert;
 use super::fold;
 use super::moves::{self, Move};
 use super::node::{Attrs, fail};
-use super::params::{Role, roles};
-use super::source::{Source, Storage};
+use super::params::{Known, Role, roles};
+use super::source::Source;
+use super::stops::{Globs, Stops};
 use super::tensor::{Data, Elem, Tensor, checked_elements};
+use super::variables::aliases;
 use super::{ImportOptions, Imported};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::frontend::weights::WeightFile;
-use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, Var, VarInit, VarRole};
+use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, VarRole};
 use crate::ops::{self, Op};
 use precast_plan::{DType, Kind};
 use smallvec::SmallVec;
@@ -108,14 +110,14 @@ pub struct Importer<'a> {
     pub graph: Graph,
     pub warnings: Vec<Diagnostic>,
     pub(super) values: BTreeMap<String, Val>,
-    pub(super) roles: BTreeMap<String, (Role, usize)>,
+    pub(super) roles: BTreeMap<String, Known>,
     pub(super) weights: Option<WeightFile>,
     /// First initializer with the same bytes: tied weights that lost one of their names.
     alias: BTreeMap<String, String>,
-    vars: BTreeMap<String, ValueId>,
+    pub(super) vars: BTreeMap<String, ValueId>,
     names: BTreeSet<String>,
     /// Name of the node being converted.
-    base: String,
+    pub(super) base: String,
     /// Its index.
     pub at: usize,
     pub dropouts: u32,
@@ -123,6 +125,8 @@ pub struct Importer<'a> {
     pub moving: bool,
     /// Variables that begin as drawn.
     pub(super) drawn: Vec<String>,
+    /// Where gradients stop.
+    pub(super) stops: Stops,
 }
 
 /// Imports a model.
@@ -131,9 +135,12 @@ pub struct Importer<'a> {
 /// All P02xx of `docs/ERRORS.md`.
 pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
     let weights = opts.weights.as_deref().map(WeightFile::open).transpose()?;
-    let roles = roles(src);
+    let wanted = Globs::new(&opts.parameters);
+    let roles = roles(src, &|name| wanted.matches(name));
+    wanted.all_found(&roles)?;
+    let stops = Stops::new(src, &opts.stop_gradient)?;
     if let Some(file) = &weights {
-        let names = roles.iter().filter(|(_, (role, _))| !role.is_constant());
+        let names = roles.iter().filter(|(_, k)| !k.role.is_constant());
         file.check_names(&names.map(|(n, _)| n.as_str()).collect::<Vec<_>>())?;
     }
     let mut cx = Importer {
@@ -152,6 +159,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         dropouts: 0,
         moving: false,
         drawn: Vec::new(),
+        stops,
     };
     let inputs = cx.inputs()?;
     for (i, node) in src.graph.node.iter().enumerate() {
@@ -174,6 +182,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         cx.moving = convert::MOVING.contains(&op);
         let call = Call { op, inputs, attrs: Attrs(node), outputs: &node.output };
         let results = convert::node(&mut cx, &call).map_err(place)?;
+        let results = cx.stopped(node, results).map_err(place)?;
         for (name, value) in node.output.iter().zip(results) {
             if !name.is_empty() {
                 cx.values.insert(name.clone(), value);
@@ -182,30 +191,6 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
     }
     let outputs = cx.results()?;
     cx.finish(inputs, outputs)
-}
-
-/// Later initializers whose external bytes are those of an earlier one of the same type.
-fn aliases(src: &Source) -> BTreeMap<String, String> {
-    let mut first: BTreeMap<(&str, u64, &[usize], Elem), &str> = BTreeMap::new();
-    let mut out = BTreeMap::new();
-    for (name, init) in &src.initializers {
-        // An offset is what makes two tensors of one file the same; stripped models have none.
-        if let Storage::External { location, offset } = &init.storage
-            && init.elem.is_real()
-            && *offset > 0
-        {
-            let key = (location.as_str(), *offset, &init.shape[..], init.elem);
-            match first.get(&key) {
-                Some(f) => {
-                    out.insert(name.clone(), (*f).to_string());
-                }
-                None => {
-                    first.insert(key, name);
-                }
-            }
-        }
-    }
-    out
 }
 
 impl<'a> Importer<'a> {
@@ -259,17 +244,17 @@ impl<'a> Importer<'a> {
         self.graph.vars.sort_by(|a, _, b, _| {
             order.get(a.as_str()).cmp(&order.get(b.as_str())).then_with(|| a.cmp(b))
         });
-        let params: Vec<String> = self
-            .graph
-            .vars
-            .iter()
-            .filter(|(_, v)| v.role == VarRole::Param)
-            .map(|(n, _)| n.clone())
-            .collect();
+        let of = |role| {
+            let vars = self.graph.vars.iter().filter(move |(_, v)| v.role == role);
+            vars.map(|(n, _)| n.clone()).collect::<Vec<String>>()
+        };
+        let (params, buffers) = (of(VarRole::Param), of(VarRole::Buffer));
         self.warn_about_names(&params);
+        self.warn_about_roles();
+        self.warn_about_losses();
         self.warn_about_weights();
         let Importer { graph, warnings, drawn, .. } = self;
-        Ok(Imported { graph, inputs, outputs, params, drawn, warnings })
+        Ok(Imported { graph, inputs, outputs, params, buffers, drawn, warnings })
     }
 
     /// The value of an ONNX name.
@@ -280,7 +265,7 @@ impl<'a> Importer<'a> {
         let Some(init) = self.src.initializers.get(name) else {
             return Err(fail("P0204", format!("`{name}` is not defined")));
         };
-        let role = self.roles.get(name).map_or(Role::Constant, |r| r.0);
+        let role = self.roles.get(name).map_or(Role::Constant, |k| k.role);
         let val = if role.is_constant() {
             fold::check_size(&init.shape).map_err(|d| d.at(self.src.tensor_place(name)))?;
             Val::constant(self.src.literal(name)?)
@@ -290,73 +275,6 @@ impl<'a> Importer<'a> {
         };
         self.values.insert(name.to_string(), val.clone());
         Ok(val)
-    }
-
-    /// The node that reads a parameter or buffer.
-    pub fn variable(&mut self, name: &str) -> Res<ValueId> {
-        if let Some(&v) = self.vars.get(name) {
-            return Ok(v);
-        }
-        let init = &self.src.initializers[name];
-        let (role, _) = self.roles[name];
-        let stream = self.src.initializers.get_index_of(name).expect("looked up above") as u32;
-        let first = self.first_value(name, role, stream)?;
-        let ty = TensorType::f32(init.shape.clone());
-        let kind = match role {
-            Role::RunningMean | Role::RunningVar => VarRole::Buffer,
-            _ => VarRole::Param,
-        };
-        let v = self.state(name, Var { ty, role: kind, init: first })?;
-        self.vars.insert(name.into(), v);
-        Ok(v)
-    }
-
-    /// Adds a variable and the node that reads it.
-    pub fn state(&mut self, name: &str, var: Var) -> Res<ValueId> {
-        let op = ops::Var::new(name, &var.ty);
-        self.graph.vars.insert(name.into(), var);
-        let base = std::mem::replace(&mut self.base, name.into());
-        let v = self.one("", op, &[]);
-        self.base = base;
-        v
-    }
-
-    fn first_value(&mut self, name: &str, role: Role, stream: u32) -> Res<VarInit> {
-        let init = &self.src.initializers[name];
-        let place = || self.src.tensor_place(name);
-        if let Some(file) = &self.weights
-            && (self.opts.init.is_none() || file.holds(name))
-        {
-            file.check(name, &init.shape)?;
-            return Ok(VarInit::Weights(name.into()));
-        }
-        if let Some(scheme) = self.opts.init
-            && self.src.lacks(init)
-        {
-            self.drawn.push(name.into());
-            return Ok(scheme.of(role, stream));
-        }
-        let dtype = init.elem.file_dtype();
-        let literal = || -> Res<VarInit> {
-            let t = self.src.literal(name)?;
-            Ok(VarInit::Data(t.to_const()))
-        };
-        match (&init.storage, dtype) {
-            (Storage::External { location, offset }, Some(dtype)) => {
-                self.src.external_file(name, location, *offset, init.bytes() as u64)?;
-                Ok(VarInit::File { path: location.clone(), offset: *offset, dtype })
-            }
-            (Storage::External { .. }, None) => {
-                Err(fail("P0207", format!("external weights are {:?}", init.elem))
-                    .at(place())
-                    .help("store weights as float32, float16 or bfloat16"))
-            }
-            (Storage::Raw { offset }, Some(dtype)) if self.src.on_disk() => {
-                let path = self.src.path.file_name().unwrap_or_default().to_string_lossy();
-                Ok(VarInit::File { path: path.into_owned(), offset: *offset, dtype })
-            }
-            (Storage::Raw { .. } | Storage::Fields(_), _) => literal(),
-        }
     }
 
     /// Appends a node named after the ONNX node, with a suffix for what is not its main operation.

@@ -25,7 +25,7 @@ pub struct ParamInfo {
     pub elem: String,
     pub shape: Vec<usize>,
     pub bytes: usize,
-    /// A buffer (running statistics) rather than a parameter.
+    /// A buffer (running statistics, a table of the module) rather than a parameter.
     pub buffer: bool,
     /// The file that holds its values, where it is not the model itself.
     pub file: Option<String>,
@@ -77,17 +77,17 @@ pub fn inspect(path: &Path) -> Result<ModelInfo> {
         .iter()
         .map(|v| info(v.name.as_deref().unwrap_or_default(), v))
         .collect::<Result<_>>()?;
-    let params = roles(&src)
+    let params = roles(&src, &|_| false)
         .iter()
-        .filter(|(_, (role, _))| !role.is_constant())
-        .map(|(name, (role, _))| {
+        .filter(|(_, k)| !k.role.is_constant())
+        .map(|(name, k)| {
             let init = &src.initializers[name];
             ParamInfo {
                 name: name.clone(),
                 elem: format!("{:?}", init.elem).to_lowercase(),
                 shape: init.shape.clone(),
                 bytes: init.bytes(),
-                buffer: matches!(role, Role::RunningMean | Role::RunningVar),
+                buffer: matches!(k.role, Role::RunningMean | Role::RunningVar | Role::Buffer),
                 file: match &init.storage {
                     Storage::External { location, .. } => Some(location.clone()),
                     Storage::Raw { .. } | Storage::Fields(_) => None,

@@ -18,6 +18,7 @@ fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributePro
         output: outputs.iter().map(|s| s.to_string()).collect(),
         attribute,
         domain: None,
+        metadata_props: vec![],
     }
 }
 

@@ -11,6 +11,7 @@
 #![allow(clippy::result_large_err)]
 
 mod assume;
+mod buffers;
 mod convert;
 mod fold;
 mod import;
@@ -18,11 +19,14 @@ mod inputs;
 mod inspect;
 mod moves;
 mod node;
+mod origin;
 mod params;
 mod proto;
 mod scalar;
 mod source;
+mod stops;
 mod tensor;
+mod variables;
 mod warnings;
 
 #[cfg(test)]
@@ -57,6 +61,13 @@ pub struct ImportOptions {
     /// How to draw parameters and buffers that neither `weights` nor the model has values for:
     /// the file that the model names for them does not exist.
     pub init: Option<InitScheme>,
+    /// Globs over names of initializers that are trained whatever the file says of them.
+    pub parameters: Vec<String>,
+    /// Globs over names of initializers of which it is settled what becomes of them, so that no guess
+    /// is worth a warning.
+    pub settled: Vec<String>,
+    /// Globs over names of nodes and values that no gradient passes.
+    pub stop_gradient: Vec<String>,
     /// Training form: dropout is active, batch normalisation uses the batch and updates its running
     /// statistics. Otherwise both are in inference form.
     pub training: bool,
@@ -72,6 +83,8 @@ pub struct Imported {
     pub outputs: Vec<String>,
     /// Names of the trained variables, in the model's order.
     pub params: Vec<String>,
+    /// Names of running statistics and other variables that are not trained.
+    pub buffers: Vec<String>,
     /// Names of the variables whose first values are drawn.
     pub drawn: Vec<String>,
     pub warnings: Vec<Diagnostic>,

@@ -1,7 +1,9 @@
 //! Which initializers are parameters, which are constants, and how a parameter begins where the
 //! model has no values for it.
 
+use super::buffers;
 use super::node::Attrs;
+use super::origin::{self, Origin};
 use super::proto::NodeProto;
 use super::scalar::{self, Named};
 use super::source::{Initializer, Source, Storage};
@@ -33,6 +35,8 @@ pub enum Role {
     /// A scalar with a gradient whose name does not say whether it is a parameter: a constant, with
     /// a warning.
     Unclear,
+    /// A buffer that has a gradient and is not trained: it keeps its value, and is saved.
+    Buffer,
 }
 
 impl Role {
@@ -42,9 +46,36 @@ impl Role {
     }
 }
 
-/// Roles of the float initializers, and how many normalisations each scales. Everything else is a
-/// constant.
-pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
+/// What made an initializer a buffer or a parameter, where the file does not say which it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A buffer by its name.
+    Name,
+    /// A buffer by its values, a table of sinusoids.
+    Sinusoids,
+    /// A parameter, whose name a buffer may have.
+    Trained,
+    /// A parameter that the exporter computed from these.
+    Computed(Vec<String>),
+}
+
+/// What is known of a float initializer.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub role: Role,
+    /// How many normalisations it scales, as a parameter of a module that is not theirs.
+    pub foreign: usize,
+    /// Whether it is a running statistic and a parameter at once: the exporter merged equal values.
+    pub merged: bool,
+    pub doubt: Option<Doubt>,
+}
+
+/// Most elements of a buffer that is taken for a literal.
+const LITERAL: usize = 1 << 16;
+
+/// What the float initializers are. Everything else is a constant. `trained` says of names that a
+/// person wants them trained, whatever the file says.
+pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, Known> {
     let mut readers: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (i, node) in src.graph.node.iter().enumerate() {
         for (k, x) in node.input.iter().enumerate() {
@@ -52,51 +83,106 @@ pub fn roles(src: &Source) -> BTreeMap<String, (Role, usize)> {
         }
     }
     let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
+    let origins = origin::origins(src);
     let mut out = BTreeMap::new();
     for (name, init) in &src.initializers {
-        let scalar = init.shape.is_empty();
-        if !init.elem.is_real() || (scalar && scalar::named(name) == Named::Literal) {
+        if !init.elem.is_real() {
             continue;
         }
-        let mut role = Role::Constant;
-        let mut scaled = 0;
-        let mut seen = std::collections::BTreeSet::from([name.as_str()]);
-        let mut work = vec![(name.as_str(), init.shape.clone())];
-        while let Some((value, shape)) = work.pop() {
-            if outputs.contains(&value) {
-                role = role.min(Role::Other);
-            }
-            for &(i, k) in readers.get(value).into_iter().flatten() {
-                let node = &src.graph.node[i];
-                match use_of(node, k, &shape) {
-                    Use::Is(r) => {
-                        let norm =
-                            node.op_type.as_deref().is_some_and(|o| o.ends_with("Normalization"));
-                        scaled += usize::from(r == Role::Scale && norm);
-                        role = role.min(r);
+        let mut use_ = used(src, name, &init.shape, &readers, &outputs);
+        if trained(name) {
+            // Where only constants can be, it stays one.
+            out.insert(name.clone(), Known { doubt: None, ..use_ });
+            continue;
+        }
+        let (scalar, named) = (init.shape.is_empty(), scalar::named(name));
+        let origin = origins.get(name);
+        if scalar && named == Named::Literal && origin != Some(&Origin::Parameter) {
+            continue;
+        }
+        let by_use = use_.role;
+        let is_running = matches!(by_use, Role::RunningMean | Role::RunningVar);
+        let from = origin::parameters_of(&origins, name);
+        if by_use != Role::Constant && !is_running {
+            let mask = || {
+                matches!(by_use, Role::Embedding | Role::Bias | Role::Other)
+                    && is_mask(src, name, init)
+            };
+            // A matrix of a product is nobody's table of positions, and long to read.
+            let table = !matches!(by_use, Role::Weight { .. });
+            let waves = || table && buffers::is_sinusoidal(src, name, init);
+            let (role, doubt) = match origin {
+                Some(Origin::Parameter) if waves() => (Role::Buffer, Some(Doubt::Sinusoids)),
+                Some(Origin::Parameter) => (by_use, None),
+                // An additive mask stored as a float initializer is data, not a parameter.
+                _ if mask() => (Role::Constant, None),
+                // A literal, as the TorchScript exporter makes of it, unless a plan would be large.
+                Some(Origin::Constant) if init.elements() <= LITERAL => (Role::Constant, None),
+                Some(Origin::Buffer | Origin::Constant) => (Role::Buffer, None),
+                Some(Origin::Computed(_)) if from.is_empty() => (Role::Constant, None),
+                Some(Origin::Computed(_)) if scalar => (Role::Unclear, None),
+                Some(Origin::Computed(_)) => {
+                    let from = from.iter().map(|n| (*n).to_string()).collect();
+                    (by_use, Some(Doubt::Computed(from)))
+                }
+                None if scalar && named == Named::Unclear => (Role::Unclear, None),
+                None if buffers::named(name) => (Role::Buffer, Some(Doubt::Name)),
+                None if waves() => (Role::Buffer, Some(Doubt::Sinusoids)),
+                None if buffers::doubtful(name) => (by_use, Some(Doubt::Trained)),
+                None => (by_use, None),
+            };
+            (use_.role, use_.doubt) = (role, doubt);
+        }
+        out.insert(name.clone(), use_);
+    }
+    out
+}
+
+/// What an initializer is by what reads it.
+fn used(
+    src: &Source,
+    name: &str,
+    shape: &[usize],
+    readers: &BTreeMap<&str, Vec<(usize, usize)>>,
+    outputs: &[&str],
+) -> Known {
+    let mut role = Role::Constant;
+    let (mut running, mut learned) = (false, false);
+    let (mut scaled, mut away) = (0, false);
+    let mut seen = std::collections::BTreeSet::from([name]);
+    let mut work = vec![(name, shape.to_vec())];
+    while let Some((value, shape)) = work.pop() {
+        if outputs.contains(&value) {
+            role = role.min(Role::Other);
+        }
+        for &(i, k) in readers.get(value).into_iter().flatten() {
+            let node = &src.graph.node[i];
+            match use_of(node, k, &shape) {
+                Use::Is(r) => {
+                    let norm =
+                        node.op_type.as_deref().is_some_and(|o| o.ends_with("Normalization"));
+                    if r == Role::Scale && norm {
+                        scaled += 1;
+                        away |= !origin::is_at_home(node, name);
                     }
-                    Use::Moves(shape) => {
-                        for y in node.output.iter().filter(|y| !y.is_empty()) {
-                            if seen.insert(y) {
-                                work.push((y, shape.clone()));
-                            }
+                    let statistic = matches!(r, Role::RunningMean | Role::RunningVar);
+                    running |= statistic;
+                    learned |= !statistic && r != Role::Constant;
+                    role = role.min(r);
+                }
+                Use::Moves(shape) => {
+                    for y in node.output.iter().filter(|y| !y.is_empty()) {
+                        if seen.insert(y) {
+                            work.push((y, shape.clone()));
                         }
                     }
                 }
             }
         }
-        if role == Role::Embedding || role == Role::Bias || role == Role::Other {
-            // An additive mask stored as a float initializer is data, not a parameter.
-            if is_mask(src, name, init) {
-                role = Role::Constant;
-            }
-        }
-        if scalar && role != Role::Constant && scalar::named(name) == Named::Unclear {
-            role = Role::Unclear;
-        }
-        out.insert(name.clone(), (role, scaled));
     }
-    out
+    // A module that is used several times reads its own parameters each time.
+    let foreign = if away && scaled > 1 { scaled } else { 0 };
+    Known { role, foreign, merged: running && learned, doubt: None }
 }
 
 /// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number. A
@@ -155,7 +241,7 @@ fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
             | "GroupNormalization",
             2,
         ) => Role::Bias,
-        ("Gather", 0) => Role::Embedding,
+        ("Gather" | "GatherND" | "GatherElements", 0) => Role::Embedding,
         ("Add" | "Sub" | "Sum", _) => {
             // [1,n] and the like are biases too; two real axes are a table of positions.
             if shape.iter().filter(|&&n| n > 1).count() >= 2 { Role::Embedding } else { Role::Bias }
@@ -213,7 +299,9 @@ impl InitScheme {
             }
             Role::Embedding | Role::Other => VarInit::Normal { mean: 0.0, std: 0.02, stream },
             Role::Scale | Role::RunningVar => VarInit::Value(1.0),
-            Role::Bias | Role::RunningMean | Role::Constant | Role::Unclear => VarInit::Zeros,
+            Role::Bias | Role::RunningMean | Role::Constant | Role::Unclear | Role::Buffer => {
+                VarInit::Zeros
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use memmap2::Mmap;
 use prost::Message;
 use prost::bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -24,6 +24,8 @@ pub struct Source {
     pub graph: GraphProto,
     /// Initializers by name.
     pub initializers: IndexMap<String, Initializer>,
+    /// Those that the exporter had merged with another of equal value.
+    pub copies: BTreeSet<String>,
     bytes: Bytes,
     on_disk: bool,
 }
@@ -145,12 +147,43 @@ impl Source {
             producer,
             graph,
             initializers: IndexMap::new(),
+            copies: BTreeSet::new(),
             bytes,
             on_disk,
         };
         source.initializers = source.read_initializers()?;
         source.sort_nodes()?;
+        source.separate_copies();
         Ok(source)
+    }
+
+    /// Takes back what the TorchScript exporter does to initializers of equal values outside its
+    /// training mode: one is left, and the others are `Identity` nodes under their own names. Two
+    /// norms of a network that has not been trained are no tied weights; those have one name.
+    fn separate_copies(&mut self) {
+        let merged = |node: &NodeProto, known: &IndexMap<String, Initializer>| {
+            let (x, y) = (node.input.first()?, node.output.first()?);
+            let numbered = node.name.as_deref().is_some_and(|n| n.starts_with("Identity_"));
+            let own = !y.is_empty() && !y.starts_with('/') && !y.contains("::");
+            let init = known.get(x).filter(|i| i.elem.is_real())?.clone();
+            let is = node.op_type.as_deref() == Some("Identity") && numbered && own;
+            (is && y.bytes().any(|b| b.is_ascii_alphabetic())).then(|| (y.clone(), init))
+        };
+        if !self.producer.starts_with("pytorch") {
+            return;
+        }
+        let outputs: BTreeSet<String> =
+            self.graph.output.iter().filter_map(|o| o.name.clone()).collect();
+        let nodes = std::mem::take(&mut self.graph.node);
+        for node in nodes {
+            match merged(&node, &self.initializers).filter(|(name, _)| !outputs.contains(name)) {
+                Some((name, init)) => {
+                    self.copies.insert(name.clone());
+                    self.initializers.insert(name, init);
+                }
+                None => self.graph.node.push(node),
+            }
+        }
     }
 
     /// Place of a node.
@@ -323,7 +356,7 @@ impl Source {
     /// one.
     fn sort_nodes(&mut self) -> Result<()> {
         let mut maker: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut given: std::collections::BTreeSet<&str> = std::collections::BTreeSet::new();
+        let mut given: BTreeSet<&str> = BTreeSet::new();
         given.extend(self.graph.input.iter().filter_map(|v| v.name.as_deref()));
         given.extend(self.initializers.keys().map(String::as_str));
         for (i, node) in self.graph.node.iter().enumerate() {
@@ -353,8 +386,7 @@ impl Source {
                 }
             }
         }
-        let mut ready: std::collections::BTreeSet<usize> =
-            (0..waiting.len()).filter(|&i| waiting[i] == 0).collect();
+        let mut ready: BTreeSet<usize> = (0..waiting.len()).filter(|&i| waiting[i] == 0).collect();
         let mut order = Vec::with_capacity(waiting.len());
         while let Some(i) = ready.pop_first() {
             order.push(i);

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use precast_plan::DType;
 
 /// Element type of an ONNX tensor, as far as import handles it. Narrow integers keep their value
-/// range; all reals are computed in f64 and rounded to their type.
+/// range; all reals are computed in f64, and rounded to f32 where their type has no more bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Elem {
     F64,
@@ -155,9 +155,11 @@ impl Tensor {
     fn round(&mut self) {
         match &mut self.data {
             Data::Real(v) => match self.elem {
-                Elem::F32 => v.iter_mut().for_each(|x| *x = f64::from(*x as f32)),
-                Elem::F16 => v.iter_mut().for_each(|x| *x = f16::from_f64(*x).to_f64()),
-                Elem::Bf16 => v.iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64()),
+                // Precision is chosen later: as a cast of the model to 16 bits changes no value that
+                // is computed, so none changes a literal.
+                Elem::F32 | Elem::F16 | Elem::Bf16 => {
+                    v.iter_mut().for_each(|x| *x = f64::from(*x as f32));
+                }
                 _ => {}
             },
             Data::Int(v) => match self.elem {

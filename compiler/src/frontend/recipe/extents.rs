@@ -205,6 +205,9 @@ impl Recipe {
             input_shapes,
             weights: self.weights.file.as_ref().map(|f| self.resolve(f)),
             init: self.weights.init.map(|WeightInit::Default| InitScheme::Default),
+            parameters: self.train.parameters.clone(),
+            settled: self.settled(),
+            stop_gradient: self.train.stop_gradient.clone(),
             training,
         })
     }

@@ -268,6 +268,16 @@ pub struct Train {
     /// Globs over names of parameters that keep their first values.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
+    /// Rows of parameters that keep their first values, along the first axis; negative ones count
+    /// from the end.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub freeze_rows: IndexMap<String, Vec<i64>>,
+    /// Globs over names of initializers that are parameters whatever the model file says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
+    /// Globs over names of the model's nodes and values that no gradient passes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop_gradient: Vec<String>,
     /// One JSON line a step.
     pub log: Option<PathBuf>,
     /// Steps between checkpoints.

@@ -31,6 +31,9 @@ const KEYS: &[(&str, &[&str])] = &[
             "ema",
             "seed",
             "freeze",
+            "freeze_rows",
+            "parameters",
+            "stop_gradient",
             "log",
             "checkpoint",
             "out",
@@ -463,6 +466,11 @@ fn glob(item: &Item) -> Option<String> {
     }
 }
 
+fn globs(item: &Item) -> Option<Vec<String>> {
+    let globs: Vec<_> = item.array()?.iter().map(glob).collect();
+    globs.into_iter().collect()
+}
+
 fn loss_scale(t: Table) -> Option<LossScale> {
     use LossScaleMode::*;
     let positive = (Excluded(0.0), Unbounded);
@@ -522,9 +530,11 @@ fn train(t: Table) -> Option<Train> {
     let clip_norm = or(t.get("clip_norm"), None, |i| i.real((Excluded(0.0), Unbounded)).map(Some));
     let ema = or(t.get("ema"), None, |i| i.real((Included(0.0), Excluded(1.0))).map(Some));
     let seed = or(t.get("seed"), 0, |i| i.count(0));
-    let freeze = or(t.get("freeze"), vec![], |i| {
-        let globs: Vec<_> = i.array()?.iter().map(glob).collect();
-        globs.into_iter().collect()
+    let [freeze, parameters, stop_gradient] =
+        ["freeze", "parameters", "stop_gradient"].map(|key| or(t.get(key), vec![], |i| globs(&i)));
+    let freeze_rows = map(&t, "freeze_rows", |i| {
+        let rows: Vec<_> = i.array()?.iter().map(|i| i.int(..)).collect();
+        rows.into_iter().collect()
     });
     let log = or(t.get("log"), None, |i| i.path().map(Some));
     let checkpoint = or(t.get("checkpoint"), None, |i| i.count(1).map(Some));
@@ -537,6 +547,9 @@ fn train(t: Table) -> Option<Train> {
         ema: ema?,
         seed: seed?,
         freeze: freeze?,
+        freeze_rows: freeze_rows?,
+        parameters: parameters?,
+        stop_gradient: stop_gradient?,
         log: log?,
         checkpoint: checkpoint?,
         out: out?,

@@ -108,6 +108,10 @@ accumulate = 2
 clip_norm = 1
 ema = 0.999
 seed = 5
+freeze = ["a.*"]
+freeze_rows = { "e.weight" = [0, -1] }
+parameters = ["freqs"]
+stop_gradient = ["/Sub"]
 log = "log.jsonl"
 checkpoint = 50
 out = "result"

@@ -118,7 +118,8 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         | Op::Pad(_)
         | Op::MaxPool2d(_)
         | Op::MaxPool2dGrad(_)
-        | Op::Gather(_) => Clear,
+        | Op::Gather(_)
+        | Op::StopGradient(_) => Clear,
         Op::Input(_)
         | Op::Var(_)
         | Op::Const(_)

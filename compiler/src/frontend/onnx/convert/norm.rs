@@ -54,12 +54,15 @@ fn batch_norm(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         cx.warn(
             Diagnostic::warning(
                 "P0221",
-                "batch normalisation is in inference form: it uses fixed statistics, which training \
-                 in PyTorch would not",
+                "batch normalisation is in inference form: its statistics stay as they are, and \
+                 scale and bias are trained",
             )
             .help(
-                "torch.export-based export (dynamo=True) writes this even in training mode; export \
-                 with dynamo=False and training=TrainingMode.TRAINING, see docs/EXPORTING.md",
+                "that is right where the module was in evaluation mode to freeze it: then leave the \
+                 file as it is. Else export with dynamo=False and training=TrainingMode.TRAINING, \
+                 which makes every batch normalisation use the batch's statistics, frozen ones too \
+                 (TrainingMode.PRESERVE takes each as it is); torch.export-based export (dynamo=True) \
+                 writes inference form in any mode. See docs/EXPORTING.md",
             ),
         );
     }
