@@ -36,10 +36,15 @@ pub fn turn_products(g: &Graph) -> Graph {
             map.extend(out.push(node.op.clone(), &inputs, types, node.name.clone(), node.region));
             continue;
         };
-        let mut operands: SmallVec<[ValueId; 4]> = [product.inputs[1], product.inputs[0]]
-            .iter()
-            .map(|v| turned(&mut out, map[v.0 as usize], product.name.as_str(), node.region))
-            .collect();
+        let mut operands: SmallVec<[ValueId; 4]> = SmallVec::new();
+        let mut name = format!("{}.turned", product.name);
+        for v in [product.inputs[1], product.inputs[0]] {
+            let before = out.node_count();
+            operands.push(turned(&mut out, map[v.0 as usize], &name, node.region));
+            if out.node_count() > before {
+                name = format!("{}.turned.2", product.name);
+            }
+        }
         operands.extend(product.inputs[2..].iter().map(|v| map[v.0 as usize]));
         map.extend(out.push(
             product.op.clone(),
@@ -70,7 +75,7 @@ fn turned(g: &mut Graph, v: ValueId, name: &str, region: crate::ir::Region) -> V
     perm.swap(rank - 2, rank - 1);
     let (m, n) = (ty.shape[rank - 2], ty.shape[rank - 1]);
     (ty.shape[rank - 2], ty.shape[rank - 1]) = (n, m);
-    g.push(Transpose { perm }.into(), &[v], vec![ty], format!("{name}.turned"), region)[0]
+    g.push(Transpose { perm }.into(), &[v], vec![ty], name.into(), region)[0]
 }
 
 #[cfg(test)]
@@ -99,6 +104,21 @@ result out.t = %t
         );
         assert!(text.contains("transpose %1 {perm=[1,0]} : f32[4,2]"), "{text}");
         assert!(text.contains("matmul %2, %0 {fused=none} : f32[4,3] @p"), "{text}");
+    }
+
+    #[test]
+    fn both_operands_that_are_turned_have_names() {
+        let text = check(
+            "graph g
+forward:
+  %x = input {name=\"x\"} : f32[3,2] @x
+  %w = input {name=\"w\"} : f32[2,4] @w
+  %p = matmul %x, %w {fused=none} : f32[3,4] @p
+  %t = transpose %p {perm=[1,0]} : f32[4,3] @t
+result out.t = %t
+",
+        );
+        assert!(text.contains("@p.turned\n") && text.contains("@p.turned.2\n"), "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::convert;
 use super::fold;
 use super::moves::{self, Move};
-use super::node::{Attrs, fail};
+use super::node::{Attrs, Seen, fail};
 use super::params::{Known, Role, roles};
 use super::source::Source;
 use super::stops::{Globs, Stops};
@@ -42,7 +42,9 @@ impl Val {
 /// A node being converted.
 pub struct Call<'n> {
     pub op: &'n str,
+    /// All operands; [`Call::input`] notes which were read.
     pub inputs: Vec<Option<Val>>,
+    pub read: Seen,
     pub attrs: Attrs<'n>,
     /// Names of results; empty where unused.
     pub outputs: &'n [String],
@@ -51,7 +53,26 @@ pub struct Call<'n> {
 impl Call<'_> {
     /// Operand `i`, if present.
     pub fn input(&self, i: usize) -> Option<&Val> {
+        self.read.mark(i);
         self.inputs.get(i).and_then(Option::as_ref)
+    }
+
+    /// What the converter of this node did not look at has not been understood.
+    ///
+    /// # Errors
+    /// P0206: an attribute or operand that was never read.
+    fn all_understood(&self) -> Res<()> {
+        let op = self.op;
+        if let Some(name) = self.attrs.unread() {
+            return Err(fail("P0206", format!("attribute `{name}` of `{op}` is not supported"))
+                .help("export the model without it, or with an opset that does not have it"));
+        }
+        let given = |i: &usize| self.inputs[*i].is_some() && !self.read.operand(*i);
+        if let Some(i) = (0..self.inputs.len()).find(given) {
+            return Err(fail("P0206", format!("operand {i} of `{op}` is not supported"))
+                .help("export the model without it"));
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -112,6 +133,8 @@ pub struct Importer<'a> {
     pub(super) values: BTreeMap<String, Val>,
     pub(super) roles: BTreeMap<String, Known>,
     pub(super) weights: Option<WeightFile>,
+    /// Results that a converter does not give: what they are of, and which.
+    absent: BTreeMap<String, (String, usize)>,
     /// First initializer with the same bytes: tied weights that lost one of their names.
     alias: BTreeMap<String, String>,
     pub(super) vars: BTreeMap<String, ValueId>,
@@ -151,6 +174,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         values: BTreeMap::new(),
         roles,
         weights,
+        absent: BTreeMap::new(),
         alias: aliases(src),
         vars: BTreeMap::new(),
         names: BTreeSet::new(),
@@ -180,13 +204,20 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
             .collect::<Res<_>>()
             .map_err(place)?;
         cx.moving = convert::MOVING.contains(&op);
-        let call = Call { op, inputs, attrs: Attrs(node), outputs: &node.output };
+        let seen = Seen::default();
+        let attrs = Attrs::new(node, &seen);
+        let call = Call { op, inputs, read: Seen::default(), attrs, outputs: &node.output };
         let results = convert::node(&mut cx, &call).map_err(place)?;
+        call.all_understood().map_err(place)?;
+        let given = results.len();
         let results = cx.stopped(node, results).map_err(place)?;
         for (name, value) in node.output.iter().zip(results) {
             if !name.is_empty() {
                 cx.values.insert(name.clone(), value);
             }
+        }
+        for (k, name) in node.output.iter().enumerate().skip(given) {
+            cx.absent.insert(name.clone(), (op.into(), k));
         }
     }
     let outputs = cx.results()?;
@@ -212,8 +243,9 @@ impl<'a> Importer<'a> {
         for o in &self.src.graph.output {
             let name = o.name.clone().unwrap_or_default();
             let place = || self.src.tensor_place(&name);
-            let known =
-                self.values.contains_key(&name) || self.src.initializers.contains_key(&name);
+            let known = self.values.contains_key(&name)
+                || self.src.initializers.contains_key(&name)
+                || self.absent.contains_key(&name);
             if name.is_empty() || !known {
                 return Err(Diagnostic::error("P0204", "no node computes this output")
                     .at(place())
@@ -263,7 +295,12 @@ impl<'a> Importer<'a> {
             return Ok(v.clone());
         }
         let Some(init) = self.src.initializers.get(name) else {
-            return Err(fail("P0204", format!("`{name}` is not defined")));
+            return Err(match self.absent.get(name) {
+                Some((op, k)) => {
+                    fail("P0206", format!("result {k} of `{op}` (`{name}`) is not supported"))
+                }
+                None => fail("P0204", format!("`{name}` is not defined")),
+            });
         };
         let role = self.roles.get(name).map_or(Role::Constant, |k| k.role);
         let val = if role.is_constant() {

@@ -145,6 +145,23 @@ fn faults_are_named_with_their_node() {
     insta::assert_snapshot!("faults", list.join("\n\n"));
 }
 
+/// What a converter does not look at has not been understood.
+#[test]
+fn attributes_operands_and_results_that_are_not_understood_are_errors() {
+    for op in SUPPORTED {
+        let nodes = vec![node(op, &["x", "x", "x"], &["y"], vec![int("of_the_future", 1)])];
+        let e = load_in(Path::new("."), &model(nodes, vec![])).err();
+        assert!(e.is_some(), "`{op}` ignores an attribute");
+    }
+    let mut list = vec![
+        refused(model(vec![node("Relu", &["x"], &["y"], vec![int("slope", 1)])], vec![])),
+        refused(model(vec![node("Relu", &["x", "x"], &["y"], vec![])], vec![])),
+    ];
+    let two = vec![node("Relu", &["x"], &["a", "b"], vec![]), node("Neg", &["b"], &["y"], vec![])];
+    list.push(refused(model(two, vec![])));
+    insta::assert_snapshot!("not_understood", list.join("\n\n"));
+}
+
 #[test]
 fn external_data_stays_in_the_models_folder() {
     let outside = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! ONNX models, opset 13 to 23, as graphs.
+//! ONNX models, opset 13 to 28, as graphs.
 //!
 //! What remains of a model after import is tensor algebra: shape, index and mask arithmetic is
 //! evaluated here, broadcasting is made explicit, casts between reals are dropped (precision is

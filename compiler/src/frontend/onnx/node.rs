@@ -2,21 +2,70 @@
 
 use super::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::diagnostic::Diagnostic;
+use std::cell::Cell;
 
 /// A message whose place the caller adds.
 pub fn fail(code: &'static str, message: impl Into<String>) -> Diagnostic {
     Diagnostic::error(code, message)
 }
 
-/// Attributes by name.
+/// Which of up to 64 things have been read, by position.
+#[derive(Debug, Default)]
+pub struct Seen(Cell<u64>);
+
+impl Seen {
+    pub fn mark(&self, i: usize) {
+        self.0.set(self.0.get() | 1u64.checked_shl(i as u32).unwrap_or(0));
+    }
+
+    pub fn mark_all(&self) {
+        self.0.set(u64::MAX);
+    }
+
+    /// No operator has more than 64 attributes or operands that are not alike: those beyond count as
+    /// unread attributes, and as read operands.
+    fn has(&self, i: usize, beyond: bool) -> bool {
+        if i < 64 { self.0.get() >> i & 1 == 1 } else { beyond }
+    }
+
+    /// Whether operand `i` was read.
+    pub fn operand(&self, i: usize) -> bool {
+        self.has(i, true)
+    }
+}
+
+/// Attributes by name. Reading one notes that it was read: what a converter never asked for changes
+/// nothing that it does, and is an error ([`Attrs::unread`]).
 #[derive(Clone, Copy, Debug)]
-pub struct Attrs<'a>(pub &'a NodeProto);
+pub struct Attrs<'a> {
+    node: &'a NodeProto,
+    seen: &'a Seen,
+}
 
 type Res<T> = Result<T, Diagnostic>;
 
 impl<'a> Attrs<'a> {
+    pub fn new(node: &'a NodeProto, seen: &'a Seen) -> Attrs<'a> {
+        Attrs { node, seen }
+    }
+
     fn get(&self, name: &str) -> Option<&'a AttributeProto> {
-        self.0.attribute.iter().find(|a| a.name.as_deref() == Some(name))
+        let i = self.node.attribute.iter().position(|a| a.name.as_deref() == Some(name))?;
+        self.seen.mark(i);
+        Some(&self.node.attribute[i])
+    }
+
+    /// Notes attributes that have no effect where the caller is, and are rightly not looked at.
+    pub fn without_effect(&self, names: &[&str]) {
+        for name in names {
+            self.get(name);
+        }
+    }
+
+    /// The first attribute that nothing asked for.
+    pub fn unread(&self) -> Option<&'a str> {
+        let mut all = self.node.attribute.iter().enumerate();
+        all.find(|(i, _)| !self.seen.has(*i, false)).map(|(_, a)| a.name.as_deref().unwrap_or(""))
     }
 
     fn wrong(name: &str, what: &str) -> Diagnostic {

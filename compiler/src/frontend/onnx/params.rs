@@ -2,7 +2,7 @@
 //! model has no values for it.
 
 use super::buffers;
-use super::node::Attrs;
+use super::node::{Attrs, Seen};
 use super::origin::{self, Origin};
 use super::proto::NodeProto;
 use super::scalar::{self, Named};
@@ -207,7 +207,8 @@ enum Use {
 
 fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
     let op = node.op_type.as_deref().unwrap_or_default();
-    let attrs = Attrs(node);
+    let seen = Seen::default();
+    let attrs = Attrs::new(node, &seen);
     let rank = shape.len();
     let last = |back: usize| if rank >= back { shape[rank - back] } else { 1 };
     Use::Is(match (op, k) {

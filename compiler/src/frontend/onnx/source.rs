@@ -12,7 +12,7 @@ use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 /// Oldest and newest operator set that import knows.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=28;
 
 /// A decoded model whose structure is sound: an opset in range, only standard operators without
 /// subgraphs, every value defined once, nodes in topological order.
@@ -460,8 +460,13 @@ fn opset_of(model: &ModelProto) -> Result<i64, Diagnostic> {
     }
     match version {
         Some(v) if OPSETS.contains(&v) => Ok(v),
-        Some(v) => Err(Diagnostic::error("P0203", format!("opset {v} is not supported"))
-            .help("opsets 13 to 23 are; export with opset_version = 17")),
+        Some(v) => {
+            Err(Diagnostic::error("P0203", format!("opset {v} is not supported")).help(format!(
+                "opsets {} to {} are; export with opset_version = 18",
+                OPSETS.start(),
+                OPSETS.end()
+            )))
+        }
         None => Err(Diagnostic::error("P0203", "the model names no ONNX opset")
             .help("is this an ONNX model? It must import the default operator domain")),
     }

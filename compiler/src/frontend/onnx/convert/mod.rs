@@ -142,12 +142,34 @@ pub const MOVING: &[&str] = &[
     "Unsqueeze",
 ];
 
+/// Attributes that change nothing that is computed here, by operator.
+const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
+    // Of the running statistics, which inference does not update.
+    ("BatchNormalization", &["momentum", "training_mode"]),
+    // Of casts to 8-bit floats, which are refused.
+    ("Cast", &["saturate", "round_mode"]),
+    ("CastLike", &["saturate", "round_mode"]),
+    // The filter's own extents say it.
+    ("Conv", &["kernel_shape"]),
+    ("ConvTranspose", &["kernel_shape"]),
+    // Masks are drawn from the recipe's seed.
+    ("Dropout", &["seed"]),
+    // Statistics are f32 whatever the format of the operand.
+    ("GroupNormalization", &["stash_type"]),
+    ("LayerNormalization", &["stash_type"]),
+    ("RMSNormalization", &["stash_type"]),
+    ("Range", &["stash_type"]),
+];
+
 /// Converts a node: its results, in order.
 ///
 /// # Errors
 /// P0205 for an unknown operator, P0206 for a form of a known one that is not supported, and what
 /// the operands get wrong.
 pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
+    for (_, names) in WITHOUT_EFFECT.iter().filter(|(op, _)| *op == call.op) {
+        call.attrs.without_effect(names);
+    }
     if let Some(t) = folded(call)? {
         return Ok(vec![Val::constant(t)]);
     }
@@ -206,7 +228,11 @@ fn folded(call: &Call) -> Res<Option<Tensor>> {
     if literals.is_empty() {
         return Ok(None);
     }
-    fold::eval(call.op, &literals, &call.attrs)
+    let folded = fold::eval(call.op, &literals, &call.attrs)?;
+    if folded.is_some() {
+        call.read.mark_all();
+    }
+    Ok(folded)
 }
 
 /// Turns words about operands into a message.
