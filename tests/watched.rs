@@ -81,6 +81,7 @@ fn looking_at_a_step_changes_none_of_its_bits() {
     looking_changes_nothing("cifar_cnn", "model.onnx", "bf16", "accumulate = 2", 2);
     looking_changes_nothing("tiny_gpt", "model.onnx", "f16", "accumulate = 2", 2);
     looking_changes_nothing("tiny_gpt", "model_dynamo.onnx", "f32", "", 1);
+    looking_changes_nothing("recurrences", "model.onnx", "f16", "", 1);
 }
 
 /// Every real result of the joint graph that a step computes is watched, and its range is that of

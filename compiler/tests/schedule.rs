@@ -135,6 +135,8 @@ fn table(plan: &Plan) -> String {
                 Kernel::MaxPoolGrad(_) => "max_pool_grad".into(),
                 Kernel::Gather(_) => "gather".into(),
                 Kernel::ScatterAdd(_) => "scatter_add".into(),
+                Kernel::Recurrence(_) => "recurrence".into(),
+                Kernel::RecurrenceGrad(_) => "recurrence_grad".into(),
             };
             writeln!(out, "{phase:6} {what}: {}", s.name).unwrap();
         }

@@ -1,12 +1,15 @@
 //! Kernels work in the scratch memory they are given: a step must not allocate.
 
-use precast_plan::DType;
+use precast_plan::{DType, RecurrentCell, Squash, Way};
 use precast_runtime::cpu::kernels::attention::{Attention, Backward, View4};
 use precast_runtime::cpu::kernels::conv::{Conv2d, ConvPlan};
 use precast_runtime::cpu::kernels::conv_wgrad::ConvWeightGradPlan;
 use precast_runtime::cpu::kernels::gather::{Indices, gather_rows, scatter_add_rows};
 use precast_runtime::cpu::kernels::gemm::{Gemm, MatMut, MatRef, Shape, scratch_bytes};
 use precast_runtime::cpu::kernels::pool::MaxPool2d;
+use precast_runtime::cpu::kernels::recurrence::{
+    Backward as WalkBack, Dense, Forward as Walk, Recurrence,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -75,6 +78,14 @@ fn no_kernel_allocates() {
         dilation: [1, 1],
         pad: [0, 0],
     };
+    let recurrence = Recurrence {
+        cell: RecurrentCell::Lstm,
+        squash: [Squash::Sigmoid, Squash::Tanh, Squash::Tanh],
+        way: Way::Both,
+        steps: 5,
+        batch: 50,
+        hidden: 40,
+    };
     let indices: Vec<i64> = (0..500).map(|i| i % 7).collect();
     let mut buffers: Vec<Vec<f32>> = (0..9).map(|_| vec![0.5; 300_000]).collect();
     let mut args = vec![0u8; 40 * 49];
@@ -88,6 +99,7 @@ fn no_kernel_allocates() {
         );
         let bytes = bytes
             .chain([attention.forward_scratch_bytes(), attention.backward_scratch_bytes()])
+            .chain([true, false].map(|forward| recurrence.scratch_bytes(forward)))
             .chain([pool.forward_scratch_bytes(), pool.backward_scratch_bytes()])
             .max();
         let mut scratch = vec![0u8; bytes.unwrap_or(0)];
@@ -133,6 +145,30 @@ fn no_kernel_allocates() {
                     grad_v: view(7),
                 };
                 attention.backward(&backward, lse, &mut scratch);
+                let dense = |i: usize| Dense { ptr: p[i], dtype: T };
+                let walk = Walk {
+                    gates: dense(0),
+                    matrix: dense(1),
+                    states: dense(2),
+                    bias: None,
+                    peephole: None,
+                    lengths: None,
+                    y: dense(3),
+                    kept: dense(4),
+                    before: dense(5),
+                };
+                recurrence.forward(&walk, &mut scratch);
+                let back = WalkBack {
+                    matrix: dense(1),
+                    kept: dense(4),
+                    before: dense(5),
+                    d_y: dense(3),
+                    peephole: None,
+                    lengths: None,
+                    d_gates: dense(6),
+                    d_states: dense(7),
+                };
+                recurrence.backward(&back, &mut scratch);
                 pool.forward(p[0], p[1], args.as_mut_ptr(), T, &mut scratch);
                 pool.backward(p[1], args.as_ptr(), p[2], T, &mut scratch);
                 let which = Indices { ptr: indices.as_ptr().cast(), dtype: DType::I64, len: 500 };

@@ -81,12 +81,19 @@ impl Fixture {
 
     /// Relative L2 distances of the gradients a session has computed from PyTorch's in f64.
     pub fn gradient_errors(&self, session: &Session) -> Vec<(String, f64)> {
+        self.gradient_errors_of(session, "")
+    }
+
+    /// [`Fixture::gradient_errors`] of one of several models, whose reference's names begin with
+    /// `prefix`.
+    pub fn gradient_errors_of(&self, session: &Session, prefix: &str) -> Vec<(String, f64)> {
         let names = session.plan().results.iter().map(|r| r.name.clone());
         let gradients = names.filter(|n| n.starts_with("grad."));
         gradients
             .map(|name| {
                 let have = session.result(&name).expect("listed").to_f32();
-                let want = self.f64s(&name.replace("lm_head.weight", "wte.weight"));
+                let known = name.replace("lm_head.weight", "wte.weight");
+                let want = self.f64s(&format!("{prefix}{known}"));
                 let d: f64 = have.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
                 let n: f64 = want.iter().map(|b| b * b).sum();
                 (name, (d / n).sqrt())

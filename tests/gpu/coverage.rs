@@ -12,6 +12,8 @@ const DIRECT: &[&str] = &["conv_direct", "conv_direct_data_grad", "conv_direct_f
 const POOLS: &[&str] = &["max_pool", "max_pool_grad"];
 const TABLES: &[&str] = &["gather", "scatter_sum"];
 
+const WALKS: &[&str] = &["recurrence", "recurrence_grad"];
+
 const BOTH: &[&str] = &["0", "1"];
 const REALS: &[&str] = &["float", "f16", "bf16"];
 const WIDTHS: &[&str] = &["1", "4", "8"];
@@ -43,6 +45,15 @@ const EACH: &[(&[&str], &[&str], &[&str])] = &[
     (TABLES, &["VEC"], WIDTHS),
     (&["scatter_count", "scatter_start", "scatter_place"], &["IdT"], &["i64", "int"]),
     (&["zero"], &["TableT"], &["float"]),
+    (WALKS, &["CELL"], &["0", "1", "2", "3"]),
+    (WALKS, &["PEEPHOLE", "LENGTHS"], BOTH),
+    (WALKS, &["SQUASH1", "SQUASH2", "SQUASH3"], &["0", "1", "2"]),
+    (WALKS, &["REVERSE"], &["0", "1", "2"]),
+    (WALKS, &["LengthT"], &["i64", "int"]),
+    (WALKS, &["PeepholeT", "BeforeT"], REALS),
+    (&["recurrence"], &["GatesT", "StatesT", "BiasT", "YT"], REALS),
+    (&["recurrence_turn", "recurrence_grad"], &["MatrixT"], REALS),
+    (&["recurrence_grad"], &["DYT", "DGatesT"], REALS),
 ];
 
 /// Families, and what has to have these values in one of them or another.

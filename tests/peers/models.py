@@ -1,8 +1,8 @@
-"""The two benchmark networks as PyTorch modules, and their training steps.
+"""The benchmark networks as PyTorch modules, and their training steps.
 
-They are the graphs of tests/models/cifar_cnn_w32.ts.op17.train.onnx and
-tests/models/gpt_4x256.ts.op17.train.onnx: `check` compares parameter names and shapes with the
-ONNX file, and the outputs with ONNX Runtime's.
+The first two are the graphs of tests/models/cifar_cnn_w32.ts.op17.train.onnx and
+tests/models/gpt_4x256.ts.op17.train.onnx; recurrent ones are exported when they are asked for. `check`
+compares parameter names and shapes with the ONNX file, and the outputs with ONNX Runtime's.
 """
 
 import math
@@ -90,6 +90,29 @@ class Gpt(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
+class Tagger(nn.Module):
+    """One recurrent layer, and a class for every step."""
+
+    def __init__(self, kind, width=256, classes=10):
+        super().__init__()
+        self.rnn = getattr(nn, kind)(width, width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+RECURRENT = {"lstm_256": "LSTM", "gru_256": "GRU"}
+
+
+def export(name, path):
+    """Writes the graph of a network that tests/models does not have."""
+    torch.onnx.export(
+        build(name), (batch(name)[0],), path, dynamo=False, opset_version=17,
+        training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,
+        input_names=[CASES[name]["input"]], output_names=["logits"])  # fmt: skip
+
+
 # What one configuration trains: the ONNX file, the batch, the optimizer and the recipe's words.
 CASES = {
     "cifar_cnn_w32": {
@@ -108,17 +131,26 @@ CASES = {
             "kind": "adamw", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
         },
     },
+    # 128 steps of 32 sequences.
+    **{
+        name: {"input": "x", "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9}}
+        for name in RECURRENT
+    },
 }  # fmt: skip
 
 
 def build(name, fused=False):
     torch.manual_seed(1234)
+    if name in RECURRENT:
+        return Tagger(RECURRENT[name]).train()
     return (CifarCnn() if name == "cifar_cnn_w32" else Gpt(fused=fused)).train()
 
 
 def batch(name):
     """One fixed random batch: the network's input and its int64 labels."""
     g = torch.Generator().manual_seed(1)
+    if name in RECURRENT:
+        return torch.randn(128, 32, 256, generator=g), torch.randint(10, (128, 32), generator=g)
     n = CASES[name]["batch"]
     if name == "cifar_cnn_w32":
         return torch.randn(n, 3, 32, 32, generator=g), torch.randint(10, (n,), generator=g)
@@ -187,6 +219,6 @@ def check(name):
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in (c for c in CASES if c not in RECURRENT):
         count, errors = check(case)
         print(f"{case}: {count} parameters, largest difference to ONNX Runtime {max(errors):.1e}")

@@ -39,7 +39,11 @@ def dump(name, folder):
     case = models.CASES[name]
     tensors = {"in." + case["input"]: x, "tgt.targets": y}
     save_file(tensors, os.path.join(folder, "batch.safetensors"))
-    info = {"onnx": os.path.join(models.MODELS, case["onnx"]), "input": case["input"],
+    graph = os.path.join(models.MODELS, case.get("onnx", ""))
+    if "onnx" not in case:
+        graph = os.path.join(folder, "exported.onnx")
+        models.export(name, graph)
+    info = {"onnx": graph, "input": case["input"],
             "optimizer": case["optimizer"]}  # fmt: skip
     print(json.dumps(info))
 
@@ -68,7 +72,7 @@ def measure(name, precision, threads, steps, warmup, fused):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", choices=["cifar_cnn_w32", "gpt_4x256"])
+    parser.add_argument("model", choices=["cifar_cnn_w32", "gpt_4x256", "lstm_256", "gru_256"])
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)

@@ -3,7 +3,8 @@
 
 use crate::common::Fixture;
 use precast_plan::{
-    Access, ConvKind, DType, Epilogue, Instr, Kernel, Plan, ReduceOp, Step, Storage, TensorId,
+    Access, ConvKind, DType, Epilogue, Instr, Kernel, Plan, RecurrenceShape, ReduceOp, Step,
+    Storage, TensorId,
 };
 use precast_runtime::cuda::CudaBackend;
 use precast_runtime::init::initialise;
@@ -134,6 +135,8 @@ impl Slack {
         };
         // Errors of f32 sums of n terms grow like √n where their signs are mixed.
         let sums = |n: u64| 1e-5 * (n as f64 / 1024.0).sqrt().max(1.0);
+        let walk =
+            |s: &RecurrenceShape| sums(s.cell.gates() as u64 * s.hidden) * (s.steps as f64).sqrt();
         match kernel {
             Kernel::Rows(r) => {
                 let reduces = |op| matches!(op, &Instr::Reduce(ReduceOp::Sum, _));
@@ -163,6 +166,9 @@ impl Slack {
                 Slack { sums: sums(a.tq.max(a.tk) * a.d), inside: 2.0 * inner(dtype(&a.q)) }
             }
             Kernel::ScatterAdd(g) => Slack { sums: sums(g.rows), inside: 0.0 },
+            // Every step begins with what the one before came to.
+            Kernel::Recurrence(r) => Slack { sums: walk(&r.shape), inside: 0.0 },
+            Kernel::RecurrenceGrad(g) => Slack { sums: walk(&g.shape), inside: 0.0 },
             Kernel::MaxPoolGrad(p) => {
                 Slack { sums: sums(p.geometry.kh * p.geometry.kw), inside: 0.0 }
             }
@@ -295,6 +301,14 @@ fn touched(kernel: &Kernel) -> (Vec<&Access>, Vec<&Access>) {
             reads.extend(&a.mask);
             (reads, vec![&g.d_q, &g.d_k, &g.d_v])
         }
+        Kernel::Recurrence(r) => {
+            let reads = r.reads().into_iter().map(|(_, a, _)| a).chain(&r.lengths).collect();
+            (reads, r.writes().into_iter().map(|(_, a, _)| a).collect())
+        }
+        Kernel::RecurrenceGrad(g) => {
+            let reads = g.reads().into_iter().map(|(_, a, _)| a).chain(&g.lengths).collect();
+            (reads, g.writes().into_iter().map(|(_, a, _)| a).collect())
+        }
         Kernel::MaxPool(p) => (vec![&p.x], vec![&p.y, &p.index]),
         Kernel::MaxPoolGrad(p) => (vec![&p.y, &p.index], vec![&p.x]),
         Kernel::Gather(g) => (vec![&g.table, &g.ids], vec![&g.out]),
@@ -347,6 +361,8 @@ fn kernel(plan: &Plan, step: &Step) -> String {
                 dtype(&a.q)
             )
         }
+        Kernel::Recurrence(r) => format!("recurrence {:?}", r.shape),
+        Kernel::RecurrenceGrad(g) => format!("recurrence's gradient {:?}", g.shape),
         Kernel::MaxPool(p) => format!("max pool {:?}", p.geometry),
         Kernel::MaxPoolGrad(p) => format!("max pool's gradient {:?}", p.geometry),
         Kernel::Gather(g) => {

@@ -305,7 +305,7 @@ impl<'a> Builder<'a> {
                     }
                     work::epilogue(&n.op, y[0].shape.elements(), &live, self.prices)
                 }
-                Kind::Alone => self.prices.windows(&n.op, &x, &y),
+                Kind::Alone => self.prices.alone_work(&n.op, &x, &y),
                 _ => 0.0,
             };
             work += own * self.times(n.region.phase());

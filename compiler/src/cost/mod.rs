@@ -19,7 +19,9 @@ pub use working_set::working_set;
 use crate::ir::TensorType;
 use crate::ops::{Lowering, Op, matmul::Fused};
 use crate::reference;
-use precast_plan::{BinaryOp, ConvGeometry, DType, Family, Instr, Precision, Target};
+use precast_plan::{
+    BinaryOp, ConvGeometry, DType, Family, Instr, Precision, RecurrenceShape, Target,
+};
 
 /// Prices on one target.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +53,14 @@ fn extents(op: &Op, x: &[&TensorType]) -> Option<(Family, f64)> {
         _ => return None,
     };
     Some((family, volume.cbrt()))
+}
+
+/// Nanoseconds of a recurrence's products with its matrix, in f32, and of its gates. The products of
+/// one step are small, and each waits for the one before.
+fn recurrence_ns(target: &Target, s: &RecurrenceShape) -> f64 {
+    let (b, h, m) = (s.batch as f64, s.hidden as f64, (s.cell.gates() as u64 * s.hidden) as f64);
+    let speed = target.gflops(Family::Gemm, DType::F32, (b * h * m).cbrt()).unwrap_or(1.0);
+    s.flops() / speed + s.squashed() * target.transcendental_ns
 }
 
 impl Prices<'_> {
@@ -108,6 +118,7 @@ impl Prices<'_> {
                     };
                     n * per
                 }
+                Op::Recurrence(_) | Op::RecurrenceGrad(_) => self.walk(op, x),
                 _ if extents(op, x).is_some() => 0.0,
                 _ => {
                     let n = x.iter().chain(y).map(|t| t.shape.elements()).max().unwrap_or(0);
@@ -145,8 +156,23 @@ impl Prices<'_> {
         }
     }
 
+    /// The arithmetic of a recurrence: its products with the recurrent matrix and its gates.
+    fn walk(&self, op: &Op, x: &[&TensorType]) -> f64 {
+        match op {
+            Op::Recurrence(r) => recurrence_ns(self.target, &r.sizes(x)),
+            Op::RecurrenceGrad(r) => recurrence_ns(self.target, &r.sizes(x)),
+            _ => 0.0,
+        }
+    }
+
+    /// The arithmetic of kernels that run alone: every element of every window of a pool, every step
+    /// of a recurrence.
+    pub fn alone_work(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+        self.windows(op, x, y) + self.walk(op, x)
+    }
+
     /// The arithmetic of pools: every element of every window.
-    pub fn windows(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
+    fn windows(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
         let (count, kernel) = match op {
             Op::MaxPool2d(p) => (y[0].shape.elements(), p.kernel),
             Op::MaxPool2dGrad(p) => (x[0].shape.elements(), p.kernel),

@@ -42,6 +42,12 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
                 let sizes = [a.batch, a.heads, a.tq, a.tk, a.d];
                 c.attention(Family::AttentionGrad, &a.q, sizes, a.causal, 2.5)
             }
+            Kernel::Recurrence(r) => {
+                super::recurrence_ns(target, &r.shape) + c.walked(&r.reads(), &r.writes())
+            }
+            Kernel::RecurrenceGrad(r) => {
+                super::recurrence_ns(target, &r.shape) + c.walked(&r.reads(), &r.writes())
+            }
             Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
                 let g = &p.geometry;
                 let window = (g.n * g.c * g.oh * g.ow * g.kh * g.kw) as f64;
@@ -67,6 +73,9 @@ const MISALIGNED_OPERAND: f64 = 3.0;
 /// Where only the result is misaligned, tiles are stored piecemeal. An estimate.
 const MISALIGNED_RESULT: f64 = 1.3;
 
+/// A named access with its extents.
+type Sized<'a> = (&'static str, &'a Access, Vec<u64>);
+
 struct Coster<'a> {
     target: &'a Target,
     plan: &'a Plan,
@@ -90,6 +99,11 @@ impl Coster<'_> {
 
     fn reads(&self, list: &[(&Access, &[u64])]) -> f64 {
         list.iter().map(|(a, dims)| self.bytes(a, Self::touched(dims, a))).sum()
+    }
+
+    /// What a recurrence reads and writes, each once.
+    fn walked(&self, reads: &[Sized<'_>], writes: &[Sized<'_>]) -> f64 {
+        reads.iter().chain(writes).map(|(_, a, d)| self.bytes(a, d.iter().product())).sum()
     }
 
     fn rows(&self, p: &Program, i: &Instance) -> f64 {
@@ -256,6 +270,12 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
             let long = [&a.q, &a.o, &g.d_o, &g.d_q].map(|x| touched(x, &q));
             let short = [&a.k, &a.v, &g.d_k, &g.d_v].map(|x| touched(x, &k));
             long.iter().chain(&short).sum::<u64>() + touched(&a.lse, &[a.batch, a.heads, a.tq])
+        }
+        Kernel::Recurrence(r) => {
+            r.reads().iter().chain(&r.writes()).map(|(_, a, d)| touched(a, d)).sum()
+        }
+        Kernel::RecurrenceGrad(r) => {
+            r.reads().iter().chain(&r.writes()).map(|(_, a, d)| touched(a, d)).sum()
         }
         Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
             let g = &p.geometry;

@@ -2,6 +2,7 @@
 
 mod epilogue;
 mod geometry;
+mod recurrence;
 mod watch;
 
 pub use watch::lower_watched;
@@ -590,6 +591,7 @@ impl Bind<'_> {
                     out: self.with(&operands[1], seen.to_vec()),
                 })
             }
+            Op::Recurrence(_) | Op::RecurrenceGrad(_) => self.recurrence(i),
             op => panic!("`{}` has no kernel", op.name()),
         }
     }

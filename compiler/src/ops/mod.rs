@@ -107,6 +107,12 @@ pub trait OpDef: OpMeta {
         None
     }
 
+    /// [`NumericClass::Sensitive`] kernels only: results that may be stored in 16 bits; `None`: the
+    /// first, where it has the extents of the first operand.
+    fn narrow(&self) -> Option<&'static [usize]> {
+        None
+    }
+
     /// Floating-point operations of a product (2 per multiply-add); 0 where bytes are what count.
     fn flops(&self, _x: &[&TensorType], _y: &[&TensorType]) -> f64 {
         0.0
@@ -234,6 +240,7 @@ ops! {
     batch_norm: BatchNorm, BatchNormGrad;
     cross_entropy: CrossEntropy, CrossEntropyGrad;
     attention: Attention, AttentionGrad;
+    recurrence: Recurrence, RecurrenceGrad;
     grad_stats: GradStats;
     optimizer: SgdUpdate, AdamUpdate, EmaUpdate;
 }

@@ -223,7 +223,8 @@ fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static 
         if elementary {
             return Some("an elementary function with a wide range is f32");
         }
-        if !through || i > 0 {
+        let narrow = node.op.def().narrow().map(|list| list.contains(&i));
+        if !narrow.unwrap_or(through && i == 0) {
             return Some("a sum or statistic is f32");
         }
     }

@@ -11,6 +11,7 @@
 mod functions;
 mod movement;
 mod products;
+mod recurrence;
 pub mod rows;
 mod tensor;
 
@@ -184,6 +185,8 @@ pub fn eval_op(
         Op::Conv2dFilterGrad(op) => vec![products::conv_filter_grad(op, x[0], x[1], &y[0], opt)?],
         Op::Attention(op) => products::attention(op, x, y, opt),
         Op::AttentionGrad(op) => products::attention_grad(op, x, y, opt),
+        Op::Recurrence(op) => recurrence::forward(op, x, y, opt),
+        Op::RecurrenceGrad(op) => recurrence::gradient(op, x, y, opt),
         Op::MaxPool2d(op) => movement::max_pool(op, x[0], y)?,
         Op::MaxPool2dGrad(op) => vec![movement::max_pool_grad(op, x[0], x[1], &y[0])?],
         Op::Gather(op) => vec![movement::gather(op, x[0], x[1], &y[0])?],

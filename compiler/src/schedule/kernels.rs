@@ -20,6 +20,7 @@ pub fn takes(op: &Op, index: usize, view: &View, first: &View, last: bool) -> bo
         Op::ScatterAdd(_) => view.is_contiguous() && rows(view, first).is_some(),
         Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) if index < 2 => ordered(),
         Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => ordered(),
+        Op::Recurrence(_) | Op::RecurrenceGrad(_) => view.is_contiguous(),
         _ => true,
     }
 }

@@ -154,6 +154,9 @@ impl<'p> Machine<'p> {
             Kernel::Attention(_) | Kernel::AttentionGrad(_) => {
                 panic!("none of these models has an attention kernel")
             }
+            Kernel::Recurrence(_) | Kernel::RecurrenceGrad(_) => {
+                panic!("none of these models has a recurrence")
+            }
         }
     }
 

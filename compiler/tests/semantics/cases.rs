@@ -6,7 +6,7 @@ use precast_compiler::ops::activation::Act;
 use precast_compiler::ops::matmul::Fused;
 use precast_compiler::ops::*;
 use precast_compiler::reference::Tensor;
-use precast_plan::{BinaryOp, DType, Math, ReduceOp, UnaryOp};
+use precast_plan::{BinaryOp, DType, Math, RecurrentCell, ReduceOp, Squash, UnaryOp, Way};
 
 /// What a case says of its gradient.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +79,7 @@ pub fn cases() -> Vec<Case> {
     normalisations(&mut c);
     losses(&mut c);
     attention(&mut c);
+    recurrences(&mut c);
     state(&mut c);
     c.all
 }
@@ -289,6 +290,46 @@ fn attention(c: &mut Cases) {
         let (o, lse, d) = (c.real([2, 2, tq, 4]), c.positive([2, 2, tq]), c.real([2, 2, tq, 4]));
         x.extend([o, lse, d]);
         c.refused(AttentionGrad { scale, causal, masked }, &x);
+    }
+}
+
+fn recurrences(c: &mut Cases) {
+    let (t, b, h) = (4, 3, 2);
+    let (sigmoid, tanh, relu) = (Squash::Sigmoid, Squash::Tanh, Squash::Relu);
+    for (cell, way, [f, g, s], peephole, lengths) in [
+        (RecurrentCell::Rnn, Way::Forward, [tanh, tanh, tanh], false, false),
+        (RecurrentCell::Rnn, Way::Both, [relu, tanh, tanh], false, true),
+        (RecurrentCell::Lstm, Way::Forward, [sigmoid, tanh, tanh], false, false),
+        (RecurrentCell::Lstm, Way::Reverse, [sigmoid, tanh, tanh], true, true),
+        (RecurrentCell::Lstm, Way::Both, [tanh, sigmoid, tanh], true, false),
+        (RecurrentCell::Gru, Way::Forward, [sigmoid, tanh, tanh], false, true),
+        (RecurrentCell::Gru, Way::Both, [sigmoid, tanh, tanh], false, false),
+        (RecurrentCell::GruResetAfter, Way::Reverse, [sigmoid, tanh, tanh], false, false),
+        (RecurrentCell::GruResetAfter, Way::Both, [sigmoid, tanh, tanh], false, true),
+    ] {
+        let (d, m) = (way.directions(), cell.gates() * h);
+        let op = Recurrence { cell, way, f, g, h: s, peephole, lengths };
+        let grad = RecurrenceGrad { cell, way, f, g, h: s, peephole, lengths };
+        let (gates, r) = (c.real([t, b, d, m]), c.real([d, m, h]));
+        let mut x = vec![gates, r.clone(), c.real([cell.states(), b, d, h])];
+        if cell.has_bias() {
+            x.push(c.real([d, h]));
+        }
+        let mut dx = vec![r, c.real([t, b, d, cell.kept() * h]), c.real([t, b, d, h])];
+        dx.push(c.real([t + cell.states(), b, d, h]));
+        if peephole {
+            let p = c.real([d, 3 * h]);
+            x.push(p.clone());
+            dx.push(p);
+        }
+        if lengths {
+            // One ends early, one is whole, one is empty.
+            let l = ints(DType::I64, [b], &[2, t as i64, 0]);
+            x.push(l.clone());
+            dx.push(l);
+        }
+        c.add(op, &x);
+        c.refused(grad, &dx);
     }
 }
 

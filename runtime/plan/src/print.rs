@@ -1,5 +1,6 @@
 //! A plan as text for people: diffable, one step a line.
 
+use crate::recurrence::{RecurrenceShape, Way};
 use crate::schema::{Access, Epilogue, EpilogueKind, Kernel, Plan, Role, Step, Storage, Tensor};
 use std::fmt;
 
@@ -144,6 +145,21 @@ impl fmt::Display for Shape<'_> {
     }
 }
 
+/// Cell, direction and sizes of a recurrence.
+struct Walk<'a>(&'a RecurrenceShape);
+
+impl fmt::Display for Walk<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.0;
+        let way = match s.way {
+            Way::Forward => "",
+            Way::Reverse => " reverse",
+            Way::Both => " both",
+        };
+        write!(f, "{}{way} t{} b{} h{}", s.cell.name(), s.steps, s.batch, s.hidden)
+    }
+}
+
 struct Line<'a>(&'a Plan, &'a Step);
 
 impl fmt::Display for Line<'_> {
@@ -241,6 +257,22 @@ impl fmt::Display for Line<'_> {
                 one(&g.d_k),
                 one(&g.d_v)
             )?,
+            Kernel::Recurrence(r) => {
+                write!(f, "recurrence {}", Walk(&r.shape))?;
+                let read = r.reads();
+                let list: Vec<String> = read.iter().map(|(_, a, _)| one(a)).collect();
+                let lengths = r.lengths.as_ref().map(|a| format!(", {}", one(a)));
+                write!(f, " ({}{})", list.join(", "), lengths.unwrap_or_default())?;
+                write!(f, " -> {}, {}, {}", one(&r.y), one(&r.kept), one(&r.before))?;
+            }
+            Kernel::RecurrenceGrad(g) => {
+                write!(f, "recurrence_grad {}", Walk(&g.shape))?;
+                let read = g.reads();
+                let list: Vec<String> = read.iter().map(|(_, a, _)| one(a)).collect();
+                let lengths = g.lengths.as_ref().map(|a| format!(", {}", one(a)));
+                write!(f, " ({}{})", list.join(", "), lengths.unwrap_or_default())?;
+                write!(f, " -> {}, {}", one(&g.d_gates), one(&g.d_states))?;
+            }
             Kernel::MaxPool(p) => {
                 write!(f, "max_pool ({}) -> {}, {}", one(&p.x), one(&p.y), one(&p.index))?;
             }

@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::precision::Precision;
 use crate::program::{InPort, Instr, OutPort, Program, ReduceOp};
+use crate::recurrence::{Recurrence, RecurrenceGrad};
 use serde::{Deserialize, Serialize};
 
 /// Index into [`Plan::tensors`].
@@ -187,6 +188,8 @@ pub enum Kernel {
     Conv(Conv),
     Attention(Attention),
     AttentionGrad(AttentionGrad),
+    Recurrence(Recurrence),
+    RecurrenceGrad(RecurrenceGrad),
     MaxPool(MaxPool),
     MaxPoolGrad(MaxPool),
     Gather(Gather),

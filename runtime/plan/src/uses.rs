@@ -2,6 +2,7 @@
 
 use crate::dtype::{DType, Kind};
 use crate::program::{BinaryOp, Instr, Reg};
+use crate::recurrence::{RecurrenceShape, RecurrentCell};
 use crate::schema::{
     Access, Attention, ConvGeometry, ConvKind, Epilogue, EpilogueKind, Gather, Gemm, Instance,
     Kernel, Math, MaxPool, Operand, ProgramId, TensorId,
@@ -22,6 +23,9 @@ pub(crate) struct Use {
     pub space: Option<usize>,
     pub what: &'static str,
 }
+
+/// Accesses by name, with their extents.
+type Uses<'a> = Vec<(&'static str, &'a Access, Vec<u64>)>;
 
 struct Collector<'a, 'b> {
     cx: &'a mut Context<'b>,
@@ -76,6 +80,21 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
             c.result("d_q", &g.d_q, q, Kind::Real);
             c.result("d_k", &g.d_k, kv.clone(), Kind::Real);
             c.result("d_v", &g.d_v, kv, Kind::Real);
+        }
+        Kernel::Recurrence(r) => {
+            let (shape, lengths) = (&r.shape, r.lengths.as_ref());
+            if c.recurrence(shape, r.peephole.is_some(), lengths) {
+                if r.bias.is_some() != shape.cell.has_bias() {
+                    c.error(format!("a bias of a {} cell", shape.cell.name()));
+                }
+                c.walked(r.reads(), r.writes(), "kept", &r.kept);
+            }
+        }
+        Kernel::RecurrenceGrad(g) => {
+            if c.recurrence(&g.shape, g.peephole.is_some(), g.lengths.as_ref()) {
+                c.exactly("kept", &g.kept, DType::F32);
+                c.walked(g.reads(), g.writes(), "d_states", &g.d_states);
+            }
         }
         Kernel::MaxPool(p) => c.pool(p, true),
         Kernel::MaxPoolGrad(p) => c.pool(p, false),
@@ -382,6 +401,54 @@ impl Collector<'_, '_> {
         self.typed("o", &a.o, q, Kind::Real, forward);
         self.exactly("lse", &a.lse, DType::F32);
         self.typed("lse", &a.lse, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
+    }
+
+    /// Whether the sizes of a recurrence are usable.
+    fn recurrence(
+        &mut self,
+        s: &RecurrenceShape,
+        peephole: bool,
+        lengths: Option<&Access>,
+    ) -> bool {
+        if [s.steps, s.batch, s.hidden].iter().any(|n| !(1..=MAX_ELEMENTS).contains(n)) {
+            self.error("a recurrence has an empty or huge size");
+            return false;
+        }
+        if peephole && s.cell != RecurrentCell::Lstm {
+            self.error(format!("a {} cell has no peepholes", s.cell.name()));
+        }
+        if let Some(a) = lengths {
+            self.operand("lengths", a, vec![s.batch], Kind::Int);
+            if self.dtype("lengths", a).is_some_and(|d| !matches!(d, DType::I32 | DType::I64)) {
+                self.error("lengths are neither i32 nor i64");
+            }
+            self.dense("lengths", a, &[s.batch]);
+        }
+        [s.gates_dims(), s.matrix_dims(), s.y_dims(), s.kept_dims()].iter().all(|d| self.sizes(d))
+    }
+
+    /// Dense operands and results, one of which is always f32.
+    fn walked(&mut self, reads: Uses, writes: Uses, full: &'static str, a: &Access) {
+        self.exactly(full, a, DType::F32);
+        for (list, write) in [(reads, false), (writes, true)] {
+            for (what, a, dims) in list {
+                self.dense(what, a, &dims);
+                self.typed(what, a, dims, Kind::Real, write);
+            }
+        }
+    }
+
+    fn dense(&mut self, what: &str, a: &Access, dims: &[u64]) {
+        let mut step = 1;
+        let whole = a.strides.len() == dims.len()
+            && dims.iter().zip(&a.strides).rev().all(|(&n, &s)| {
+                let ok = n == 1 || s == step;
+                step *= n as i64;
+                ok
+            });
+        if !whole {
+            self.error(format!("{what} is not dense"));
+        }
     }
 
     fn pool(&mut self, p: &MaxPool, forward: bool) {

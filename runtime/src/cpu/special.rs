@@ -4,6 +4,7 @@ use super::exec::Memory;
 use super::kernels::attention::{Attention, Backward, View4};
 use super::kernels::gather::{BadIndex, Indices, gather_rows, scatter_add_rows};
 use super::kernels::pool::MaxPool2d;
+use super::kernels::recurrence::{self, Dense, Recurrence};
 use super::pool::Pool;
 use super::reorder::Reorder;
 use super::rows::Bound;
@@ -35,6 +36,14 @@ pub enum Special {
         dtype: DType,
         forward: bool,
         reorder: Box<Reorder>,
+    },
+    Recurrence {
+        problem: Recurrence,
+        tensors: Box<recurrence::Forward>,
+    },
+    RecurrenceGrad {
+        problem: Recurrence,
+        tensors: Box<recurrence::Backward>,
     },
     Gather {
         table: *const u8,
@@ -89,6 +98,12 @@ impl Ctx<'_> {
             return Ok(self.first(a));
         }
         Err(Error::new("R0108", format!("{what} is not dense")))
+    }
+
+    /// A tensor that validation found dense.
+    fn whole(&self, a: &Access) -> Dense {
+        let (ptr, dtype) = self.first(a);
+        Dense { ptr, dtype }
     }
 
     fn attention(&self, a: &plan::Attention) -> Result<(Attention, *mut f32)> {
@@ -149,6 +164,35 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
                 grad_v: c.view(&g.d_v),
             });
             Special::AttentionGrad { problem, views, lse }
+        }
+        Kernel::Recurrence(r) => {
+            let optional = |a: &Option<Access>| a.as_ref().map(|a| c.whole(a));
+            let tensors = Box::new(recurrence::Forward {
+                gates: c.whole(&r.gates),
+                matrix: c.whole(&r.matrix),
+                states: c.whole(&r.states),
+                bias: optional(&r.bias),
+                peephole: optional(&r.peephole),
+                lengths: optional(&r.lengths),
+                y: c.whole(&r.y),
+                kept: c.whole(&r.kept),
+                before: c.whole(&r.before),
+            });
+            Special::Recurrence { problem: Recurrence::new(&r.shape), tensors }
+        }
+        Kernel::RecurrenceGrad(g) => {
+            let optional = |a: &Option<Access>| a.as_ref().map(|a| c.whole(a));
+            let tensors = Box::new(recurrence::Backward {
+                matrix: c.whole(&g.matrix),
+                kept: c.whole(&g.kept),
+                before: c.whole(&g.before),
+                d_y: c.whole(&g.d_y),
+                peephole: optional(&g.peephole),
+                lengths: optional(&g.lengths),
+                d_gates: c.whole(&g.d_gates),
+                d_states: c.whole(&g.d_states),
+            });
+            Special::RecurrenceGrad { problem: Recurrence::new(&g.shape), tensors }
         }
         Kernel::MaxPool(p) | Kernel::MaxPoolGrad(p) => {
             let g = &p.geometry;
@@ -213,6 +257,8 @@ impl Special {
         match self {
             Special::Attention { problem, .. } => problem.forward_scratch_bytes(),
             Special::AttentionGrad { problem, .. } => problem.backward_scratch_bytes(),
+            Special::Recurrence { problem, .. } => problem.scratch_bytes(true),
+            Special::RecurrenceGrad { problem, .. } => problem.scratch_bytes(false),
             Special::MaxPool { problem, forward: true, .. } => problem.forward_scratch_bytes(),
             Special::MaxPool { problem, .. } => problem.backward_scratch_bytes(),
             Special::Gather { .. } | Special::ScatterAdd { .. } => 0,
@@ -243,6 +289,10 @@ impl Special {
                 }
                 Special::AttentionGrad { problem, ref views, lse } => {
                     problem.backward(views, lse, scratch);
+                }
+                Special::Recurrence { problem, ref tensors } => problem.forward(tensors, scratch),
+                Special::RecurrenceGrad { problem, ref tensors } => {
+                    problem.backward(tensors, scratch);
                 }
                 Special::MaxPool { problem, x, y, index, dtype, forward, ref reorder } => {
                     reorder.before(pool);

@@ -164,6 +164,8 @@ impl Lowering<'_> {
         match &step.kernel {
             Kernel::Rows(r) => text::lower_rows(plan, r, &step.name, facts, &mut l)?,
             Kernel::Gemm(g) => fallback = self.gemm(g, &mut l)?,
+            Kernel::Recurrence(r) => kernels::lower_recurrence(plan, r, facts, &mut l)?,
+            Kernel::RecurrenceGrad(g) => kernels::lower_recurrence_grad(plan, g, facts, &mut l)?,
             Kernel::MaxPool(p) => kernels::lower_max_pool(plan, p, facts, &mut l)?,
             Kernel::MaxPoolGrad(p) => kernels::lower_max_pool_grad(plan, p, facts, &mut l)?,
             Kernel::Gather(g) => kernels::lower_gather(plan, g, self.number, facts, &mut l)?,

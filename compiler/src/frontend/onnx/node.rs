@@ -130,6 +130,22 @@ impl<'a> Attrs<'a> {
         }
     }
 
+    /// A list of strings; empty where the attribute is absent.
+    ///
+    /// # Errors
+    /// P0206 where the attribute has another type.
+    pub fn strings(&self, name: &str) -> Res<Vec<String>> {
+        match self.get(name) {
+            None => Ok(vec![]),
+            Some(a) if a.strings.is_empty() && !matches!(a.r#type, Some(8) | None) => {
+                Err(Attrs::wrong(name, "a list of strings"))
+            }
+            Some(a) => {
+                Ok(a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+            }
+        }
+    }
+
     /// `N` non-negative integers of a sane size, such as strides.
     pub fn sizes(&self, name: &str, rank: usize, default: usize) -> Res<Vec<usize>> {
         let Some(list) = self.ints(name)? else { return Ok(vec![default; rank]) };

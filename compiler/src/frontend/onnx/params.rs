@@ -125,6 +125,13 @@ pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, K
                     let from = from.iter().map(|n| (*n).to_string()).collect();
                     (by_use, Some(Doubt::Computed(from)))
                 }
+                // A first state that an exporter wrote out: nobody's parameter.
+                None if by_use == Role::Other
+                    && named == Named::Literal
+                    && is_zero(src, name, init) =>
+                {
+                    (Role::Constant, None)
+                }
                 None if scalar && named == Named::Unclear => (Role::Unclear, None),
                 None if buffers::named(name) => (Role::Buffer, Some(Doubt::Name)),
                 None if waves() => (Role::Buffer, Some(Doubt::Sinusoids)),
@@ -199,6 +206,17 @@ fn is_mask(src: &Source, name: &str, init: &Initializer) -> bool {
         || (v.iter().all(|&x| x == 0.0 || x <= -1e4) && v.iter().any(|&x| x != 0.0))
 }
 
+/// Whether a tensor is small enough to look at, and holds nothing but zeros.
+fn is_zero(src: &Source, name: &str, init: &Initializer) -> bool {
+    if matches!(init.storage, Storage::External { .. })
+        || init.elements() > super::fold::MAX_FOLDED
+    {
+        return false;
+    }
+    let literal = src.literal(name);
+    matches!(literal, Ok(Tensor { data: Data::Real(v), .. }) if v.iter().all(|&x| x == 0.0))
+}
+
 enum Use {
     Is(Role),
     /// The elements reappear in the node's results, which have (about) these extents.
@@ -242,6 +260,13 @@ fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
             | "GroupNormalization",
             2,
         ) => Role::Bias,
+        // PyTorch draws all of a recurrence by the size of its state.
+        ("LSTM" | "GRU" | "RNN", 1 | 2) => {
+            let hidden = usize::try_from(attrs.int("hidden_size", 0).unwrap_or(0)).unwrap_or(0);
+            Role::Weight { fan_in: if hidden > 0 { hidden } else { last(1) } }
+        }
+        ("LSTM" | "GRU" | "RNN", 3) => Role::Bias,
+        ("LSTM" | "GRU" | "RNN", 7) => Role::Scale,
         ("Gather" | "GatherND" | "GatherElements", 0) => Role::Embedding,
         ("Add" | "Sub" | "Sum", _) => {
             // [1,n] and the like are biases too; two real axes are a table of positions.

@@ -126,6 +126,8 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         | Op::Iota(_)
         | Op::Cast(_)
         | Op::ScatterAdd(_)
+        | Op::Recurrence(_)
+        | Op::RecurrenceGrad(_)
         | Op::GradStats(_)
         | Op::SgdUpdate(_)
         | Op::AdamUpdate(_)

@@ -43,6 +43,8 @@ fn deciding(op: &Op, arity: usize) -> SmallVec<[usize; 6]> {
             SmallVec::from_slice(&[0, arity - 1])
         }
         Op::ScaleBy(_) | Op::ScatterAdd(_) => SmallVec::from_slice(&[1]),
+        Op::Recurrence(_) => SmallVec::from_slice(&[0]),
+        Op::RecurrenceGrad(_) => SmallVec::from_slice(&[3]),
         Op::Attention(_) | Op::AttentionGrad(_) => super::uniform_operands(op, arity).into(),
         _ => (0..arity).collect(),
     }
@@ -56,7 +58,7 @@ fn follows(op: &Op, result: usize) -> bool {
         Op::BatchNorm(_) | Op::LayerNorm(_) | Op::Attention(_) | Op::BatchNormGrad(_) => {
             result == 0
         }
-        _ => true,
+        _ => op.def().narrow().is_none_or(|list| list.contains(&result)),
     }
 }
 

@@ -17,6 +17,8 @@ pub mod lanes;
 pub mod pack;
 pub mod par;
 pub mod pool;
+pub mod recurrence;
+mod recurrent_cells;
 pub mod rows;
 pub mod vmath;
 

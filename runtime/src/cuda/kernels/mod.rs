@@ -12,6 +12,8 @@ mod gather;
 mod gemm;
 mod pool;
 mod product;
+mod recurrence;
+mod recurrence_samples;
 mod samples;
 mod text;
 
@@ -20,6 +22,7 @@ pub use conv::lower_conv;
 pub use gather::{lower_gather, lower_scatter_add};
 pub use gemm::lower_gemm_fallback;
 pub use pool::{lower_max_pool, lower_max_pool_grad};
+pub use recurrence::{lower_recurrence, lower_recurrence_grad};
 pub use samples::samples;
 
 #[cfg(test)]

@@ -314,6 +314,7 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
         lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
         lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
     }
+    super::recurrence_samples::recurrences(&mut s, facts, &mut out);
     products(&mut s, facts, &mut out);
     let mut list: Vec<Arc<Source>> = out
         .tasks

@@ -8,6 +8,7 @@ mod loss;
 mod movement;
 mod norm;
 mod pool;
+mod recurrence;
 mod reduce;
 
 use super::fold;
@@ -45,6 +46,7 @@ pub const SUPPORTED: &[&str] = &[
     "Expand",
     "Flatten",
     "Floor",
+    "GRU",
     "Gather",
     "GatherElements",
     "GatherND",
@@ -61,6 +63,7 @@ pub const SUPPORTED: &[&str] = &[
     "InstanceNormalization",
     "IsInf",
     "IsNaN",
+    "LSTM",
     "LayerNormalization",
     "LeakyRelu",
     "Less",
@@ -82,6 +85,7 @@ pub const SUPPORTED: &[&str] = &[
     "Pad",
     "Pow",
     "RMSNormalization",
+    "RNN",
     "Range",
     "Reciprocal",
     "ReduceL2",
@@ -183,6 +187,7 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         pool::convert,
         attention::convert,
         loss::convert,
+        recurrence::convert,
     ] {
         if let Some(v) = family(cx, call)? {
             return Ok(v);

@@ -56,7 +56,7 @@ impl Memory {
         }
     }
 
-    fn element(&self, a: &Access, i: &[usize]) -> (DType, *mut u8) {
+    pub fn element(&self, a: &Access, i: &[usize]) -> (DType, *mut u8) {
         let dtype = self.dtypes[a.tensor as usize];
         let steps: i64 = i.iter().zip(&a.strides).map(|(&i, s)| i as i64 * s).sum();
         let at = (a.offset as i64 + steps) as usize * dtype.size();

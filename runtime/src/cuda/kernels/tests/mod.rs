@@ -4,6 +4,7 @@ mod attention;
 mod memory;
 mod moves;
 mod product;
+mod recurrence;
 
 use super::samples::samples;
 use crate::cuda::launch::Facts;
