@@ -137,6 +137,9 @@ fn table(plan: &Plan) -> String {
                 Kernel::ScatterAdd(_) => "scatter_add".into(),
                 Kernel::Recurrence(_) => "recurrence".into(),
                 Kernel::RecurrenceGrad(_) => "recurrence_grad".into(),
+                Kernel::LastIndex(_) => "last_index".into(),
+                Kernel::CumSum(_) => "cumsum".into(),
+                Kernel::TopK(_) => "top_k".into(),
             };
             writeln!(out, "{phase:6} {what}: {}", s.name).unwrap();
         }

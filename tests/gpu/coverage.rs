@@ -54,6 +54,10 @@ const EACH: &[(&[&str], &[&str], &[&str])] = &[
     (&["recurrence"], &["GatesT", "StatesT", "BiasT", "YT"], REALS),
     (&["recurrence_turn", "recurrence_grad"], &["MatrixT"], REALS),
     (&["recurrence_grad"], &["DYT", "DGatesT"], REALS),
+    (&["last_index"], &["IdT"], &["i64", "int"]),
+    (&["cumsum"], &["EXCLUSIVE", "REVERSE", "LINE_A_THREAD", "REAL"], BOTH),
+    (&["top_k"], &["LARGEST", "SHARED", "REAL"], BOTH),
+    (&["cumsum", "top_k"], &["XT"], &["float", "f16", "bf16", "i64", "int", "u8"]),
 ];
 
 /// Families, and what has to have these values in one of them or another.

@@ -1,5 +1,6 @@
 //! From schedules to the plan.
 
+mod along;
 mod epilogue;
 mod geometry;
 mod recurrence;
@@ -592,7 +593,10 @@ impl Bind<'_> {
                 })
             }
             Op::Recurrence(_) | Op::RecurrenceGrad(_) => self.recurrence(i),
-            op => panic!("`{}` has no kernel", op.name()),
+            op => {
+                let x = &operands[0];
+                along::kernel(op, &x.1, |strides| self.with(x, strides), write(0))
+            }
         }
     }
 }

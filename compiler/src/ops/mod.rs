@@ -233,8 +233,9 @@ ops! {
     matmul: MatMul;
     conv: Conv2d, Conv2dDataGrad, Conv2dFilterGrad;
     pool: MaxPool2d, MaxPool2dGrad;
-    gather: Gather, ScatterAdd;
+    gather: Gather, ScatterAdd, LastIndex;
     stop_gradient: StopGradient;
+    along: CumSum, TopK;
     softmax: Softmax, SoftmaxGrad;
     layer_norm: LayerNorm, LayerNormGrad, LayerNormParamGrad;
     batch_norm: BatchNorm, BatchNormGrad;

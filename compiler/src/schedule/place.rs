@@ -88,6 +88,9 @@ fn placeable(
         Body::Kernel {
             op: Op::Gather(_)
                 | Op::ScatterAdd(_)
+                | Op::LastIndex(_)
+                | Op::CumSum(_)
+                | Op::TopK(_)
                 | Op::MaxPool2d(_)
                 | Op::MaxPool2dGrad(_)
                 | Op::Recurrence(_)

@@ -1,12 +1,15 @@
 //! One converter per ONNX operator, in files by family.
 
 mod attention;
+mod einsum;
 mod elementwise;
+mod grid;
 mod index;
 mod linear;
 mod loss;
 mod movement;
 mod norm;
+mod order;
 mod pool;
 mod recurrence;
 mod reduce;
@@ -21,6 +24,8 @@ pub const SUPPORTED: &[&str] = &[
     "Abs",
     "Add",
     "And",
+    "ArgMax",
+    "ArgMin",
     "Attention",
     "AveragePool",
     "BatchNormalization",
@@ -29,6 +34,7 @@ pub const SUPPORTED: &[&str] = &[
     "Ceil",
     "Celu",
     "Clip",
+    "Compress",
     "Concat",
     "Constant",
     "ConstantOfShape",
@@ -39,11 +45,13 @@ pub const SUPPORTED: &[&str] = &[
     "DepthToSpace",
     "Div",
     "Dropout",
+    "Einsum",
     "Elu",
     "Equal",
     "Erf",
     "Exp",
     "Expand",
+    "EyeLike",
     "Flatten",
     "Floor",
     "GRU",
@@ -56,9 +64,11 @@ pub const SUPPORTED: &[&str] = &[
     "GlobalMaxPool",
     "Greater",
     "GreaterOrEqual",
+    "GridSample",
     "GroupNormalization",
     "HardSigmoid",
     "HardSwish",
+    "Hardmax",
     "Identity",
     "InstanceNormalization",
     "IsInf",
@@ -79,7 +89,9 @@ pub const SUPPORTED: &[&str] = &[
     "Mod",
     "Mul",
     "Neg",
+    "NonZero",
     "Not",
+    "OneHot",
     "Or",
     "PRelu",
     "Pad",
@@ -99,7 +111,10 @@ pub const SUPPORTED: &[&str] = &[
     "Relu",
     "Reshape",
     "Resize",
+    "ReverseSequence",
     "Round",
+    "ScatterElements",
+    "ScatterND",
     "Selu",
     "SequenceAt",
     "SequenceConstruct",
@@ -122,6 +137,7 @@ pub const SUPPORTED: &[&str] = &[
     "Sum",
     "Tanh",
     "Tile",
+    "TopK",
     "Transpose",
     "Trilu",
     "Unsqueeze",
@@ -180,6 +196,9 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     for family in [
         movement::convert,
         index::convert,
+        order::convert,
+        einsum::convert,
+        grid::convert,
         elementwise::convert,
         linear::convert,
         norm::convert,
