@@ -136,7 +136,12 @@ pub fn operations() -> Vec<Case> {
         if p.check().is_err() {
             p.code[2] = Instr::Bool(false);
         }
-        let mut add = |i: Instr| {
+        // A register that this function was applied to the operand for.
+        let made = |p: &Program, op: UnaryOp| {
+            let is = |i: &Instr| *i == Instr::Unary(op, 0);
+            p.code.iter().position(is).unwrap_or(0) as Reg
+        };
+        let add = |p: &mut Program, i: Instr| {
             p.code.push(i);
             if p.check().is_err() {
                 p.code.pop();
@@ -146,15 +151,17 @@ pub fn operations() -> Vec<Case> {
             // Arguments where the function is defined and smooth.
             let at = match op {
                 UnaryOp::Log | UnaryOp::Log1p | UnaryOp::Sqrt | UnaryOp::Rsqrt => 2,
+                UnaryOp::Asin | UnaryOp::Acos | UnaryOp::Atanh => made(&p, UnaryOp::Tanh),
+                UnaryOp::Acosh => made(&p, UnaryOp::Cosh),
                 _ => 0,
             };
-            add(Instr::Unary(op, at));
+            add(&mut p, Instr::Unary(op, at));
         }
         for &op in BinaryOp::ALL {
-            add(Instr::Binary(op, if op == BinaryOp::Pow { 2 } else { 0 }, 1));
+            add(&mut p, Instr::Binary(op, if op == BinaryOp::Pow { 2 } else { 0 }, 1));
         }
         for r in DType::ALL {
-            add(Instr::Round(r, 0));
+            add(&mut p, Instr::Round(r, 0));
         }
         let infos = p.check().expect("well formed");
         let all: Vec<OutPort> = (4..infos.len())
