@@ -28,8 +28,7 @@ crate::word_attr!(Act {
 });
 
 impl Act {
-    pub const ALL: [Act; 5] =
-        [Act::Relu, Act::Gelu, Act::GeluTanh, Act::Silu, Act::Softplus];
+    pub const ALL: [Act; 5] = [Act::Relu, Act::Gelu, Act::GeluTanh, Act::Silu, Act::Softplus];
 
     /// Whether the derivative is computed from the result rather than from the operand, so that the
     /// operand need not be kept.

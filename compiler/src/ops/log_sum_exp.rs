@@ -1,6 +1,6 @@
 //! The logarithm of a sum of exponentials.
 
-use super::reduce::{order, over_axes};
+use super::reduce::over_axes;
 use super::{
     GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
 };
@@ -13,8 +13,8 @@ op! {
     LogSumExp = "log_sum_exp" { axes: Vec<usize> }
 }
 op! {
-    /// (x, y, dy) → dx = `exp(x − y) dy`, y the result of [`LogSumExp`]; NaN where every element is
-    /// −∞, as torch.logsumexp.
+    /// (x, dy) → dx = `softmax(x) dy` over the axes of a [`LogSumExp`]; NaN where every element is −∞,
+    /// as torch.logsumexp. Its result is not read: it has rounded away what large x differ by.
     LogSumExpGrad = "log_sum_exp_grad" { axes: Vec<usize> }
 }
 
@@ -29,8 +29,8 @@ impl OpDef for LogSumExp {
         Lowering::Rows
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
-        let (x, y, dy) = (cx.x(0), cx.y(0), cx.only_dy(0)?);
-        Ok(vec![Some(cx.op(LogSumExpGrad { axes: self.axes.clone() }, &[x, y, dy]))])
+        let (x, dy) = (cx.x(0), cx.only_dy(0)?);
+        Ok(vec![Some(cx.op(LogSumExpGrad { axes: self.axes.clone() }, &[x, dy]))])
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
         over_axes(&x[0].shape, &self.axes)
@@ -51,10 +51,10 @@ impl OpDef for LogSumExp {
 
 impl OpDef for LogSumExpGrad {
     fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        signature(x, "rrr")?;
+        signature(x, "rr")?;
         let row = LogSumExp { axes: self.axes.clone() }.infer(&x[..1])?;
-        if x[1].shape != row[0].shape || x[2].shape != row[0].shape {
-            return Err(format!("{} and {} are not one number a row of {}", x[1], x[2], x[0]));
+        if x[1].shape != row[0].shape {
+            return Err(format!("{} is not one number a row of {}", x[1], x[0]));
         }
         Ok(vec![TensorType::f32(x[0].shape.clone())])
     }
@@ -65,22 +65,21 @@ impl OpDef for LogSumExpGrad {
         Lowering::Rows
     }
     fn linear(&self) -> Linear {
-        Linear::Each(&[2])
+        Linear::Each(&[1])
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
-        // Nothing is reduced: rows may run together with other elementwise work.
-        let whole: Vec<usize> = (0..x[0].shape.rank()).collect();
-        let (kept, _) = order(whole.len(), &self.axes);
-        RowSpec {
-            dims: x[0].shape.to_vec(),
-            reduced: 0,
-            inputs: vec![whole.clone(), kept.clone(), kept],
-            outputs: vec![whole],
-        }
+        let mut spec = over_axes(&x[0].shape, &self.axes);
+        let row = spec.outputs.remove(0);
+        spec.outputs.push(spec.inputs[0].clone());
+        spec.inputs.push(row);
+        spec
     }
     fn emit(&self, b: &mut ProgramBuilder, x: &[Reg]) -> Vec<Reg> {
-        let c = b.sub(x[0], x[1]);
-        let p = b.un(UnaryOp::Exp, c);
-        vec![b.mul(p, x[2])]
+        let max = b.max_over(x[0]);
+        let c = b.sub(x[0], max);
+        let e = b.un(UnaryOp::Exp, c);
+        let sum = b.sum(e);
+        let share = b.div(x[1], sum);
+        vec![b.mul(e, share)]
     }
 }

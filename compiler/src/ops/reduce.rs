@@ -1,7 +1,7 @@
 //! Sums and extrema over axes.
 
 use super::{
-    AxisMap, Broadcast, ExtremumGrad, GradCx, Grads, Linear, Lowering, NumericClass, OpDef,
+    Broadcast, ExtremumGrad, GradCx, Grads, Linear, Lowering, NumericClass, OpDef,
     ProgramBuilder, RowSpec, signature,
 };
 use crate::ir::TensorType;
@@ -22,25 +22,19 @@ impl crate::ir::AttrValue for ReduceOp {
     }
 }
 
-/// The axes that are kept of so many, and where each lies in an iteration space whose reduced axes
-/// are the last.
-pub(super) fn order(rank: usize, axes: &[usize]) -> (Vec<usize>, AxisMap) {
-    let kept: Vec<usize> = (0..rank).filter(|d| !axes.contains(d)).collect();
-    let mut map = vec![0; rank];
-    for (space, &axis) in kept.iter().chain(axes).enumerate() {
-        map[axis] = space;
-    }
-    (kept, map)
-}
-
 /// One operand that is reduced over `axes` to one result.
 pub(super) fn over_axes(shape: &[usize], axes: &[usize]) -> RowSpec {
-    let (kept, map) = order(shape.len(), axes);
+    let kept: Vec<usize> = (0..shape.len()).filter(|d| !axes.contains(d)).collect();
+    let order: Vec<usize> = kept.iter().chain(axes).copied().collect();
+    let mut map = vec![0; shape.len()];
+    for (space, &axis) in order.iter().enumerate() {
+        map[axis] = space;
+    }
     RowSpec {
-        dims: kept.iter().chain(axes).map(|&d| shape[d]).collect(),
+        dims: order.iter().map(|&d| shape[d]).collect(),
         reduced: axes.len(),
-        outputs: vec![(0..kept.len()).collect()],
         inputs: vec![map],
+        outputs: vec![(0..kept.len()).collect()],
     }
 }
 

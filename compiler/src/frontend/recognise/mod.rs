@@ -11,6 +11,7 @@ mod attention;
 mod layer_norm;
 mod logarithm;
 mod matcher;
+mod norm;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub const PASSES: &[(&str, Pattern)] = &[
     ("sigmoid", logarithm::sigmoid),
     ("expm1", logarithm::expm1),
     ("logarithm", logarithm::logarithm),
+    ("norm", norm::norm),
     ("gelu", activation::gelu),
     ("silu", activation::silu),
     ("layer_norm", layer_norm::core),

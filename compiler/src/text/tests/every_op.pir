@@ -60,7 +60,7 @@ forward:
   %o, %alse = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
 backward:
   %dext = extremum_grad %x, %ext {f=max, axes=[1], first=true}
-  %dlsum = log_sum_exp_grad %x, %lsum, %ext {axes=[1]}
+  %dlsum = log_sum_exp_grad %x, %lsum {axes=[1]}
   %dact = activate_grad %mm, %act {act=silu}
   %dimg = conv2d_data_grad %conv, %flt {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1, size=[6,6]}
   %dflt = conv2d_filter_grad %img, %conv {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1, kernel=[3,3]}

@@ -146,7 +146,7 @@ fn hard_sigmoid(cx: &mut Importer, x: ValueId, alpha: f64, beta: f64) -> Res<Val
     let b = cx.full(beta, &shape)?;
     let t = cx.one("beta", ops::Binary { f: B::Add }, &[t, b])?;
     let (zero, unit) = (cx.full(0.0, &shape)?, cx.full(1.0, &shape)?);
-    bounded(cx, t, Some(zero), Some(unit), Ends::Open)
+    bounded(cx, t, Some(Bound::Number(zero)), Some(Bound::Number(unit)))
 }
 
 /// One at the first of the largest elements along an axis, zero elsewhere.
@@ -177,83 +177,51 @@ fn shrink(cx: &mut Importer, x: ValueId, lambd: f64, bias: f64) -> Res<ValueId> 
 }
 
 fn clip(cx: &mut Importer, call: &Call, x: ValueId) -> Res<ValueId> {
+    let low = bound(cx, call, x, 1, "min")?;
+    let high = bound(cx, call, x, 2, "max")?;
+    bounded(cx, x, low, high)
+}
+
+/// An end of an interval.
+enum Bound {
+    /// One number: the derivative is 0 there, as torch.clamp, hardtanh and relu6 have it.
+    Number(ValueId),
+    /// A tensor, which shares the cotangent where it equals the operand, as torch.clamp has it.
+    Tensor(ValueId),
+}
+
+fn bound(cx: &mut Importer, call: &Call, x: ValueId, i: usize, attr: &str) -> Res<Option<Bound>> {
     let shape = cx.graph.shape(x).to_vec();
-    let bound = |cx: &mut Importer, i: usize, attr: &str| match call.input(i).cloned() {
+    Ok(match call.input(i).cloned() {
         None if call.attrs.has(attr) => {
             let v = call.attrs.real(attr, 0.0)?;
-            cx.full(v, &shape).map(Some)
+            Some(Bound::Number(cx.full(v, &shape)?))
         }
-        None => Ok(None),
-        Some(v) => cx.spread(&v, &shape).map(Some),
-    };
-    let (low, high) = (bound(cx, 1, "min")?, bound(cx, 2, "max")?);
-    let ends = ends(cx, call)?;
-    bounded(cx, x, low, high, ends)
+        None => None,
+        Some(v) => {
+            let number = matches!(&v, Val::Const(t) if t.splat().is_some());
+            let v = cx.spread(&v, &shape)?;
+            Some(if number { Bound::Number(v) } else { Bound::Tensor(v) })
+        }
+    })
 }
 
-/// Whether the ends of an interval belong to where its function is the identity: the derivative
-/// there is 1 in torch.clamp, and 0 in hardtanh, relu6, hardsigmoid and hardswish.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ends {
-    Closed,
-    Open,
-}
-
-/// Both export as `Clip`. torch.export names the operator in the node's metadata. Of others the
-/// bounds 0 and 6 say ReLU6, and a module of its own that holds nothing else says hardtanh.
-fn ends(cx: &Importer, call: &Call) -> Res<Ends> {
-    let node = call.attrs.0;
-    if let Some(target) = call.attrs.torch_target() {
-        let open = ["relu6", "hardtanh", "hardsigmoid", "hardswish"];
-        let open = open.iter().any(|o| target.contains(&format!("aten.{o}")));
-        return Ok(if open { Ends::Open } else { Ends::Closed });
-    }
-    let bound = |i: usize, attr: &str| -> Res<Option<f64>> {
-        Ok(match call.input(i) {
-            Some(Val::Const(t)) => t.scalar(),
-            Some(_) => None,
-            None if call.attrs.has(attr) => Some(call.attrs.real(attr, 0.0)?),
-            None => None,
-        })
-    };
-    let (Some(low), Some(high)) = (bound(1, "min")?, bound(2, "max")?) else {
-        return Ok(Ends::Closed);
-    };
-    if (low, high) == (0.0, 6.0) {
-        return Ok(Ends::Open);
-    }
-    // `/layer/act/Clip` of the TorchScript exporter; `/Clip` is the model's own code.
-    let name = node.name.as_deref().unwrap_or("");
-    let Some((scope, _)) = name.rsplit_once('/').filter(|(scope, _)| !scope.is_empty()) else {
-        return Ok(Ends::Closed);
-    };
-    let scope = format!("{scope}/");
-    let alone = name.starts_with('/')
-        && cx.src.graph.node.iter().all(|n| {
-            let inside = n.name.as_deref().is_some_and(|n| n.starts_with(&scope));
-            // Bounds of clamp are cast, those of hardtanh are not.
-            !inside || n.op_type.as_deref() == Some("Constant") || std::ptr::eq(n, node)
-        });
-    Ok(if alone { Ends::Open } else { Ends::Closed })
-}
-
-/// Selections rather than extrema, which would share the cotangent at the ends.
-fn bounded(
-    cx: &mut Importer,
-    x: ValueId,
-    low: Option<ValueId>,
-    high: Option<ValueId>,
-    ends: Ends,
-) -> Res<ValueId> {
-    let f = if ends == Ends::Open { B::Le } else { B::Lt };
+fn bounded(cx: &mut Importer, x: ValueId, low: Option<Bound>, high: Option<Bound>) -> Res<ValueId> {
     let mut y = x;
-    if let Some(low) = low {
-        let under = cx.one("under", ops::Binary { f }, &[y, low])?;
-        y = cx.one("", ops::Select {}, &[under, low, y])?;
-    }
-    if let Some(high) = high {
-        let over = cx.one("over", ops::Binary { f }, &[high, y])?;
-        y = cx.one("", ops::Select {}, &[over, high, y])?;
-    }
-    Ok(y)
+    y = match low {
+        None => y,
+        Some(Bound::Tensor(low)) => cx.one("", ops::Binary { f: B::Max }, &[y, low])?,
+        Some(Bound::Number(low)) => {
+            let under = cx.one("under", ops::Binary { f: B::Le }, &[y, low])?;
+            cx.one("", ops::Select {}, &[under, low, y])?
+        }
+    };
+    Ok(match high {
+        None => y,
+        Some(Bound::Tensor(high)) => cx.one("", ops::Binary { f: B::Min }, &[y, high])?,
+        Some(Bound::Number(high)) => {
+            let over = cx.one("over", ops::Binary { f: B::Le }, &[high, y])?;
+            cx.one("", ops::Select {}, &[over, high, y])?
+        }
+    })
 }

@@ -373,4 +373,3 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let p = crate::frontend::onnx::node::shortest(p as f32);
     Ok(Some(vec![Val::Node(cx.one("", ops::Dropout { p: Real(p), stream }, &[x, seed, batch])?)]))
 }
-
