@@ -186,6 +186,22 @@ fn plans_compute_what_graphs_mean() {
     }
 }
 
+/// Where finite differences are no judge: every corner and tie of these graphs is exact in f32.
+#[test]
+fn plans_at_edges_compute_what_graphs_mean() {
+    let mut ties = 0;
+    for seed in 0..300 {
+        let case = RandomCase::at_edges(seed);
+        let g = case.differentiated();
+        let plan = common::lower(&g, Policy::F32);
+        let want = eval(&g, &case.inputs, &case.vars).unwrap_or_else(|e| panic!("{e}"));
+        let (e, name) = distance(&run(&plan, &case, 1), &want);
+        assert!(e <= 2e-6, "seed {seed}, {name}: off by {e:e}\n{}", describe(&case));
+        ties += g.nodes().filter(|(_, n)| matches!(n.op, Op::ExtremumGrad(_))).count();
+    }
+    assert!(ties > 100, "{ties} extrema");
+}
+
 #[test]
 fn plans_in_16_bits_round_where_they_store() {
     let (mut off, mut narrow) = (vec![], 0);

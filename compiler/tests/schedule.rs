@@ -243,7 +243,8 @@ fn computes_the_graph_with(g: &Graph, capabilities: Capabilities) {
         let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
         let off = norm(&mut have.iter().zip(&want).map(|(a, b)| a - b));
         let size = norm(&mut want.iter().copied());
-        assert!(off <= 2e-4 * size + 1e-6, "`{name}` is {off} off, its norm is {size}");
+        // Adam divides by roots of second moments near 0, which enlarges roundings.
+        assert!(off <= 3e-4 * size + 1e-6, "`{name}` is {off} off, its norm is {size}");
     };
     for r in &plan.results {
         compare(&r.name, r.tensor, &want.results[&r.name]);

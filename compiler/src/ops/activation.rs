@@ -16,16 +16,32 @@ pub enum Act {
     GeluTanh,
     /// `x σ(x)`.
     Silu,
+    /// `log(1 + exp(x))`, for any x; its negative at −x is the logarithm of the sigmoid.
+    Softplus,
 }
-crate::word_attr!(Act { Act::Relu = "relu", Act::Gelu = "gelu", Act::GeluTanh = "gelu_tanh", Act::Silu = "silu" });
+crate::word_attr!(Act {
+    Act::Relu = "relu",
+    Act::Gelu = "gelu",
+    Act::GeluTanh = "gelu_tanh",
+    Act::Silu = "silu",
+    Act::Softplus = "softplus",
+});
 
 impl Act {
-    pub const ALL: [Act; 4] = [Act::Relu, Act::Gelu, Act::GeluTanh, Act::Silu];
+    pub const ALL: [Act; 5] = [Act::Relu, Act::Gelu, Act::GeluTanh, Act::Silu, Act::Softplus];
 
     /// Whether the derivative is computed from the result rather than from the operand, so that the
     /// operand need not be kept.
     pub const fn grad_reads_result(self) -> bool {
         matches!(self, Act::Relu)
+    }
+
+    fn class(self) -> NumericClass {
+        match self {
+            Act::Relu => NumericClass::Movement,
+            Act::Softplus => NumericClass::Sensitive,
+            Act::Gelu | Act::GeluTanh | Act::Silu => NumericClass::Pointwise,
+        }
     }
 
     /// Instructions of `act(x)`.
@@ -53,6 +69,16 @@ impl Act {
             Act::Silu => {
                 let s = b.un(UnaryOp::Sigmoid, x);
                 b.mul(x, s)
+            }
+            Act::Softplus => {
+                // max(x, 0) + log1p(exp(−|x|)): nothing overflows, nothing cancels.
+                let zero = b.real(0.0);
+                let high = b.bin(BinaryOp::Max, x, zero);
+                let m = b.un(UnaryOp::Abs, x);
+                let m = b.un(UnaryOp::Neg, m);
+                let e = b.un(UnaryOp::Exp, m);
+                let l = b.un(UnaryOp::Log1p, e);
+                b.add(high, l)
             }
         }
     }
@@ -102,6 +128,10 @@ impl Act {
                 let d = b.mul(s, t);
                 b.mul(dy, d)
             }
+            Act::Softplus => {
+                let s = b.un(UnaryOp::Sigmoid, x);
+                b.mul(dy, s)
+            }
         }
     }
 }
@@ -133,7 +163,7 @@ impl OpDef for Activate {
         Ok(vec![TensorType::f32(x[0].shape.clone())])
     }
     fn class(&self) -> NumericClass {
-        if self.act == Act::Relu { NumericClass::Movement } else { NumericClass::Pointwise }
+        self.act.class()
     }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
@@ -158,7 +188,7 @@ impl OpDef for ActivateGrad {
         Ok(vec![TensorType::f32(x[0].shape.clone())])
     }
     fn class(&self) -> NumericClass {
-        if self.act == Act::Relu { NumericClass::Movement } else { NumericClass::Pointwise }
+        self.act.class()
     }
     fn lowering(&self) -> Lowering {
         Lowering::Rows

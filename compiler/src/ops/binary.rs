@@ -32,7 +32,7 @@ impl OpDef for Binary {
         }
         use BinaryOp::*;
         let legal = match self.f {
-            And | Or => kind == Kind::Bool,
+            And | Or => kind != Kind::Real,
             Eq => true,
             Pow => kind == Kind::Real,
             _ => kind != Kind::Bool,
@@ -41,7 +41,7 @@ impl OpDef for Binary {
             return Err(format!("`{}` does not take {}", self.f.name(), x[0]));
         }
         let dtype = match (self.f, kind) {
-            (Eq | Lt | Le | And | Or, _) => DType::Bool,
+            (Eq | Lt | Le, _) | (_, Kind::Bool) => DType::Bool,
             (_, Kind::Int) => DType::I32,
             _ => DType::F32,
         };
@@ -54,7 +54,7 @@ impl OpDef for Binary {
             Max | Min => NumericClass::Movement,
             Pow => NumericClass::Sensitive,
             Eq | Lt | Le | And | Or => NumericClass::Leaf,
-            Add | Sub | Mul | Div => NumericClass::Pointwise,
+            Add | Sub | Mul | Div | Rem => NumericClass::Pointwise,
         }
     }
 
@@ -85,6 +85,14 @@ impl OpDef for Binary {
                 let da = cx.bin(Div, dy, b);
                 let t = cx.mul(da, y);
                 (da, cx.un(UnaryOp::Neg, t))
+            }
+            Rem => {
+                // a − q b: the quotient q is an integer, and constant where it is differentiable.
+                let multiple = cx.bin(Sub, a, y);
+                let q = cx.bin(Div, multiple, b);
+                let q = cx.un(UnaryOp::RoundEven, q);
+                let t = cx.mul(dy, q);
+                (dy, cx.un(UnaryOp::Neg, t))
             }
             Max | Min => {
                 // Equal operands share the cotangent, as in PyTorch.

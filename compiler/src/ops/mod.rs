@@ -230,6 +230,8 @@ ops! {
     concat: Concat;
     pad: Pad;
     reduce: Reduce;
+    extremum: Extremum, ExtremumGrad;
+    log_sum_exp: LogSumExp, LogSumExpGrad;
     matmul: MatMul;
     conv: Conv2d, Conv2dDataGrad, Conv2dFilterGrad;
     pool: MaxPool2d, MaxPool2dGrad;

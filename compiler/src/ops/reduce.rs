@@ -1,11 +1,11 @@
 //! Sums and extrema over axes.
 
 use super::{
-    Binary, Broadcast, GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec,
-    Select, signature,
+    Broadcast, ExtremumGrad, GradCx, Grads, Linear, Lowering, NumericClass, OpDef,
+    ProgramBuilder, RowSpec, signature,
 };
 use crate::ir::TensorType;
-use precast_plan::{BinaryOp, Instr, ReduceOp, Reg};
+use precast_plan::{Instr, ReduceOp, Reg};
 
 op! {
     /// Over `axes` (ascending), which disappear. Accumulates in f32.
@@ -19,6 +19,22 @@ impl crate::ir::AttrValue for ReduceOp {
     fn from_attr(attr: crate::ir::Attr) -> Option<Self> {
         let crate::ir::Attr::Word(w) = attr else { return None };
         ReduceOp::from_name(&w)
+    }
+}
+
+/// One operand that is reduced over `axes` to one result.
+pub(super) fn over_axes(shape: &[usize], axes: &[usize]) -> RowSpec {
+    let kept: Vec<usize> = (0..shape.len()).filter(|d| !axes.contains(d)).collect();
+    let order: Vec<usize> = kept.iter().chain(axes).copied().collect();
+    let mut map = vec![0; shape.len()];
+    for (space, &axis) in order.iter().enumerate() {
+        map[axis] = space;
+    }
+    RowSpec {
+        dims: order.iter().map(|&d| shape[d]).collect(),
+        reduced: axes.len(),
+        inputs: vec![map],
+        outputs: vec![(0..kept.len()).collect()],
     }
 }
 
@@ -49,44 +65,22 @@ impl OpDef for Reduce {
         if self.f == ReduceOp::Sum { Linear::All } else { Linear::No }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
-        let (x, y, dy) = (cx.x(0), cx.y(0), cx.only_dy(0)?);
+        let (x, dy) = (cx.x(0), cx.only_dy(0)?);
+        if self.f != ReduceOp::Sum {
+            // Equal extrema share the cotangent evenly, as PyTorch's amax does.
+            let grad = ExtremumGrad { f: self.f, axes: self.axes.clone(), first: false };
+            return Ok(vec![Some(cx.op(grad, &[x, dy]))]);
+        }
         let shape = cx.shape(x);
         let mut kept = shape.clone();
         for &a in &self.axes {
             kept[a] = 1;
         }
-        let spread = |cx: &mut GradCx, v| {
-            let v = cx.reshape(v, &kept);
-            cx.op(Broadcast { shape: shape.to_vec() }, &[v])
-        };
-        let wide = spread(cx, dy);
-        if self.f == ReduceOp::Sum {
-            return Ok(vec![Some(wide)]);
-        }
-        // Equal extrema share the cotangent evenly, as PyTorch's amax does.
-        let extreme = spread(cx, y);
-        let hit = cx.op(Binary { f: BinaryOp::Eq }, &[x, extreme]);
-        let (zero, one) = (cx.full(0.0, &shape), cx.full(1.0, &shape));
-        let ones = cx.op(Select {}, &[hit, one, zero]);
-        let count = cx.sum(ones, &self.axes);
-        let count = spread(cx, count);
-        let share = cx.bin(BinaryOp::Div, wide, count);
-        Ok(vec![Some(cx.op(Select {}, &[hit, share, zero]))])
+        let dy = cx.reshape(dy, &kept);
+        Ok(vec![Some(cx.op(Broadcast { shape: shape.to_vec() }, &[dy]))])
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
-        let rank = x[0].shape.rank();
-        let kept: Vec<usize> = (0..rank).filter(|d| !self.axes.contains(d)).collect();
-        let order: Vec<usize> = kept.iter().chain(&self.axes).copied().collect();
-        let mut map = vec![0; rank];
-        for (space, &axis) in order.iter().enumerate() {
-            map[axis] = space;
-        }
-        RowSpec {
-            dims: order.iter().map(|&d| x[0].shape[d]).collect(),
-            reduced: self.axes.len(),
-            inputs: vec![map],
-            outputs: vec![(0..kept.len()).collect()],
-        }
+        over_axes(&x[0].shape, &self.axes)
     }
     fn emit(&self, b: &mut ProgramBuilder, x: &[Reg]) -> Vec<Reg> {
         vec![b.push(Instr::Reduce(self.f, x[0]))]

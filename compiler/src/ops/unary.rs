@@ -44,7 +44,8 @@ impl OpDef for Unary {
         use UnaryOp::*;
         match self.f {
             Neg | Abs => NumericClass::Movement,
-            Exp | Expm1 | Log | Log1p | Rsqrt | Recip => NumericClass::Sensitive,
+            Exp | Expm1 | Log | Log1p | Rsqrt | Recip | Tan | Asin | Acos | Sinh | Cosh | Acosh
+            | Atanh => NumericClass::Sensitive,
             IsFinite | Not | ToReal | ToInt | ToBool => NumericClass::Leaf,
             _ => NumericClass::Pointwise,
         }
@@ -69,6 +70,14 @@ impl OpDef for Unary {
         let one_minus = |cx: &mut GradCx, a: ValueId| {
             let one = cx.full(1.0, &cx.shape(a));
             cx.bin(BinaryOp::Sub, one, a)
+        };
+        // 1 − x² or x² − 1 as a product, which loses nothing beside 1.
+        let beside_one = |cx: &mut GradCx, a: ValueId, below: bool| {
+            let one = cx.full(1.0, &cx.shape(a));
+            let (p, q) = if below { (one, a) } else { (a, one) };
+            let near = cx.bin(BinaryOp::Sub, p, q);
+            let far = cx.bin(BinaryOp::Add, a, one);
+            cx.mul(near, far)
         };
         let dx = match self.f {
             Neg => cx.un(Neg, dy),
@@ -113,6 +122,48 @@ impl OpDef for Unary {
                 let s = cx.un(Sin, x);
                 let t = cx.mul(dy, s);
                 cx.un(Neg, t)
+            }
+            Tan => {
+                let yy = cx.mul(y, y);
+                let one = cx.full(1.0, &cx.shape(x));
+                let d = cx.bin(BinaryOp::Add, one, yy);
+                cx.mul(dy, d)
+            }
+            Asin | Acos => {
+                let d = beside_one(cx, x, true);
+                let d = cx.un(Rsqrt, d);
+                let t = cx.mul(dy, d);
+                if self.f == Asin { t } else { cx.un(Neg, t) }
+            }
+            Atan => {
+                let xx = cx.mul(x, x);
+                let one = cx.full(1.0, &cx.shape(x));
+                let d = cx.bin(BinaryOp::Add, one, xx);
+                cx.bin(BinaryOp::Div, dy, d)
+            }
+            Sinh => {
+                let c = cx.un(Cosh, x);
+                cx.mul(dy, c)
+            }
+            Cosh => {
+                let s = cx.un(Sinh, x);
+                cx.mul(dy, s)
+            }
+            Asinh => {
+                let xx = cx.mul(x, x);
+                let one = cx.full(1.0, &cx.shape(x));
+                let d = cx.bin(BinaryOp::Add, xx, one);
+                let d = cx.un(Rsqrt, d);
+                cx.mul(dy, d)
+            }
+            Acosh => {
+                let d = beside_one(cx, x, false);
+                let d = cx.un(Rsqrt, d);
+                cx.mul(dy, d)
+            }
+            Atanh => {
+                let d = beside_one(cx, x, true);
+                cx.bin(BinaryOp::Div, dy, d)
             }
             Tanh => {
                 let yy = cx.mul(y, y);

@@ -103,6 +103,8 @@ fn pointwise(c: &mut Cases) {
     for &f in UnaryOp::ALL {
         let x = match f {
             Log | Sqrt | Rsqrt | Recip | Log1p => vec![c.positive(shape)],
+            Tan | Asin | Acos | Atanh => vec![c.rng.reals(shape, -0.9, 0.9)],
+            Acosh => vec![c.rng.reals(shape, 1.2, 3.0)],
             Not => vec![flags.clone()],
             ToReal => vec![int.clone(), flags.clone()],
             ToInt => vec![c.real(shape), flags.clone()],
@@ -125,6 +127,9 @@ fn pointwise(c: &mut Cases) {
                 let (a, b) = (c.real(shape), c.positive(shape));
                 c.add(Binary { f }, &[a, b]);
             }
+        }
+        if matches!(f, BinaryOp::And | BinaryOp::Or) {
+            c.add(Binary { f }, &[int.clone(), other.clone()]);
         }
         if matches!(f, BinaryOp::And | BinaryOp::Or | BinaryOp::Eq) {
             c.add(Binary { f }, &[flags.clone(), others.clone()]);
@@ -173,6 +178,24 @@ fn movement(c: &mut Cases) {
         }
     }
     c.add(Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[Tensor::real([2, 0], vec![])]);
+    for f in [ReduceOp::Max, ReduceOp::Min] {
+        for axis in 0..3 {
+            let op = Extremum { f, axis };
+            let row = c.real(op.infer(&[&x.ty]).unwrap()[0].shape.clone());
+            c.add(op, std::slice::from_ref(&x));
+            let grad = ExtremumGrad { f, axes: vec![axis], first: true };
+            c.refused(grad, &[x.clone(), row]);
+        }
+    }
+    let row = c.real([3]);
+    let grad = ExtremumGrad { f: ReduceOp::Max, axes: vec![0, 2], first: false };
+    c.refused(grad, &[x.clone(), row]);
+    for axes in [vec![0], vec![1], vec![2], vec![0, 2], vec![0, 1, 2]] {
+        let op = LogSumExp { axes: axes.clone() };
+        let row = c.real(op.infer(&[&x.ty]).unwrap()[0].shape.clone());
+        c.add(op, std::slice::from_ref(&x));
+        c.refused(LogSumExpGrad { axes }, &[x.clone(), row]);
+    }
     let table = c.real([4, 3]);
     let ids = ints(DType::I64, [2, 2], &[1, -1, 0, 1]);
     c.add(Gather {}, &[table, ids.clone()]);
@@ -280,11 +303,11 @@ fn losses(c: &mut Cases) {
             let targets =
                 ints(DType::I64, rows.clone(), &[3, 1, if smooth > 0.0 { -1 } else { 0 }]);
             let x = c.real(rows.iter().copied().chain([4]).collect::<Shape>());
-            let (lse, dloss) = (c.positive(rows.clone()), c.real(rows));
+            let (max, log, dloss) = (c.real(rows.clone()), c.positive(rows.clone()), c.real(rows));
             c.add(CrossEntropy { ignore_index, label_smoothing }, &[x.clone(), targets.clone()]);
             c.refused(
                 CrossEntropyGrad { ignore_index, label_smoothing },
-                &[x, targets, lse, dloss],
+                &[x, targets, max, log, dloss],
             );
         }
     }

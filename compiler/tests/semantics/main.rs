@@ -2,6 +2,7 @@
 //! here the day it has a case.
 
 mod cases;
+mod edges;
 mod fuzz;
 mod graphs;
 mod numerics;

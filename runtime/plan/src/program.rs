@@ -69,6 +69,15 @@ op_table! {
         /// Gauss error function.
         Erf = "erf",
         Sigmoid = "sigmoid",
+        Tan = "tan",
+        Asin = "asin",
+        Acos = "acos",
+        Atan = "atan",
+        Sinh = "sinh",
+        Cosh = "cosh",
+        Asinh = "asinh",
+        Acosh = "acosh",
+        Atanh = "atanh",
         Floor = "floor",
         Ceil = "ceil",
         /// Nearest integer, ties to even.
@@ -86,7 +95,8 @@ op_table! {
 }
 
 op_table! {
-    /// Two operands. Arithmetic and comparisons take two reals or two ints; `and`, `or` two bools.
+    /// Two operands. Arithmetic and comparisons take two reals or two ints; `and`, `or` two bools, or
+    /// two ints bit by bit.
     /// `max` and `min` propagate NaN.
     BinaryOp {
         Add = "add",
@@ -94,6 +104,9 @@ op_table! {
         Mul = "mul",
         /// On ints: towards zero, as in C; dividing by zero gives zero.
         Div = "div",
+        /// What the division towards zero leaves, exactly, as C's `fmod`: it has the sign of the
+        /// dividend. On ints dividing by zero leaves the dividend.
+        Rem = "rem",
         Max = "max",
         Min = "min",
         /// Reals only.
@@ -298,6 +311,7 @@ impl Program {
                 let kind = of(a).kind;
                 want(b, kind)?;
                 info(match op {
+                    BinaryOp::And | BinaryOp::Or if kind == Kind::Int => Kind::Int,
                     BinaryOp::And | BinaryOp::Or => {
                         want(a, Kind::Bool)?;
                         Kind::Bool

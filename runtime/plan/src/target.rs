@@ -158,7 +158,8 @@ impl Target {
     pub fn unary_ns(&self, op: UnaryOp) -> f64 {
         use UnaryOp::*;
         match op {
-            Exp | Expm1 | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid => self.transcendental_ns,
+            Exp | Expm1 | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid | Tan | Asin | Acos
+            | Atan | Sinh | Cosh | Asinh | Acosh | Atanh => self.transcendental_ns,
             Sqrt | Rsqrt | Recip => self.divide_ns,
             Neg | Abs | Floor | Ceil | RoundEven | IsFinite | Not | ToReal | ToInt | ToBool => {
                 self.simple_ns

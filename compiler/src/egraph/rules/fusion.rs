@@ -64,7 +64,7 @@ fn activation(rw: &mut Rw, id: Id, op: &Op, x: &[Id]) {
         Act::Relu => Fused::BiasRelu,
         Act::Gelu => Fused::BiasGelu,
         Act::GeluTanh => Fused::BiasGeluTanh,
-        Act::Silu => return,
+        Act::Silu | Act::Softplus => return,
     };
     let shape = rw.shape(id);
     for abc in products(rw, x[0], Fused::Bias) {

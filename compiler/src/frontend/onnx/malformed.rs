@@ -17,8 +17,7 @@ fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributePro
         input: inputs.iter().map(|s| s.to_string()).collect(),
         output: outputs.iter().map(|s| s.to_string()).collect(),
         attribute,
-        domain: None,
-        metadata_props: vec![],
+        ..NodeProto::default()
     }
 }
 

@@ -9,7 +9,9 @@
 mod activation;
 mod attention;
 mod layer_norm;
+mod logarithm;
 mod matcher;
+mod norm;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -21,9 +23,14 @@ use smallvec::SmallVec;
 /// Tries to compute a node's results in another way; new values, as many as are read.
 type Pattern = fn(&Matcher, &mut Rewriter) -> Option<SmallVec<[ValueId; 2]>>;
 
-/// The passes, in order: normalisations get their scale and shift after their core is found, and
+/// The passes, in order: a sigmoid is found before what is made of it, normalisations get their scale and shift after their core is found, and
 /// biases reach their product after that.
 pub const PASSES: &[(&str, Pattern)] = &[
+    ("centring", logarithm::centring),
+    ("sigmoid", logarithm::sigmoid),
+    ("expm1", logarithm::expm1),
+    ("logarithm", logarithm::logarithm),
+    ("norm", norm::norm),
     ("gelu", activation::gelu),
     ("silu", activation::silu),
     ("layer_norm", layer_norm::core),

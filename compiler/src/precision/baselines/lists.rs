@@ -41,7 +41,8 @@ pub fn torch(system: System, op: &Op, mean: bool, loss: bool) -> Torch {
     }
     match op {
         Op::Softmax(_) => WideResult,
-        Op::LayerNorm(_) | Op::CrossEntropy(_) | Op::CumSum(_) => Full,
+        Op::LayerNorm(_) | Op::CrossEntropy(_) | Op::CumSum(_) | Op::LogSumExp(_) => Full,
+        Op::Activate(a) if a.act == Act::Softplus => Full,
         Op::Reduce(r) if r.f == ReduceOp::Sum && !mean => Full,
         Op::Unary(u) => match u.f {
             UnaryOp::Exp
@@ -49,7 +50,12 @@ pub fn torch(system: System, op: &Op, mean: bool, loss: bool) -> Torch {
             | UnaryOp::Log
             | UnaryOp::Log1p
             | UnaryOp::Recip
-            | UnaryOp::Rsqrt => Full,
+            | UnaryOp::Rsqrt
+            | UnaryOp::Acos
+            | UnaryOp::Asin
+            | UnaryOp::Cosh
+            | UnaryOp::Sinh
+            | UnaryOp::Tan => Full,
             _ => Pass,
         },
         Op::Binary(b) if b.f == BinaryOp::Pow => Full,
@@ -82,6 +88,8 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         | Op::Attention(_)
         | Op::AttentionGrad(_) => Allow,
         Op::CrossEntropy(_) | Op::CrossEntropyGrad(_) => Deny,
+        Op::LogSumExp(_) | Op::LogSumExpGrad(_) => Deny,
+        Op::Extremum(_) | Op::ExtremumGrad(_) => Clear,
         Op::Reduce(_) if bias_grad => Infer,
         Op::Reduce(r) => match r.f {
             ReduceOp::Sum => sums,
@@ -92,7 +100,17 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         Op::Unary(u) => match u.f {
             UnaryOp::Exp | UnaryOp::Expm1 => Deny,
             UnaryOp::Rsqrt if !bf16 => Unlisted,
-            UnaryOp::Sin | UnaryOp::Cos => Unlisted,
+            UnaryOp::Sin
+            | UnaryOp::Cos
+            | UnaryOp::Tan
+            | UnaryOp::Asin
+            | UnaryOp::Acos
+            | UnaryOp::Atan
+            | UnaryOp::Sinh
+            | UnaryOp::Cosh
+            | UnaryOp::Asinh
+            | UnaryOp::Acosh
+            | UnaryOp::Atanh => Unlisted,
             UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor | UnaryOp::Ceil | UnaryOp::RoundEven => {
                 Clear
             }
@@ -103,6 +121,7 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         Op::Binary(b) => match b.f {
             BinaryOp::Pow => Deny,
             BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Div => Infer,
+            BinaryOp::Rem => Unlisted,
             _ => Clear,
         },
         Op::Activate(a) => activation(a.act),

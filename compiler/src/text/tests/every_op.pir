@@ -48,15 +48,19 @@ forward:
   %cat = concat %x, %x {axis=1}
   %pad = pad %x {starts=[1,0], steps=[1,1], shape=[4,4]}
   %red = reduce %x {f=sum, axes=[0,1]}
+  %ext = extremum %x {f=max, axis=1}
+  %lsum = log_sum_exp %x {axes=[1]}
   %conv = conv2d %img, %flt {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1}
   %pool, %at = max_pool2d %img {kernel=[2,2], stride=[2,2], pad=[0,0,0,0]}
   %rows = gather %tr, %ids
   %soft = softmax %mm {log=true}
   %ln, %mean, %rstd = layer_norm %x, %b4, %b4 {eps=1e-5, axes=1, center=true}
   %bn, %bmean, %bvar = batch_norm %img, %b4, %b4 {eps=1e-5}
-  %nll, %lse = cross_entropy %mm, %ids {ignore_index=-100, label_smoothing=0.0}
+  %nll, %most, %lse = cross_entropy %mm, %ids {ignore_index=-100, label_smoothing=0.0}
   %o, %alse = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
 backward:
+  %dext = extremum_grad %x, %ext {f=max, axes=[1], first=true}
+  %dlsum = log_sum_exp_grad %x, %lsum {axes=[1]}
   %dact = activate_grad %mm, %act {act=silu}
   %dimg = conv2d_data_grad %conv, %flt {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1, size=[6,6]}
   %dflt = conv2d_filter_grad %img, %conv {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1, kernel=[3,3]}
@@ -66,7 +70,7 @@ backward:
   %dln = layer_norm_grad %x, %b4, %mean, %rstd, %x {axes=1, center=true}
   %dlnw, %dlnb = layer_norm_param_grad %x, %mean, %rstd, %x {axes=1, center=true}
   %dbn, %dbnw, %dbnb = batch_norm_grad %img, %b4, %bmean, %bvar, %bn {eps=1e-5}
-  %dl = cross_entropy_grad %mm, %ids, %lse, %nll {ignore_index=-100, label_smoothing=0.0}
+  %dl = cross_entropy_grad %mm, %ids, %most, %lse, %nll {ignore_index=-100, label_smoothing=0.0}
   %dq, %dk, %dv = attention_grad %q, %q, %q, %o, %alse, %o {scale=0.5, causal=true, masked=false}
 forward:
   # Regions may come in any order, and more than once.

@@ -60,6 +60,12 @@ fn int_div(a: i32, b: i32) -> i32 {
     if b == 0 { 0 } else { a.wrapping_div(b) }
 }
 
+/// Its remainder.
+#[inline(always)]
+fn int_rem(a: i32, b: i32) -> i32 {
+    if b == 0 { a } else { a.wrapping_rem(b) }
+}
+
 /// Rounds to bf16, nearest, ties to even, and widens back; NaN stays NaN.
 #[inline(always)]
 pub fn round_bf16(x: f32) -> f32 {
@@ -103,6 +109,19 @@ unary_ops! {
     real_to_bool: |x, L| flag(x != 0.0);
     int_to_bool: |x, L| flag(int(x) != 0);
     to_bf16: |x, L| round_bf16(x);
+}
+
+// Rare functions by the standard library in f64: correct to half a unit but for double rounding.
+unary_ops! {
+    tan: |x, L| f64::from(x).tan() as f32;
+    asin: |x, L| f64::from(x).asin() as f32;
+    acos: |x, L| f64::from(x).acos() as f32;
+    atan: |x, L| f64::from(x).atan() as f32;
+    sinh: |x, L| f64::from(x).sinh() as f32;
+    cosh: |x, L| f64::from(x).cosh() as f32;
+    asinh: |x, L| f64::from(x).asinh() as f32;
+    acosh: |x, L| f64::from(x).acosh() as f32;
+    atanh: |x, L| f64::from(x).atanh() as f32;
 }
 
 /// `x + c x^3` in the tanh form of GELU (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
@@ -177,6 +196,15 @@ pub fn unary(op: UnaryOp, kind: Kind) -> Unary {
         UnaryOp::Tanh => vmath::tanh,
         UnaryOp::Erf => vmath::erf,
         UnaryOp::Sigmoid => vmath::sigmoid,
+        UnaryOp::Tan => tan,
+        UnaryOp::Asin => asin,
+        UnaryOp::Acos => acos,
+        UnaryOp::Atan => atan,
+        UnaryOp::Sinh => sinh,
+        UnaryOp::Cosh => cosh,
+        UnaryOp::Asinh => asinh,
+        UnaryOp::Acosh => acosh,
+        UnaryOp::Atanh => atanh,
         UnaryOp::Floor => floor,
         UnaryOp::Ceil => ceil,
         UnaryOp::RoundEven => round_even,
@@ -240,6 +268,7 @@ binary_ops! {
     sub: |x, y, L| x - y;
     mul: |x, y, L| x * y;
     div: |x, y, L| x / y;
+    rem: |x, y, L| x % y;
     max: |x, y, L| max_nan(x, y);
     min: |x, y, L| min_nan(x, y);
     pow: |x, y, L| vmath::pow_lane::<L>(x, y);
@@ -250,6 +279,7 @@ binary_ops! {
     sub_int: |x, y, L| lane(int(x).wrapping_sub(int(y)));
     mul_int: |x, y, L| lane(int(x).wrapping_mul(int(y)));
     div_int: |x, y, L| lane(int_div(int(x), int(y)));
+    rem_int: |x, y, L| lane(int_rem(int(x), int(y)));
     max_int: |x, y, L| lane(int(x).max(int(y)));
     min_int: |x, y, L| lane(int(x).min(int(y)));
     eq_int: |x, y, L| flag(int(x) == int(y));
@@ -267,6 +297,7 @@ pub fn binary(op: BinaryOp, kind: Kind) -> Binary {
         BinaryOp::Sub if real => sub::OP,
         BinaryOp::Mul if real => mul::OP,
         BinaryOp::Div if real => div::OP,
+        BinaryOp::Rem if real => rem::OP,
         BinaryOp::Max if real => max::OP,
         BinaryOp::Min if real => min::OP,
         BinaryOp::Eq if real => eq::OP,
@@ -276,6 +307,7 @@ pub fn binary(op: BinaryOp, kind: Kind) -> Binary {
         BinaryOp::Sub => sub_int::OP,
         BinaryOp::Mul => mul_int::OP,
         BinaryOp::Div => div_int::OP,
+        BinaryOp::Rem => rem_int::OP,
         BinaryOp::Max => max_int::OP,
         BinaryOp::Min => min_int::OP,
         BinaryOp::Eq => eq_int::OP,

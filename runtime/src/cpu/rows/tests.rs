@@ -339,6 +339,8 @@ fn every_unary_operation_on_every_format() {
                     0.01 + i as f32 / 50.0
                 }
                 UnaryOp::Log1p => -0.9 + i as f32 / 400.0,
+                UnaryOp::Asin | UnaryOp::Acos | UnaryOp::Atanh => (i as f32 - 1500.0) / 1700.0,
+                UnaryOp::Acosh => 1.1 + i as f32 / 50.0,
                 _ => (i as f32 - 1500.0) / 173.0,
             };
             let x = filled(d, &dims, domain);

@@ -275,6 +275,7 @@ DEVICE int int_add(int a, int b) { return (int)((u32)a + (u32)b); }
 DEVICE int int_sub(int a, int b) { return (int)((u32)a - (u32)b); }
 DEVICE int int_mul(int a, int b) { return (int)((u32)a * (u32)b); }
 DEVICE int int_div(int a, int b) { return b == 0 ? 0 : b == -1 ? int_sub(0, a) : a / b; }
+DEVICE int int_rem(int a, int b) { return int_sub(a, int_mul(int_div(a, b), b)); }
 DEVICE int int_max(int a, int b) { return a > b ? a : b; }
 DEVICE int int_min(int a, int b) { return a < b ? a : b; }
 DEVICE int int_abs(int a) { return a < 0 ? int_sub(0, a) : a; }

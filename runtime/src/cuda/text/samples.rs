@@ -136,28 +136,36 @@ pub fn operations() -> Vec<Case> {
         if p.check().is_err() {
             p.code[2] = Instr::Bool(false);
         }
-        let mut add = |i: Instr| {
+        let add = |p: &mut Program, i: Instr| {
             p.code.push(i);
             if p.check().is_err() {
                 p.code.pop();
             }
         };
+        // An eighth of the operand, and at least 2: exact, or rounded once, like the operand itself.
+        p.code.extend([Instr::Real(0.125), Instr::Real(2.0)]);
+        add(&mut p, Instr::Binary(BinaryOp::Mul, 0, 4));
+        add(&mut p, Instr::Binary(BinaryOp::Add, 2, 5));
+        let first = p.code.len();
+        let (eighth, above) = if first == 8 { (6, 7) } else { (0, 0) };
         for &op in UnaryOp::ALL {
             // Arguments where the function is defined and smooth.
             let at = match op {
                 UnaryOp::Log | UnaryOp::Log1p | UnaryOp::Sqrt | UnaryOp::Rsqrt => 2,
+                UnaryOp::Asin | UnaryOp::Acos | UnaryOp::Atanh => eighth,
+                UnaryOp::Acosh => above,
                 _ => 0,
             };
-            add(Instr::Unary(op, at));
+            add(&mut p, Instr::Unary(op, at));
         }
         for &op in BinaryOp::ALL {
-            add(Instr::Binary(op, if op == BinaryOp::Pow { 2 } else { 0 }, 1));
+            add(&mut p, Instr::Binary(op, if op == BinaryOp::Pow { 2 } else { 0 }, 1));
         }
         for r in DType::ALL {
-            add(Instr::Round(r, 0));
+            add(&mut p, Instr::Round(r, 0));
         }
         let infos = p.check().expect("well formed");
-        let all: Vec<OutPort> = (4..infos.len())
+        let all: Vec<OutPort> = (first..infos.len())
             .map(|r| {
                 let dtype = match infos[r].kind {
                     Kind::Real => DType::F32,

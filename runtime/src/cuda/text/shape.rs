@@ -161,8 +161,17 @@ fn worth_keeping(code: &Code, r: Reg) -> bool {
                 | UnaryOp::Tanh
                 | UnaryOp::Erf
                 | UnaryOp::Sigmoid
+                | UnaryOp::Tan
+                | UnaryOp::Asin
+                | UnaryOp::Acos
+                | UnaryOp::Atan
+                | UnaryOp::Sinh
+                | UnaryOp::Cosh
+                | UnaryOp::Asinh
+                | UnaryOp::Acosh
+                | UnaryOp::Atanh
         ),
-        Instr::Binary(op, ..) => op == BinaryOp::Pow,
+        Instr::Binary(op, ..) => matches!(op, BinaryOp::Pow | BinaryOp::Rem),
         _ => false,
     }
 }

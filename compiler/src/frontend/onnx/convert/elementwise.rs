@@ -1,4 +1,4 @@
-//! Arithmetic, comparisons, activations, casts, dropout.
+//! Arithmetic, comparisons, casts, dropout.
 
 use super::words;
 use crate::diagnostic::Diagnostic;
@@ -9,7 +9,6 @@ use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{Real, ValueId};
 use crate::ops;
-use crate::ops::activation::Act;
 use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
@@ -39,6 +38,29 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             one(cx.one("", ops::Unary { f: U::Not }, &[same])?)
         }
         "Pow" => one(power(cx, call)?),
+        "Mod" => one(modulo(cx, call)?),
+        "Sign" => one(sign(cx, call)?),
+        "IsNaN" => {
+            let x = cx.real(call, 0)?;
+            let same = cx.one("same", ops::Binary { f: B::Eq }, &[x, x])?;
+            one(cx.one("", ops::Unary { f: U::Not }, &[same])?)
+        }
+        "IsInf" => one(is_inf(cx, call)?),
+        "BitwiseAnd" => one(binary(cx, call, B::And)?),
+        "BitwiseOr" => one(binary(cx, call, B::Or)?),
+        "BitwiseNot" => {
+            let v = call.need(0)?.clone();
+            let x = cx.value(&v)?;
+            let shape = cx.graph.shape(x).to_vec();
+            let ones = literal(cx, x, &shape, -1)?;
+            one(cx.one("", ops::Binary { f: B::Sub }, &[ones, x])?)
+        }
+        "BitwiseXor" => {
+            let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
+            let either = cx.one("or", ops::Binary { f: B::Or }, &[a, b])?;
+            let both = cx.one("and", ops::Binary { f: B::And }, &[a, b])?;
+            one(cx.one("", ops::Binary { f: B::Sub }, &[either, both])?)
+        }
         "Where" => one(select(cx, call)?),
         "Cast" => cast(cx, call, cast_target(&call.attrs)?),
         "CastLike" => {
@@ -59,7 +81,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
                 let x = cx.value(&v)?;
                 one(cx.one("", ops::Unary { f }, &[x])?)
             }
-            None => activation(cx, call),
+            None => Ok(None),
         },
     }
 }
@@ -78,6 +100,15 @@ fn plain(op: &str) -> Option<U> {
         "Tanh" => U::Tanh,
         "Erf" => U::Erf,
         "Sigmoid" => U::Sigmoid,
+        "Tan" => U::Tan,
+        "Asin" => U::Asin,
+        "Acos" => U::Acos,
+        "Atan" => U::Atan,
+        "Sinh" => U::Sinh,
+        "Cosh" => U::Cosh,
+        "Asinh" => U::Asinh,
+        "Acosh" => U::Acosh,
+        "Atanh" => U::Atanh,
         "Floor" => U::Floor,
         "Ceil" => U::Ceil,
         "Round" => U::RoundEven,
@@ -140,11 +171,28 @@ fn scaled(cx: &mut Importer, call: &Call, divide: bool) -> Res<Option<Vec<Val>>>
     Ok(Some(vec![Val::Node(binary(cx, call, f)?)]))
 }
 
+/// The result has the kind of the base, whatever the exponent is.
 fn power(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let Val::Const(e) = call.need(1)? else {
-        return binary(cx, call, B::Pow);
+    let integers = cx.kind(call.need(0)?)? == Kind::Int;
+    let e = match call.need(1)? {
+        Val::Const(e) => Some(e.cast(Elem::F64)),
+        _ => None,
     };
-    let e = e.cast(Elem::F64);
+    let whole = e.as_ref().and_then(Tensor::splat).filter(|p| p.fract() == 0.0 && *p >= 1.0);
+    if e.is_none() || (integers && whole.is_none_or(|p| p > 8.0)) {
+        let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
+        let (a, b) = (as_real(cx, a, "base")?, as_real(cx, b, "exponent")?);
+        if !integers {
+            return cx.one("", ops::Binary { f: B::Pow }, &[a, b]);
+        }
+        // What rounding leaves beside an integer must not be cut off.
+        let y = cx.one("real", ops::Binary { f: B::Pow }, &[a, b])?;
+        let near = cx.one("near", ops::Unary { f: U::RoundEven }, &[y])?;
+        let exponents_are_integers = cx.kind(call.need(1)?)? == Kind::Int;
+        let y = if exponents_are_integers { near } else { y };
+        return cx.one("", ops::Unary { f: U::ToInt }, &[y]);
+    }
+    let e = e.expect("returned above");
     let (base, p) = (call.need(0)?.clone(), e.splat());
     let exponent = Val::constant(Tensor { elem: Elem::F32, ..e.clone() });
     let shape = broadcast_shape(&cx.shape(&base)?, &e.shape).map_err(words)?;
@@ -153,12 +201,13 @@ fn power(cx: &mut Importer, call: &Call) -> Res<ValueId> {
         Some(0.5) => Some(cx.one("", ops::Unary { f: U::Sqrt }, &[x])?),
         Some(-0.5) => Some(cx.one("", ops::Unary { f: U::Rsqrt }, &[x])?),
         Some(p) if p.fract() == 0.0 && (1.0..=8.0).contains(&p.abs()) => {
-            let n = p.abs() as u32;
+            // The reciprocal first: that of a power has the derivative 0 · ∞ at 0.
+            let x = if p < 0.0 { cx.one("recip", ops::Unary { f: U::Recip }, &[x])? } else { x };
             let mut acc = x;
-            for _ in 1..n {
+            for _ in 1..p.abs() as u32 {
                 acc = cx.one("", ops::Binary { f: B::Mul }, &[acc, x])?;
             }
-            Some(if p < 0.0 { cx.one("", ops::Unary { f: U::Recip }, &[acc])? } else { acc })
+            Some(acc)
         }
         _ => None,
     };
@@ -167,6 +216,82 @@ fn power(cx: &mut Importer, call: &Call) -> Res<ValueId> {
         None => {
             let e = cx.spread(&exponent, &shape)?;
             cx.one("", ops::Binary { f: B::Pow }, &[x, e])
+        }
+    }
+}
+
+/// A value of any kind as reals.
+fn as_real(cx: &mut Importer, v: ValueId, suffix: &str) -> Res<ValueId> {
+    if cx.graph.ty(v).is_real() {
+        return Ok(v);
+    }
+    cx.one(suffix, ops::Unary { f: U::ToReal }, &[v])
+}
+
+/// With `fmod` C's remainder, which has the dividend's sign; else that of the divisor.
+fn modulo(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
+    let fmod = call.attrs.int("fmod", 0)? != 0;
+    let r = cx.one(if fmod { "" } else { "rem" }, ops::Binary { f: B::Rem }, &[a, b])?;
+    if fmod {
+        return Ok(r);
+    }
+    let shape = cx.graph.shape(r).to_vec();
+    let zero = zeros(cx, r, &shape)?;
+    let below = |cx: &mut Importer, v| cx.one("below", ops::Binary { f: B::Lt }, &[v, zero]);
+    let (r_below, b_below) = (below(cx, r)?, below(cx, b)?);
+    let same = cx.one("same", ops::Binary { f: B::Eq }, &[r_below, b_below])?;
+    let none = cx.one("none", ops::Binary { f: B::Eq }, &[r, zero])?;
+    let keeps = cx.one("keeps", ops::Binary { f: B::Or }, &[same, none])?;
+    let moved = cx.one("moved", ops::Binary { f: B::Add }, &[r, b])?;
+    cx.one("", ops::Select {}, &[keeps, r, moved])
+}
+
+/// Zeros of the kind of a value.
+fn zeros(cx: &mut Importer, like: ValueId, shape: &[usize]) -> Res<ValueId> {
+    literal(cx, like, shape, 0)
+}
+
+/// A small integer of the kind of a value, at every element.
+fn literal(cx: &mut Importer, like: ValueId, shape: &[usize], x: i64) -> Res<ValueId> {
+    if cx.graph.ty(like).is_real() {
+        return cx.full(x as f64, shape);
+    }
+    let t = Tensor::new(Elem::I32, [], Data::Int(vec![x]));
+    cx.spread(&Val::constant(t), shape)
+}
+
+/// −1, 0 or 1; NaN gives 0, as torch.sign. Its derivative is 0.
+fn sign(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let v = call.need(0)?.clone();
+    let x = cx.value(&v)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let zero = zeros(cx, x, &shape)?;
+    let (plus, minus) = (literal(cx, x, &shape, 1)?, literal(cx, x, &shape, -1)?);
+    let below = cx.one("below", ops::Binary { f: B::Lt }, &[x, zero])?;
+    let above = cx.one("above", ops::Binary { f: B::Lt }, &[zero, x])?;
+    let y = cx.one("or_zero", ops::Select {}, &[below, minus, zero])?;
+    cx.one("", ops::Select {}, &[above, plus, y])
+}
+
+fn is_inf(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let x = cx.real(call, 0)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let wanted = |name: &str| Ok(call.attrs.int(name, 1)? != 0);
+    let is = |cx: &mut Importer, suffix: &str, what: f64| {
+        let c = cx.full(what, &shape)?;
+        cx.one(suffix, ops::Binary { f: B::Eq }, &[x, c])
+    };
+    match (wanted("detect_negative")?, wanted("detect_positive")?) {
+        (true, true) => {
+            let (a, b) = (is(cx, "minus", f64::NEG_INFINITY)?, is(cx, "plus", f64::INFINITY)?);
+            cx.one("", ops::Binary { f: B::Or }, &[a, b])
+        }
+        (true, false) => is(cx, "", f64::NEG_INFINITY),
+        (false, true) => is(cx, "", f64::INFINITY),
+        (false, false) => {
+            let none = Tensor::new(Elem::Bool, [], Data::Bool(vec![false]));
+            cx.spread(&Val::constant(none), &shape)
         }
     }
 }
@@ -247,162 +372,4 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     cx.dropouts += 1;
     let p = crate::frontend::onnx::node::shortest(p as f32);
     Ok(Some(vec![Val::Node(cx.one("", ops::Dropout { p: Real(p), stream }, &[x, seed, batch])?)]))
-}
-
-fn activation(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
-    let known = [
-        "Relu",
-        "Gelu",
-        "LeakyRelu",
-        "Elu",
-        "Celu",
-        "Selu",
-        "PRelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Softplus",
-        "Softsign",
-        "Mish",
-        "Clip",
-        "Mod",
-        "IsNaN",
-        "Sign",
-    ];
-    if !known.contains(&call.op) {
-        return Ok(None);
-    }
-    let a = &call.attrs;
-    if matches!(call.op, "Mod" | "Sign") {
-        return Ok(None);
-    }
-    let x = if call.op == "Clip" {
-        let v = call.need(0)?.clone();
-        cx.value(&v)?
-    } else {
-        cx.real(call, 0)?
-    };
-    let shape = cx.graph.shape(x).to_vec();
-    let act = |cx: &mut Importer, act: Act| cx.one("", ops::Activate { act }, &[x]);
-    let y = match call.op {
-        "Relu" => act(cx, Act::Relu)?,
-        "Gelu" => match a.string("approximate", "none")?.as_str() {
-            "tanh" => act(cx, Act::GeluTanh)?,
-            "none" => act(cx, Act::Gelu)?,
-            other => return Err(fail("P0206", format!("`approximate` is \"{other}\""))),
-        },
-        "LeakyRelu" => {
-            let low = cx.one("low", ops::Scale { by: Real(a.real("alpha", 0.01)?) }, &[x])?;
-            below_zero(cx, x, low, x)?
-        }
-        "PRelu" => {
-            let slope = call.need(1)?.clone();
-            let slope = cx.spread(&slope, &shape)?;
-            let low = cx.one("low", ops::Binary { f: B::Mul }, &[x, slope])?;
-            below_zero(cx, x, low, x)?
-        }
-        "Elu" => exponential(cx, x, a.real("alpha", 1.0)?, 1.0, 1.0)?,
-        "Celu" => {
-            let alpha = a.real("alpha", 1.0)?;
-            exponential(cx, x, alpha, 1.0 / alpha, 1.0)?
-        }
-        "Selu" => {
-            exponential(cx, x, a.real("alpha", 1.673_263_2)?, 1.0, a.real("gamma", 1.050_700_9)?)?
-        }
-        "HardSigmoid" => hard_sigmoid(cx, x, a.real("alpha", 0.2)?, a.real("beta", 0.5)?)?,
-        "HardSwish" => {
-            let s = hard_sigmoid(cx, x, 1.0 / 6.0, 0.5)?;
-            cx.one("", ops::Binary { f: B::Mul }, &[x, s])?
-        }
-        "Softplus" => softplus(cx, x)?,
-        "Mish" => {
-            let s = softplus(cx, x)?;
-            let t = cx.one("tanh", ops::Unary { f: U::Tanh }, &[s])?;
-            cx.one("", ops::Binary { f: B::Mul }, &[x, t])?
-        }
-        "Softsign" => {
-            let m = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
-            let unit = cx.full(1.0, &shape)?;
-            let d = cx.one("sum", ops::Binary { f: B::Add }, &[m, unit])?;
-            cx.one("", ops::Binary { f: B::Div }, &[x, d])?
-        }
-        "IsNaN" => {
-            let same = cx.one("same", ops::Binary { f: B::Eq }, &[x, x])?;
-            cx.one("", ops::Unary { f: U::Not }, &[same])?
-        }
-        _ => clip(cx, call, x)?,
-    };
-    Ok(Some(vec![Val::Node(y)]))
-}
-
-/// `x < 0 ? low : high`.
-fn below_zero(cx: &mut Importer, x: ValueId, low: ValueId, high: ValueId) -> Res<ValueId> {
-    let shape = cx.graph.shape(x).to_vec();
-    let zero = cx.full(0.0, &shape)?;
-    let negative = cx.one("negative", ops::Binary { f: B::Lt }, &[x, zero])?;
-    cx.one("", ops::Select {}, &[negative, low, high])
-}
-
-/// `gain · (x < 0 ? alpha (exp(inner x) − 1) : x)`. The exponential sees no positive number, or an
-/// overflow there would make the gradient of the branch not taken NaN.
-fn exponential(cx: &mut Importer, x: ValueId, alpha: f64, inner: f64, gain: f64) -> Res<ValueId> {
-    let shape = cx.graph.shape(x).to_vec();
-    let zero = cx.full(0.0, &shape)?;
-    let negative = cx.one("negative", ops::Binary { f: B::Lt }, &[x, zero])?;
-    let low = cx.one("low", ops::Select {}, &[negative, x, zero])?;
-    let low = cx.one("inner", ops::Scale { by: Real(inner) }, &[low])?;
-    let e = cx.one("expm1", ops::Unary { f: U::Expm1 }, &[low])?;
-    let e = cx.one("alpha", ops::Scale { by: Real(alpha) }, &[e])?;
-    let y = cx.one("", ops::Select {}, &[negative, e, x])?;
-    if gain == 1.0 { Ok(y) } else { cx.one("gain", ops::Scale { by: Real(gain) }, &[y]) }
-}
-
-fn hard_sigmoid(cx: &mut Importer, x: ValueId, alpha: f64, beta: f64) -> Res<ValueId> {
-    let shape = cx.graph.shape(x).to_vec();
-    let t = cx.one("alpha", ops::Scale { by: Real(alpha) }, &[x])?;
-    let b = cx.full(beta, &shape)?;
-    let t = cx.one("beta", ops::Binary { f: B::Add }, &[t, b])?;
-    let (zero, unit) = (cx.full(0.0, &shape)?, cx.full(1.0, &shape)?);
-    bounded(cx, t, Some(zero), Some(unit))
-}
-
-/// `log(1 + exp(x))` as `max(x, 0) + log1p(exp(−|x|))`.
-fn softplus(cx: &mut Importer, x: ValueId) -> Res<ValueId> {
-    let m = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
-    let m = cx.one("neg", ops::Unary { f: U::Neg }, &[m])?;
-    let e = cx.one("exp", ops::Unary { f: U::Exp }, &[m])?;
-    let l = cx.one("log1p", ops::Unary { f: U::Log1p }, &[e])?;
-    let shape = cx.graph.shape(x).to_vec();
-    let zero = cx.full(0.0, &shape)?;
-    // At 0 the maximum shares the cotangent, which gives the derivative ½ that softplus has there.
-    let p = cx.one("max", ops::Binary { f: B::Max }, &[x, zero])?;
-    cx.one("", ops::Binary { f: B::Add }, &[p, l])
-}
-
-fn clip(cx: &mut Importer, call: &Call, x: ValueId) -> Res<ValueId> {
-    let shape = cx.graph.shape(x).to_vec();
-    let bound = |cx: &mut Importer, i: usize| match call.input(i).cloned() {
-        None => Ok(None),
-        Some(v) => cx.spread(&v, &shape).map(Some),
-    };
-    let (low, high) = (bound(cx, 1)?, bound(cx, 2)?);
-    bounded(cx, x, low, high)
-}
-
-/// Selections rather than extrema: on a bound the cotangent passes whole, as in PyTorch's clamp.
-fn bounded(
-    cx: &mut Importer,
-    x: ValueId,
-    low: Option<ValueId>,
-    high: Option<ValueId>,
-) -> Res<ValueId> {
-    let mut y = x;
-    if let Some(low) = low {
-        let under = cx.one("under", ops::Binary { f: B::Lt }, &[y, low])?;
-        y = cx.one("", ops::Select {}, &[under, low, y])?;
-    }
-    if let Some(high) = high {
-        let over = cx.one("over", ops::Binary { f: B::Lt }, &[high, y])?;
-        y = cx.one("", ops::Select {}, &[over, high, y])?;
-    }
-    Ok(y)
 }

@@ -18,7 +18,6 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "CumSum" => cumsum(cx, call)?,
         "ArgMax" => arg_extreme(cx, call, true)?,
         "ArgMin" => arg_extreme(cx, call, false)?,
-        "Hardmax" => hardmax(cx, call)?,
         "OneHot" => one_hot(cx, call)?,
         "Trilu" => triangle(cx, call)?,
         "Range" => range(cx, call)?,
@@ -134,18 +133,6 @@ fn arg_extreme(cx: &mut Importer, call: &Call, largest: bool) -> Res<ValueId> {
     }
     shape.remove(a);
     cx.reshape(at, &shape)
-}
-
-/// 1 at the first of the largest elements, 0 elsewhere; its gradient is 0.
-fn hardmax(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let x = cx.real(call, 0)?;
-    let shape = cx.graph.shape(x).to_vec();
-    let a = axis(call.attrs.int("axis", -1)?, shape.len()).map_err(words)?;
-    let best = places(cx, x, a, true, false)?;
-    let best = cx.move_value(best, &[Move::Broadcast(shape.clone())])?;
-    let at = iota(cx, &shape, a)?;
-    let hit = cx.one("hit", ops::Binary { f: B::Eq }, &[at, best])?;
-    cx.one("", ops::Unary { f: U::ToReal }, &[hit])
 }
 
 /// `values[1]` where the coordinate along the new axis is the index, `values[0]` elsewhere. Negative

@@ -6,14 +6,15 @@ use crate::frontend::onnx::moves::{self, axis};
 use crate::frontend::onnx::node::fail;
 use crate::ir::{Real, ValueId};
 use crate::ops;
-use precast_plan::{BinaryOp as B, ReduceOp, UnaryOp as U};
+use precast_plan::{BinaryOp as B, Kind, ReduceOp, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
         "Softmax" => softmax(cx, call, false)?,
         "LogSoftmax" => softmax(cx, call, true)?,
-        "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare"
-        | "ReduceLogSumExp" => reduce(cx, call)?,
+        "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL1"
+        | "ReduceL2" | "ReduceSumSquare" | "ReduceLogSum" | "ReduceLogSumExp" => reduce(cx, call)?,
+        "LpNormalization" => lp_normalization(cx, call)?,
         _ => return Ok(None),
     };
     Ok(Some(vec![Val::Node(v)]))
@@ -33,7 +34,16 @@ fn softmax(cx: &mut Importer, call: &Call, log: bool) -> Res<ValueId> {
 }
 
 fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let x = cx.real(call, 0)?;
+    let v = call.need(0)?.clone();
+    let extremum = matches!(call.op, "ReduceMax" | "ReduceMin");
+    // The largest of bools says whether any is true, the smallest whether all are.
+    let bools = extremum && cx.kind(&v)? == Kind::Bool;
+    let x = if bools {
+        let x = cx.value(&v)?;
+        cx.one("real", ops::Unary { f: U::ToReal }, &[x])?
+    } else {
+        cx.real(call, 0)?
+    };
     let shape = cx.graph.shape(x).to_vec();
     let list = call.ints_or(1, "axes")?.unwrap_or_default();
     let axes = if !list.is_empty() {
@@ -43,49 +53,161 @@ fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     } else {
         (0..shape.len()).collect()
     };
-    let square = matches!(call.op, "ReduceL2" | "ReduceSumSquare");
-    let x = if square { cx.one("square", ops::Binary { f: B::Mul }, &[x, x])? } else { x };
-    let y = if call.op == "ReduceLogSumExp" {
-        log_sum_exp(cx, x, &shape, &axes)?
-    } else if axes.is_empty() {
-        x
-    } else {
-        let f = match call.op {
-            "ReduceMax" => ReduceOp::Max,
-            "ReduceMin" => ReduceOp::Min,
-            _ => ReduceOp::Sum,
+    let mut kept = shape.clone();
+    axes.iter().for_each(|&a| kept[a] = 1);
+    let count: usize = axes.iter().map(|&a| shape[a]).product();
+    let y = if count == 0 && !axes.is_empty() {
+        let empty = match call.op {
+            "ReduceMean" => return Err(fail("P0214", "the mean of no elements")),
+            "ReduceMax" | "ReduceLogSum" | "ReduceLogSumExp" => f64::NEG_INFINITY,
+            "ReduceMin" => f64::INFINITY,
+            "ReduceProd" => 1.0,
+            _ => 0.0,
         };
-        let count: usize = axes.iter().map(|&a| shape[a]).product();
-        let suffix = if matches!(call.op, "ReduceMean" | "ReduceL2") { "sum" } else { "" };
-        let y = cx.one(suffix, ops::Reduce { f, axes: axes.clone() }, &[x])?;
-        match call.op {
-            "ReduceMean" if count == 0 => return Err(fail("P0214", "the mean of no elements")),
-            "ReduceMean" => cx.one("", ops::Scale { by: Real(1.0 / count as f64) }, &[y])?,
-            _ => y,
-        }
+        // No element takes part, so nothing depends on the operand.
+        cx.full(empty, &kept)?
+    } else {
+        over(cx, call, x, &axes)?
     };
-    let y = if call.op == "ReduceL2" { cx.one("", ops::Unary { f: U::Sqrt }, &[y])? } else { y };
-    if call.attrs.int("keepdims", 1)? != 0 {
-        let mut kept = shape;
-        axes.iter().for_each(|&a| kept[a] = 1);
-        return cx.reshape(y, &kept);
+    let y = if bools { cx.one("bool", ops::Unary { f: U::ToBool }, &[y])? } else { y };
+    if call.attrs.int("keepdims", 1)? == 0 {
+        let left = (0..shape.len()).filter(|d| !axes.contains(d)).map(|d| shape[d]);
+        kept = left.collect();
     }
-    Ok(y)
+    cx.reshape(y, &kept)
 }
 
-/// `m + log Σ exp(x − m)` with m the maximum.
-fn log_sum_exp(cx: &mut Importer, x: ValueId, shape: &[usize], axes: &[usize]) -> Res<ValueId> {
-    if axes.is_empty() {
-        return Ok(x);
+/// The reduction itself, over at least one element; without axes what each element alone gives.
+fn over(cx: &mut Importer, call: &Call, x: ValueId, axes: &[usize]) -> Res<ValueId> {
+    let count: usize = axes.iter().map(|&a| cx.graph.shape(x)[a]).product();
+    let sum = |cx: &mut Importer, suffix: &str, x: ValueId| match axes {
+        [] => Ok(x),
+        _ => cx.one(suffix, ops::Reduce { f: ReduceOp::Sum, axes: axes.to_vec() }, &[x]),
+    };
+    match call.op {
+        "ReduceMax" => extremum(cx, call, x, axes, ReduceOp::Max),
+        "ReduceMin" => extremum(cx, call, x, axes, ReduceOp::Min),
+        "ReduceProd" => product(cx, x, axes),
+        "ReduceLogSumExp" if axes.is_empty() => Ok(x),
+        "ReduceLogSumExp" => cx.one("", ops::LogSumExp { axes: axes.to_vec() }, &[x]),
+        "ReduceLogSum" => {
+            let s = sum(cx, "sum", x)?;
+            cx.one("", ops::Unary { f: U::Log }, &[s])
+        }
+        "ReduceL1" => {
+            let m = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
+            sum(cx, "", m)
+        }
+        "ReduceL2" if axes.is_empty() => cx.one("", ops::Unary { f: U::Abs }, &[x]),
+        "ReduceL2" => norm(cx, x, axes, ""),
+        "ReduceSumSquare" => {
+            let sq = cx.one("square", ops::Binary { f: B::Mul }, &[x, x])?;
+            sum(cx, "", sq)
+        }
+        "ReduceMean" => {
+            let s = sum(cx, "sum", x)?;
+            cx.one("", ops::Scale { by: Real(1.0 / count.max(1) as f64) }, &[s])
+        }
+        _ => sum(cx, "", x),
     }
-    let m = cx.one("max", ops::Reduce { f: ReduceOp::Max, axes: axes.to_vec() }, &[x])?;
-    let mut kept = shape.to_vec();
-    axes.iter().for_each(|&a| kept[a] = 1);
-    let wide = cx.reshape(m, &kept)?;
-    let wide = cx.spread(&Val::Node(wide), shape)?;
-    let c = cx.one("centred", ops::Binary { f: B::Sub }, &[x, wide])?;
-    let e = cx.one("exp", ops::Unary { f: U::Exp }, &[c])?;
-    let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes: axes.to_vec() }, &[e])?;
-    let l = cx.one("log", ops::Unary { f: U::Log }, &[s])?;
-    cx.one("", ops::Binary { f: B::Add }, &[m, l])
+}
+
+/// The Euclidean norm. Its derivative at 0 is 0, as torch.linalg.vector_norm has it, so the root is
+/// taken of 1 there and its result is not used.
+fn norm(cx: &mut Importer, x: ValueId, axes: &[usize], suffix: &str) -> Res<ValueId> {
+    let sq = cx.one("square", ops::Binary { f: B::Mul }, &[x, x])?;
+    let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes: axes.to_vec() }, &[sq])?;
+    let shape = cx.graph.shape(s).to_vec();
+    let (zero, unit) = (cx.full(0.0, &shape)?, cx.full(1.0, &shape)?);
+    let none = cx.one("none", ops::Binary { f: B::Eq }, &[s, zero])?;
+    let safe = cx.one("safe", ops::Select {}, &[none, unit, s])?;
+    let root = cx.one("root", ops::Unary { f: U::Sqrt }, &[safe])?;
+    cx.one(suffix, ops::Select {}, &[none, zero, root])
+}
+
+/// `x / ‖x‖` with p = 1 or 2 along one axis; 0 where the norm is 0.
+fn lp_normalization(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let x = cx.real(call, 0)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let a = axis(call.attrs.int("axis", -1)?, shape.len()).map_err(words)?;
+    let n = match call.attrs.int("p", 2)? {
+        1 => {
+            let m = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
+            cx.one("norm", ops::Reduce { f: ReduceOp::Sum, axes: vec![a] }, &[m])?
+        }
+        2 => norm(cx, x, &[a], "norm")?,
+        p => return Err(fail("P0206", format!("`LpNormalization` with p = {p}; 1 and 2 are"))),
+    };
+    let rows = cx.graph.shape(n).to_vec();
+    let (zero, unit) = (cx.full(0.0, &rows)?, cx.full(1.0, &rows)?);
+    let none = cx.one("zero", ops::Binary { f: B::Eq }, &[n, zero])?;
+    let safe = cx.one("divisor", ops::Select {}, &[none, unit, n])?;
+    let mut kept = shape.clone();
+    kept[a] = 1;
+    let safe = cx.reshape(safe, &kept)?;
+    let wide = cx.spread(&Val::Node(safe), &shape)?;
+    cx.one("", ops::Binary { f: B::Div }, &[x, wide])
+}
+
+/// torch.max and torch.min along an axis give the cotangent to the first of equal elements; amax,
+/// amin and extrema of a whole tensor share it. Both export as one operator. torch.export names its
+/// operator in the node's metadata; of the other exporter's files one axis says `max(dim)`, which is
+/// by far the more common, unless absolute values are reduced: that is the norm of order ∞.
+fn extremum(
+    cx: &mut Importer,
+    call: &Call,
+    x: ValueId,
+    axes: &[usize],
+    f: ReduceOp,
+) -> Res<ValueId> {
+    let first = match call.attrs.torch_target() {
+        Some(target) => target.contains("aten.max.dim") || target.contains("aten.min.dim"),
+        None => {
+            let norm = matches!(&cx.graph.def(x).op, ops::Op::Unary(u) if u.f == U::Abs);
+            cx.src.producer.starts_with("pytorch") && !norm
+        }
+    };
+    match axes {
+        [] => Ok(x),
+        &[axis] if first => cx.one("", ops::Extremum { f, axis }, &[x]),
+        _ => cx.one("", ops::Reduce { f, axes: axes.to_vec() }, &[x]),
+    }
+}
+
+/// The product over axes, by halves: the derivative is that of multiplication, so zeros in it are no
+/// special case and nothing is divided.
+fn product(cx: &mut Importer, x: ValueId, axes: &[usize]) -> Res<ValueId> {
+    let shape = cx.graph.shape(x).to_vec();
+    let rank = shape.len();
+    let kept: Vec<usize> = (0..rank).filter(|d| !axes.contains(d)).collect();
+    let perm: Vec<usize> = kept.iter().chain(axes).copied().collect();
+    let rows: Vec<usize> = kept.iter().map(|&d| shape[d]).collect();
+    let mut n: usize = axes.iter().map(|&a| shape[a]).product();
+    let mut y = cx.transpose(x, &perm)?;
+    let flat: Vec<usize> = rows.iter().copied().chain([n]).collect();
+    y = cx.reshape(y, &flat)?;
+    let part = |cx: &mut Importer, v: ValueId, start: usize, size: usize| {
+        let mut starts = vec![0; rows.len()];
+        starts.push(start);
+        let sizes = rows.iter().copied().chain([size]).collect();
+        cx.one("part", ops::Slice { starts, sizes, steps: vec![1; rows.len() + 1] }, &[v])
+    };
+    let mut odd = None;
+    while n > 1 {
+        let half = n / 2;
+        if n % 2 == 1 {
+            let last = part(cx, y, n - 1, 1)?;
+            odd = Some(match odd {
+                None => last,
+                Some(o) => cx.one("odd", ops::Binary { f: B::Mul }, &[o, last])?,
+            });
+        }
+        let (a, b) = (part(cx, y, 0, half)?, part(cx, y, half, half)?);
+        y = cx.one("product", ops::Binary { f: B::Mul }, &[a, b])?;
+        n = half;
+    }
+    if let Some(o) = odd {
+        y = cx.one("", ops::Binary { f: B::Mul }, &[y, o])?;
+    }
+    cx.reshape(y, &rows)
 }
