@@ -1,8 +1,8 @@
 //! Sums and extrema over axes.
 
 use super::{
-    Binary, Broadcast, GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec,
-    Select, signature,
+    Binary, Bounds, Broadcast, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach,
+    RowSpec, Select, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, Instr, ReduceOp, Reg};
@@ -19,6 +19,13 @@ impl crate::ir::AttrValue for ReduceOp {
     fn from_attr(attr: crate::ir::Attr) -> Option<Self> {
         let crate::ir::Attr::Word(w) = attr else { return None };
         ReduceOp::from_name(&w)
+    }
+}
+
+impl Reduce {
+    /// How many elements become one.
+    fn count(&self, k: &Known) -> f64 {
+        self.axes.iter().map(|&a| k.shape(0)[a] as f64).product()
     }
 }
 
@@ -47,6 +54,18 @@ impl OpDef for Reduce {
     }
     fn linear(&self) -> Linear {
         if self.f == ReduceOp::Sum { Linear::All } else { Linear::No }
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        match self.f {
+            ReduceOp::Sum => k.x(0).times(Bounds::at(self.count(k))),
+            ReduceOp::Max | ReduceOp::Min => k.x(0),
+        }
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        match self.f {
+            ReduceOp::Sum => Reach::Times(k.reach(0) * self.count(k).max(1.0)),
+            ReduceOp::Max | ReduceOp::Min => Reach::Times(k.reach(0)),
+        }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (x, y, dy) = (cx.x(0), cx.y(0), cx.only_dy(0)?);
