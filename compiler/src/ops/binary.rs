@@ -86,7 +86,7 @@ impl OpDef for Binary {
             Max => a.max(b),
             Min => a.min(b),
             Pow if a.lo >= 0.0 => Bounds::new(0.0, f64::INFINITY),
-            Pow | Eq | Lt | Le | And | Or => Bounds::ALL,
+            _ => Bounds::ALL,
         }
     }
 
@@ -104,8 +104,7 @@ impl OpDef for Binary {
             Div if k.x(1).away(0.0) >= DType::F16.facts().min_normal => Reach::Times(k.reach(0)),
             Div => Reach::Beyond("a quotient by what may be small overflows f16"),
             Pow => Reach::Beyond("a power overflows or underflows in f16"),
-            Add | Sub | Max | Min => Reach::Times(k.farthest()),
-            Eq | Lt | Le | And | Or => Reach::ORDINARY,
+            _ => Reach::Times(k.farthest()),
         }
     }
 
@@ -114,7 +113,7 @@ impl OpDef for Binary {
         match self.f {
             Div => const { &[Pole::divisor(1)] },
             Pow => const { &[Pole::of(0, 0.0)] },
-            Add | Sub | Mul | Max | Min | Eq | Lt | Le | And | Or => &[],
+            _ => &[],
         }
     }
 
