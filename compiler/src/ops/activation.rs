@@ -1,7 +1,7 @@
 //! Activations that networks use as one step, and their gradients.
 
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, Reg, UnaryOp};
@@ -168,6 +168,13 @@ impl OpDef for Activate {
     fn lowering(&self) -> Lowering {
         Lowering::Rows
     }
+    fn bounds(&self, k: &Known) -> Bounds {
+        match self.act {
+            Act::Relu => k.x(0).max(Bounds::at(0.0)),
+            // Least values: −0.170, −0.171, −0.279.
+            Act::Gelu | Act::GeluTanh | Act::Silu => Bounds::new(-0.28, k.x(0).hi.max(0.0)),
+        }
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let saved = if self.act.grad_reads_result() { cx.y(0) } else { cx.x(0) };
         let dy = cx.only_dy(0)?;
@@ -195,6 +202,13 @@ impl OpDef for ActivateGrad {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[1])
+    }
+    fn masked_by(&self) -> Option<usize> {
+        (self.act == Act::Relu).then_some(0)
+    }
+    /// Derivatives of activations are about 1 at most.
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.reach(1))
     }
     fn row_spec(&self, _: &[&TensorType], y: &[&TensorType]) -> RowSpec {
         RowSpec::elementwise(2, y)

@@ -1,6 +1,8 @@
 //! Batch normalisation with batch statistics (Ioffe & Szegedy, 2015), channels on axis 1.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{
+    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, signature,
+};
 use crate::ir::{Real, Shape, TensorType};
 use precast_plan::{Reg, UnaryOp};
 
@@ -94,6 +96,10 @@ impl OpDef for BatchNormGrad {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[4])
+    }
+    /// As of a layer normalisation.
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.farthest())
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
         spec(x[0], &[true, false, false, false, true], &[true, false, false])

@@ -1,8 +1,8 @@
 //! Elementwise functions of two operands: one row per function.
 
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, Select,
-    same_shape, signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pole, ProgramBuilder,
+    Reach, RowSpec, Select, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
@@ -68,6 +68,52 @@ impl OpDef for Binary {
             BinaryOp::Mul => Linear::Each(&[0, 1]),
             BinaryOp::Div => Linear::Each(&[0]),
             _ => Linear::No,
+        }
+    }
+
+    fn bounds(&self, k: &Known) -> Bounds {
+        use BinaryOp::*;
+        let (a, b) = (k.x(0), k.x(1));
+        match self.f {
+            Add => a.plus(b),
+            Sub => a.plus(b.neg()),
+            Mul if k.same(0, 1) => {
+                let a = a.abs();
+                a.times(a)
+            }
+            Mul => a.times(b),
+            Div => a.times(b.inverse()),
+            Max => a.max(b),
+            Min => a.min(b),
+            Pow if a.lo >= 0.0 => Bounds::new(0.0, f64::INFINITY),
+            _ => Bounds::ALL,
+        }
+    }
+
+    fn reach(&self, k: &Known) -> Reach {
+        use BinaryOp::*;
+        match self.f {
+            Mul if k.alike(0, 1) => {
+                Reach::Beyond("a square overflows f16 beyond 256 and underflows below 0.008")
+            }
+            Mul => Reach::Times(k.factor(0) * k.factor(1)),
+            Div if k.x(1).is_number() && k.x(1).lo != 0.0 => {
+                Reach::Times(k.reach(0) / k.x(1).lo.abs())
+            }
+            // A divisor that f16 would hold as a normal number makes nothing much larger.
+            Div if k.x(1).away(0.0) >= DType::F16.facts().min_normal => Reach::Times(k.reach(0)),
+            Div => Reach::Beyond("a quotient by what may be small overflows f16"),
+            Pow => Reach::Beyond("a power overflows or underflows in f16"),
+            _ => Reach::Times(k.farthest()),
+        }
+    }
+
+    fn poles(&self) -> &'static [Pole] {
+        use BinaryOp::*;
+        match self.f {
+            Div => const { &[Pole::divisor(1)] },
+            Pow => const { &[Pole::of(0, 0.0)] },
+            _ => &[],
         }
     }
 

@@ -1,6 +1,6 @@
 //! Concatenation along one axis.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, Slice};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Slice};
 use crate::ir::TensorType;
 
 op! {
@@ -36,6 +36,9 @@ impl OpDef for Concat {
     }
     fn linear(&self) -> Linear {
         Linear::All
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        (1..k.node.inputs.len()).fold(k.x(0), |b, i| b.hull(k.x(i)))
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let dy = cx.only_dy(0)?;

@@ -1,7 +1,9 @@
 //! Layer normalisation (Ba et al., 2016) and RMS normalisation (Zhang & Sennrich, 2019) over the
 //! trailing axes.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{
+    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, signature,
+};
 use crate::ir::{Real, Shape, TensorType};
 use precast_plan::{Reg, UnaryOp};
 
@@ -126,6 +128,10 @@ impl OpDef for LayerNormGrad {
     }
     fn linear(&self) -> Linear {
         if self.center { Linear::Each(&[4]) } else { Linear::Each(&[3]) }
+    }
+    /// What reaches far has small cotangents, which are as wide apart.
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.farthest())
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
         let rank = x[0].shape.rank();

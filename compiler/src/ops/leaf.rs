@@ -1,6 +1,6 @@
 //! Values that are not computed: graph inputs, variables, literals, coordinates.
 
-use super::{Grads, GradCx, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{Bounds, Grads, GradCx, Known, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
 use crate::ir::{ConstData, TensorType};
 use precast_plan::{DType, Reg};
 
@@ -37,7 +37,7 @@ impl Var {
 }
 
 macro_rules! leaf {
-    ($ty:ident, $self:ident => $infer:expr) => {
+    ($ty:ident, $self:ident => $infer:expr, $bounds:expr) => {
         impl OpDef for $ty {
             fn infer(&$self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
                 signature(x, "")?;
@@ -49,15 +49,18 @@ macro_rules! leaf {
             fn lowering(&self) -> Lowering {
                 Lowering::Leaf
             }
+            fn bounds(&$self, _: &Known) -> Bounds {
+                $bounds
+            }
             fn gradient(&self, _: &mut GradCx) -> Result<Grads, String> {
                 Ok(vec![])
             }
         }
     };
 }
-leaf!(Input, self => Ok(vec![TensorType::new(self.dtype.parse()?, self.shape.clone())]));
-leaf!(Var, self => Ok(vec![TensorType::new(self.dtype.parse()?, self.shape.clone())]));
-leaf!(Const, self => Ok(vec![self.data.ty()]));
+leaf!(Input, self => Ok(vec![TensorType::new(self.dtype.parse()?, self.shape.clone())]), Bounds::ALL);
+leaf!(Var, self => Ok(vec![TensorType::new(self.dtype.parse()?, self.shape.clone())]), Bounds::ALL);
+leaf!(Const, self => Ok(vec![self.data.ty()]), Bounds::around(self.data.f32s().unwrap_or_default().into_iter().map(f64::from)));
 
 impl OpDef for Iota {
     fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {

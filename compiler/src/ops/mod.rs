@@ -6,10 +6,12 @@
 
 pub mod builder;
 pub mod grad;
+pub mod range;
 mod spec;
 
 pub use builder::ProgramBuilder;
 pub use grad::GradCx;
+pub use range::{Bounds, Known, Pole, Reach};
 pub use spec::{AxisMap, RowSpec};
 
 use crate::ir::view::View;
@@ -74,6 +76,33 @@ pub trait OpDef: OpMeta {
 
     fn linear(&self) -> Linear {
         Linear::No
+    }
+
+    /// Bounds of the first result's elements, where it is real: every finite result of operands within
+    /// theirs lies inside.
+    fn bounds(&self, _k: &Known) -> Bounds {
+        Bounds::ALL
+    }
+
+    /// How far the first result reaches, where it is real. By default as far as the farthest operand
+    /// for arithmetic and movement, and no farther than ordinary numbers for all else: products,
+    /// normalisations.
+    fn reach(&self, k: &Known) -> Reach {
+        match self.class() {
+            NumericClass::Pointwise | NumericClass::Movement => Reach::Times(k.farthest()),
+            _ => Reach::ORDINARY,
+        }
+    }
+
+    /// An operand at whose zeros the result is 0, however large the others are.
+    fn masked_by(&self) -> Option<usize> {
+        None
+    }
+
+    /// Operands that are not stored in a format of narrow range, unless their bounds keep away from
+    /// where rounding them would be an error of any size.
+    fn poles(&self) -> &'static [Pole] {
+        &[]
     }
 
     /// The cotangent of every operand (`None`: does not depend on it, or not differentiable by

@@ -1,6 +1,6 @@
 //! Views: the same elements under another index.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, Pad, signature};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pad, signature};
 use crate::ir::{Shape, TensorType};
 use crate::ir::view::View;
 
@@ -38,6 +38,9 @@ macro_rules! view_op {
             }
             fn linear(&self) -> Linear {
                 $linear
+            }
+            fn bounds(&self, k: &Known) -> Bounds {
+                k.x(0)
             }
             fn gradient(&$self, $cx: &mut GradCx) -> Result<Grads, String> {
                 let $dy = $cx.only_dy(0)?;

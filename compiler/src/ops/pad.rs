@@ -1,6 +1,6 @@
 //! Placement into zeros: the gradient of a slice.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, Slice, signature};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Slice, signature};
 use crate::ir::TensorType;
 
 op! {
@@ -30,6 +30,9 @@ impl OpDef for Pad {
     }
     fn linear(&self) -> Linear {
         Linear::All
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        k.x(0).hull(Bounds::at(0.0))
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (dy, sizes) = (cx.only_dy(0)?, cx.shape(cx.x(0)).to_vec());

@@ -1,8 +1,8 @@
 //! Sums and extrema over axes.
 
 use super::{
-    Broadcast, ExtremumGrad, GradCx, Grads, Linear, Lowering, NumericClass, OpDef,
-    ProgramBuilder, RowSpec, signature,
+    Bounds, Broadcast, ExtremumGrad, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef,
+    ProgramBuilder, Reach, RowSpec, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{Instr, ReduceOp, Reg};
@@ -38,6 +38,13 @@ pub(super) fn over_axes(shape: &[usize], axes: &[usize]) -> RowSpec {
     }
 }
 
+impl Reduce {
+    /// How many elements become one.
+    fn count(&self, k: &Known) -> f64 {
+        self.axes.iter().map(|&a| k.shape(0)[a] as f64).product()
+    }
+}
+
 impl OpDef for Reduce {
     fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         signature(x, "r")?;
@@ -63,6 +70,18 @@ impl OpDef for Reduce {
     }
     fn linear(&self) -> Linear {
         if self.f == ReduceOp::Sum { Linear::All } else { Linear::No }
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        match self.f {
+            ReduceOp::Sum => k.x(0).times(Bounds::at(self.count(k))),
+            ReduceOp::Max | ReduceOp::Min => k.x(0),
+        }
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        match self.f {
+            ReduceOp::Sum => Reach::Times(k.reach(0) * self.count(k).max(1.0)),
+            ReduceOp::Max | ReduceOp::Min => Reach::Times(k.reach(0)),
+        }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (x, dy) = (cx.x(0), cx.only_dy(0)?);

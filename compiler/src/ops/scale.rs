@@ -1,6 +1,6 @@
 //! Multiplication by one number.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, Reach, signature};
 use crate::ir::{Real, TensorType};
 use precast_plan::{BinaryOp, Reg};
 
@@ -27,6 +27,12 @@ impl OpDef for Scale {
     }
     fn linear(&self) -> Linear {
         Linear::All
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        k.x(0).times(Bounds::at(self.by.0))
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.reach(0) * self.by.0.abs().max(f64::MIN_POSITIVE))
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let dy = cx.only_dy(0)?;
@@ -56,6 +62,9 @@ impl OpDef for ScaleBy {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[0, 1])
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.reach(1))
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (s, x, dy) = (cx.x(0), cx.x(1), cx.only_dy(0)?);

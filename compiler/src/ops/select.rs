@@ -1,10 +1,10 @@
 //! `where`.
 
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
-use precast_plan::{DType, Kind, Reg};
+use precast_plan::{BinaryOp, DType, Kind, Reg};
 
 op! {
     /// `cond ? a : b`, elementwise; equal shapes.
@@ -37,6 +37,23 @@ impl OpDef for Select {
     /// In both branches; the condition is not a real.
     fn linear(&self) -> Linear {
         Linear::All
+    }
+
+    fn bounds(&self, k: &Known) -> Bounds {
+        let (a, b) = (k.x(1), k.x(2));
+        // `x < y ? x : y` is a minimum, `x < y ? y : x` a maximum.
+        if let super::Op::Binary(Binary { f: BinaryOp::Lt | BinaryOp::Le }) = k.def(0).op
+            && let [x, y] = k.def(0).inputs[..]
+        {
+            let (first, second) = (k.node.inputs[1], k.node.inputs[2]);
+            if k.equal(x, first) && k.equal(y, second) {
+                return a.min(b);
+            }
+            if k.equal(x, second) && k.equal(y, first) {
+                return a.max(b);
+            }
+        }
+        a.hull(b)
     }
 
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {

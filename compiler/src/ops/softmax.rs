@@ -1,7 +1,7 @@
 //! Softmax and log-softmax over the last axis.
 
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{Reg, UnaryOp};
@@ -28,6 +28,9 @@ impl OpDef for Softmax {
     }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
+    }
+    fn bounds(&self, _: &Known) -> Bounds {
+        if self.log { Bounds::new(f64::NEG_INFINITY, 0.0) } else { Bounds::new(0.0, 1.0) }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (y, dy) = (cx.y(0), cx.only_dy(0)?);

@@ -1,7 +1,8 @@
 //! Elementwise functions of one operand: one row per function.
 
 use super::{
-    Binary, GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pole, ProgramBuilder, Reach,
+    RowSpec, signature,
 };
 use crate::ir::{TensorType, ValueId};
 use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
@@ -57,6 +58,60 @@ impl OpDef for Unary {
 
     fn linear(&self) -> Linear {
         if self.f == UnaryOp::Neg { Linear::All } else { Linear::No }
+    }
+
+    fn bounds(&self, k: &Known) -> Bounds {
+        use UnaryOp::*;
+        let x = k.x(0);
+        match self.f {
+            Neg => x.neg(),
+            Abs => x.abs(),
+            Exp => x.growing(f64::exp),
+            Expm1 => x.growing(f64::exp_m1),
+            Log if x.hi > 0.0 => x.growing(|x| x.max(0.0).ln()),
+            Log1p if x.hi > -1.0 => x.growing(|x| x.max(-1.0).ln_1p()),
+            Sqrt if x.hi >= 0.0 => x.growing(|x| x.max(0.0).sqrt()),
+            Rsqrt if x.hi > 0.0 => {
+                Bounds::new(x.hi.sqrt().recip(), x.lo.max(0.0).sqrt().recip())
+            }
+            Recip => x.inverse(),
+            Sin | Cos | Erf => Bounds::new(-1.0, 1.0),
+            Tanh => x.growing(f64::tanh),
+            Sigmoid => x.growing(|x| 1.0 / (1.0 + (-x).exp())),
+            Floor => x.growing(f64::floor),
+            Ceil => x.growing(f64::ceil),
+            RoundEven => x.growing(f64::round_ties_even),
+            ToReal if k.graph.ty(k.node.inputs[0]).kind() == Kind::Bool => Bounds::new(0.0, 1.0),
+            _ => Bounds::ALL,
+        }
+    }
+
+    fn reach(&self, k: &Known) -> Reach {
+        use UnaryOp::*;
+        match self.f {
+            Exp | Expm1 => Reach::Beyond("an exponential overflows or underflows in f16"),
+            Log | Log1p => Reach::Beyond("a logarithm is f32"),
+            Sqrt => Reach::Beyond("a root is f32"),
+            Rsqrt | Recip => Reach::Beyond("a reciprocal overflows or underflows in f16"),
+            ToReal if k.graph.ty(k.node.inputs[0]).kind() == Kind::Int => {
+                Reach::Beyond("f16 does not hold every integer above 2048")
+            }
+            Sin | Cos | Tanh | Erf | Sigmoid => Reach::ORDINARY,
+            Neg | Abs | Floor | Ceil | RoundEven => Reach::Times(k.reach(0)),
+            IsFinite | Not | ToReal | ToInt | ToBool => Reach::ORDINARY,
+            #[allow(unreachable_patterns, reason = "rows that do not say are taken with care")]
+            _ => Reach::Beyond("its range in f16 is not known"),
+        }
+    }
+
+    fn poles(&self) -> &'static [Pole] {
+        use UnaryOp::*;
+        match self.f {
+            Rsqrt | Recip => const { &[Pole::divisor(0)] },
+            Log | Sqrt => const { &[Pole::of(0, 0.0)] },
+            Log1p => const { &[Pole::of(0, -1.0)] },
+            _ => &[],
+        }
     }
 
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {

@@ -1,7 +1,7 @@
 //! What may be stored and multiplied in a 16-bit format, and the reason where it may not.
 
 use super::degree::Degree;
-use super::{PrecisionOptions, keeps_format, storages, uniform_operands};
+use super::{PrecisionOptions, keeps_format, narrow, storages, uniform_operands};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
 use crate::ops::matmul::source_name;
@@ -89,7 +89,18 @@ pub fn legality(g: &Graph, half: DType, o: &PrecisionOptions, target: &Target) -
     legality_within(g, half, o, target, &[])
 }
 
-/// [`legality`], where `limits` says by value why `half` does not hold it.
+/// What was measured of a value says of a format.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Judged {
+    /// Nothing was measured.
+    #[default]
+    Unknown,
+    Held,
+    /// Not held, and why.
+    Lost(Why),
+}
+
+/// [`legality`], where `judged` says by value whether `half` holds it.
 ///
 /// # Errors
 /// As [`legality`].
@@ -98,7 +109,7 @@ pub fn legality_within(
     half: DType,
     o: &PrecisionOptions,
     target: &Target,
-    limits: &[Option<Why>],
+    judged: &[Judged],
 ) -> Result<Legal> {
     let n = g.value_count();
     let mut l = Legal {
@@ -136,24 +147,14 @@ pub fn legality_within(
     for v in gradient_paths(g) {
         keep(v, "a weight gradient is f32");
     }
-    if half == DType::F16 {
-        for (v, (seed, scale)) in degrees(g, o).into_iter().enumerate() {
-            let cotangent = match seed {
-                Degree::Is(d) => d > 0,
-                Degree::Any => false,
-                Degree::Mixed => true,
-            };
-            if cotangent && !matches!(scale, Degree::Is(e) if e > 0) {
-                l.copy[v] = Some(NO_SCALE.into());
-                l.store[storage[v].0 as usize].get_or_insert(NO_SCALE.into());
-            }
-        }
-    }
-    for (v, why) in limits.iter().enumerate() {
-        if let Some(why) = why {
+    for (v, judged) in judged.iter().enumerate() {
+        if let Judged::Lost(why) = judged {
             l.copy[v].get_or_insert(why.clone());
             l.store[storage[v].0 as usize].get_or_insert(why.clone());
         }
+    }
+    if half.facts().max < DType::F32.facts().max / 2.0 {
+        narrow_range(g, o, judged, &storage, &mut l);
     }
     if target.convert(half).is_none() {
         for v in 0..n {
@@ -190,6 +191,41 @@ pub fn legality_within(
         }
     }
     Ok(l)
+}
+
+/// What a format whose range is narrower than f32's does not hold, or may not hold.
+fn narrow_range(
+    g: &Graph,
+    o: &PrecisionOptions,
+    judged: &[Judged],
+    storage: &[ValueId],
+    l: &mut Legal,
+) {
+    let degrees = degrees(g, o);
+    let cotangents: Vec<bool> = degrees
+        .iter()
+        .map(|(seed, _)| match seed {
+            Degree::Is(d) => *d > 0,
+            Degree::Any => false,
+            Degree::Mixed => true,
+        })
+        .collect();
+    for (v, (_, scale)) in degrees.iter().enumerate().filter(|(v, _)| cotangents[*v]) {
+        if !matches!(scale, Degree::Is(e) if *e > 0) {
+            l.copy[v].get_or_insert(NO_SCALE.into());
+            l.store[storage[v].0 as usize].get_or_insert(NO_SCALE.into());
+        }
+    }
+    let needs = narrow::needs(g, l.half, &cotangents);
+    for (v, (store, copy)) in needs.store.into_iter().zip(needs.copy).enumerate() {
+        if let Some(why) = store {
+            l.store[storage[v].0 as usize].get_or_insert(why);
+        }
+        // What was measured tells more of a product's operand than what could be.
+        if let (Some(why), false) = (copy, judged.get(v) == Some(&Judged::Held)) {
+            l.copy[v].get_or_insert(why);
+        }
+    }
 }
 
 /// Why a result is stored in f32 by the nature of its operation.

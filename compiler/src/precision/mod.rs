@@ -11,6 +11,7 @@ pub mod degree;
 pub mod fp8;
 pub mod labels;
 pub mod legal;
+pub mod narrow;
 pub mod place;
 pub mod ranges;
 pub mod tf32;

@@ -1,14 +1,14 @@
-//! What measured ranges say about a graph: which of its values f16 does not hold, and at which
-//! scale the loss should begin.
+//! What measured ranges say about a graph: which of its values f16 does not hold, for being too large
+//! or too small, and at which scale the loss should begin.
 //!
 //! Ranges are measured on the model as it was differentiated, without a loss scale. A value of the
 //! rewritten graph is known by the value that it equals there, or that it is the loss scale times.
 
-use super::legal::{self, Legal, Why};
+use super::legal::{self, Judged, Legal};
 use super::{PrecisionOptions, storages, uniform_operands};
 use crate::diagnostic::Result;
 use crate::ir::{Graph, ValueId};
-use precast_plan::{DType, Ranges, Target};
+use precast_plan::{DType, Range, Ranges, Target};
 
 /// The measured value that a value of a rewritten graph equals.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +68,10 @@ pub fn legality(
     let found = measured.first_scale(&narrow, o.first_scale);
     let (FirstScale::Given(other) | FirstScale::Free { default: other, .. }) = o.first_scale;
     let scale = found.as_ref().map_or(other, |f| f.0);
-    let limits = measured.limits(half, scale);
-    let stay = limits.iter().zip(&narrow).filter(|(why, narrow)| why.is_some() && **narrow).count();
-    let legal = legal::legality_within(g, half, o, target, &limits)?;
+    let judged = measured.judged(half, scale);
+    let lost = |j: &Judged| matches!(j, Judged::Lost(_));
+    let stay = judged.iter().zip(&narrow).filter(|(j, narrow)| lost(j) && **narrow).count();
+    let legal = legal::legality_within(g, half, o, target, &judged)?;
     let mut note = String::new();
     if let Some((scale, name)) = &found {
         note += &format!("; by the ranges the loss scale begins at {scale}, for `{name}`");
@@ -95,25 +96,25 @@ fn narrow(g: &Graph, legal: &Legal) -> Vec<bool> {
     out
 }
 
-/// By storage: the largest magnitude measured of it, whose it is, and whether the loss scale
-/// multiplies it.
-struct Measured<'r>(Vec<Option<(f64, &'r str, bool)>>);
+/// By storage: what was measured of it and of its views, and whether the loss scale multiplies it.
+struct Measured<'r>(Vec<Vec<(&'r Range, bool)>>);
 
 impl<'r> Measured<'r> {
     fn new(g: &Graph, origins: &[Option<Origin>], ranges: &'r Ranges) -> Measured<'r> {
-        let by_name: std::collections::BTreeMap<&str, (f64, &'r str)> =
-            ranges.tensors.iter().map(|t| (t.name.as_str(), (t.max, t.name.as_str()))).collect();
-        let mut out: Vec<Option<(f64, &str, bool)>> = vec![None; g.value_count()];
+        let by_name: std::collections::BTreeMap<&str, &Range> =
+            ranges.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        let mut out: Vec<Vec<(&Range, bool)>> = vec![vec![]; g.value_count()];
         for (v, root) in storages(g).into_iter().enumerate() {
             let Some(origin) = origins.get(v).and_then(Option::as_ref) else { continue };
-            let Some(&(max, name)) = by_name.get(origin.name.as_str()) else { continue };
-            // A view shows some of its storage's elements, so the largest of all counts.
-            let at = &mut out[root.0 as usize];
-            if at.is_none_or(|(other, _, _)| max > other) {
-                *at = Some((max, name, origin.scaled));
-            }
+            let Some(&range) = by_name.get(origin.name.as_str()) else { continue };
+            out[root.0 as usize].push((range, origin.scaled));
         }
         Measured(out)
+    }
+
+    /// A view shows some of its storage's elements, so the largest of all counts.
+    fn largest(of: &[(&'r Range, bool)]) -> Option<(&'r Range, bool)> {
+        of.iter().copied().reduce(|a, b| if b.0.max > a.0.max { b } else { a })
     }
 
     /// The largest power of two under which no cotangent that may be f16 overflows, and the
@@ -126,34 +127,67 @@ impl<'r> Measured<'r> {
             .iter()
             .zip(narrow)
             .filter(|(_, narrow)| **narrow)
-            .filter_map(|(m, _)| m.filter(|m| m.2 && m.0 > 0.0 && m.0 <= most))
-            .max_by(|a, b| a.0.total_cmp(&b.0))?;
-        let scale = (most / largest.0).log2().floor().exp2().min(LARGEST_SCALE);
-        Some((scale.clamp(min, max), largest.1))
+            .filter_map(|(m, _)| Self::largest(m))
+            .filter(|(r, scaled)| *scaled && r.max > 0.0 && r.max <= most)
+            .max_by(|a, b| a.0.max.total_cmp(&b.0.max))?
+            .0;
+        let scale = (most / largest.max).log2().floor().exp2().min(LARGEST_SCALE);
+        Some((scale.clamp(min, max), &largest.name))
     }
 
-    /// By storage: why `half` does not hold it.
-    fn limits(&self, half: DType, scale: f64) -> Vec<Option<Why>> {
-        let most = half.facts().max;
-        let judge = |&(max, name, scaled): &(f64, &str, bool)| -> Option<Why> {
-            let reached = if scaled { max * scale } else { max };
-            if reached * HEADROOM <= most {
-                return None;
-            }
-            let under = match scaled {
-                true => format!(", {reached:.2e} under the loss scale {scale}"),
-                false => String::new(),
-            };
-            Some(
-                format!(
-                    "`{name}` reached {max:.2e} in the ranges{under}; {half} holds {most}, of which \
-                     half is kept free"
-                )
-                .into(),
-            )
-        };
-        self.0.iter().map(|m| m.as_ref().and_then(judge)).collect()
+    /// By storage: whether `half` holds it.
+    fn judged(&self, half: DType, scale: f64) -> Vec<Judged> {
+        self.0.iter().map(|m| judge(m, half, scale)).collect()
     }
+}
+
+/// Whether `half` holds a storage of which this was measured.
+fn judge(measured: &[(&Range, bool)], half: DType, scale: f64) -> Judged {
+    let Some((range, scaled)) = Measured::largest(measured) else { return Judged::Unknown };
+    let facts = half.facts();
+    let (name, max) = (&range.name, range.max);
+    let by = if scaled { scale } else { 1.0 };
+    let reached = max * by;
+    let under = match scaled {
+        true => format!(", {reached:.2e} under the loss scale {scale}"),
+        false => String::new(),
+    };
+    if reached * HEADROOM > facts.max {
+        let why = format!(
+            "`{name}` reached {max:.2e} in the ranges{under}; {half} holds {}, of which half is kept \
+             free",
+            facts.max
+        );
+        return Judged::Lost(why.into());
+    }
+    if reached > 0.0 && reached < facts.min_normal {
+        let why = format!(
+            "`{name}` reached no more than {max:.2e} in the ranges{under}; {half} has {} bits down to \
+             {:.1e} only",
+            facts.mantissa_bits + 1,
+            facts.min_normal
+        );
+        return Judged::Lost(why.into());
+    }
+    // Of parts that were measured apart, each would have to vanish.
+    let vanish = |(r, scaled): &(&Range, bool)| {
+        let scale = if *scaled { scale } else { 1.0 };
+        let half_of_least = (facts.min_subnormal / 2.0 / scale).log2().floor() as i32;
+        let seen: u64 = r.histogram.counts.iter().sum();
+        (r.histogram.below(half_of_least), seen)
+    };
+    let shares: Vec<(u64, u64)> = measured.iter().map(vanish).collect();
+    if shares.iter().all(|(lost, seen)| *seen > 0 && lost * 2 > *seen) {
+        let (lost, seen) = shares[0];
+        let why = format!(
+            "{:.0} % of what is not zero in `{name}` was so small in the ranges{} that {half} rounds \
+             it to 0",
+            100.0 * lost as f64 / seen as f64,
+            if scaled { format!(", under the loss scale {scale} too,") } else { String::new() }
+        );
+        return Judged::Lost(why.into());
+    }
+    Judged::Held
 }
 
 /// Sets the first value of the loss scale.
@@ -166,4 +200,68 @@ pub fn begin_at(g: &mut Graph, loss_scale: &str, scale: f64) {
 /// Values that ranges are measured of, by name: see [`Graph::value_name`].
 pub fn names(g: &Graph) -> impl Iterator<Item = (ValueId, String)> + '_ {
     (0..g.value_count() as u32).map(ValueId).map(|v| (v, g.value_name(v)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use precast_plan::{Histogram, Side};
+
+    /// Of elements 2^e for the exponents given, with how often each was seen.
+    fn range(bins: &[(i32, u64)]) -> Range {
+        let first = bins.iter().map(|b| b.0).min().unwrap_or(0);
+        let last = bins.iter().map(|b| b.0).max().unwrap_or(0);
+        let mut counts = vec![0; (last - first + 1) as usize];
+        bins.iter().for_each(|(e, n)| counts[(e - first) as usize] += n);
+        Range {
+            name: "t".into(),
+            side: Side::Forward,
+            shape: vec![],
+            count: counts.iter().sum(),
+            zeros: 0,
+            not_finite: 0,
+            max: if bins.is_empty() { 0.0 } else { f64::from(last).exp2() },
+            shares: vec![],
+            histogram: Histogram { first, counts },
+        }
+    }
+
+    fn why(bins: &[(i32, u64)], scale: Option<f64>) -> String {
+        let r = range(bins);
+        match judge(&[(&r, scale.is_some())], DType::F16, scale.unwrap_or(1.0)) {
+            Judged::Lost(why) => why.to_string(),
+            Judged::Held => "held".into(),
+            Judged::Unknown => "unknown".into(),
+        }
+    }
+
+    #[test]
+    fn underflow_counts_as_overflow_does() {
+        assert_eq!(why(&[(0, 10), (-10, 10)], None), "held");
+        assert!(why(&[(15, 1), (0, 9)], None).contains("f16 holds 65504"));
+        // Nothing above the smallest normal number: digits go everywhere.
+        assert!(why(&[(-15, 9)], None).contains("has 11 bits down to 6.1e-5"));
+        assert_eq!(why(&[(-14, 9)], None), "held");
+        // More than half rounded to 0.
+        assert!(why(&[(0, 4), (-26, 5)], None).starts_with("56 % of what is not zero in `t`"));
+        assert_eq!(why(&[(0, 5), (-26, 5)], None), "held");
+        assert_eq!(why(&[(0, 4), (-25, 5)], None), "held");
+        // The loss scale lifts cotangents.
+        assert_eq!(why(&[(-20, 4), (-30, 5)], Some(65536.0)), "held");
+        let lost = why(&[(-20, 4), (-42, 5)], Some(65536.0));
+        assert!(lost.contains("under the loss scale 65536 too"), "{lost}");
+        assert!(why(&[(-40, 4)], Some(65536.0)).contains("under the loss scale 65536"));
+        assert_eq!(why(&[], None), "held");
+    }
+
+    #[test]
+    fn of_parts_the_largest_counts_and_all_must_vanish() {
+        let (large, small) = (range(&[(15, 1)]), range(&[(-26, 9), (-3, 1)]));
+        let judge = |m: &[(&Range, bool)]| judge(m, DType::F16, 1.0);
+        assert!(matches!(judge(&[(&small, false), (&large, false)]), Judged::Lost(_)));
+        assert!(matches!(judge(&[(&small, false)]), Judged::Lost(_)));
+        let fine = range(&[(0, 9)]);
+        assert_eq!(judge(&[(&small, false), (&fine, false)]), Judged::Held);
+        assert_eq!(judge(&[]), Judged::Unknown);
+    }
 }

@@ -7,6 +7,7 @@ mod fuzz;
 mod graphs;
 mod numerics;
 mod random;
+mod ranges;
 mod rng;
 mod table;
 mod training;

@@ -11,7 +11,7 @@ use precast_compiler::ops::{GradCx, Linear, Lowering, Op};
 use precast_compiler::reference::{self, Options, Tensor, program_of};
 
 /// A graph of one operation whose operands are the inputs `x0`, `x1`, …
-fn graph_of(case: &Case) -> (Graph, IndexMap<String, Tensor>, NodeId) {
+pub fn graph_of(case: &Case) -> (Graph, IndexMap<String, Tensor>, NodeId) {
     let mut g = Graph::new("case");
     let mut inputs = IndexMap::new();
     let mut x = Vec::new();

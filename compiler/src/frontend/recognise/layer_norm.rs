@@ -7,7 +7,7 @@ use precast_plan::{BinaryOp, UnaryOp};
 use smallvec::{SmallVec, smallvec};
 
 /// `c · (mean(c²) + eps)^(−½)` with c = x − mean(x), or c = x (RMS); as a quotient by the root, or
-/// a product with its reciprocal.
+/// a product with its reciprocal, which exporters write as a quotient of 1 too.
 pub fn core(m: &Matcher, rw: &mut Rewriter) -> Option<SmallVec<[ValueId; 2]>> {
     let node = m.node();
     let y = node.outputs[0];
@@ -35,7 +35,7 @@ fn found(
         match m.unary(v, UnaryOp::Rsqrt) {
             Some(u) => v = step(u)?,
             None => {
-                let root = step(m.unary(v, UnaryOp::Recip)?)?;
+                let root = step(m.inverse(v)?)?;
                 used.push(root);
                 v = step(m.unary(root, UnaryOp::Sqrt)?)?;
             }

@@ -65,6 +65,14 @@ impl<'a> Matcher<'a> {
         }
     }
 
+    /// The operand of `1 / x`.
+    pub fn inverse(&self, v: ValueId) -> Option<ValueId> {
+        self.unary(v, UnaryOp::Recip).or_else(|| {
+            let (one, x) = self.binary(v, BinaryOp::Div)?;
+            (self.number(one) == Some(1.0)).then_some(x)
+        })
+    }
+
     /// The value of a real literal all of whose elements are equal, broadcast or not.
     pub fn number(&self, v: ValueId) -> Option<f64> {
         match self.op(v) {
