@@ -2,7 +2,9 @@
 
 use crate::random::RandomCase;
 use indexmap::IndexMap;
-use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, joint};
+use precast_compiler::autodiff::{
+    LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, ScaleSpec, TrainSpec, joint,
+};
 use precast_compiler::ir::{Graph, VarInit};
 use precast_compiler::reference::{Evaluated, Options, Tensor, eval, eval_with};
 
@@ -14,6 +16,8 @@ fn spec() -> TrainSpec {
         optimizer: OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
         lr: LrSpec { lr: LR, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: OnNonfinite::Skip,
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
