@@ -207,10 +207,10 @@ impl Skips {
                 let text = format!(
                     "the gradients of step {step} are not finite; it was not applied{blame}"
                 );
-                Error::new("R0602", text).help(format!(
-                    "what was saved is of step {}; `[train] on_nonfinite = \"skip\"` leaves such steps out",
-                    step - 1
-                ))
+                Error::new("R0602", text).help(
+                    "what was saved is as before the step; `[train] on_nonfinite = \"skip\"` leaves \
+                     such steps out",
+                )
             }
             Why::Floor => {
                 let scale = report.scale.unwrap_or(f32::NAN);

@@ -18,7 +18,6 @@ use crate::frontend::recipe::{
 };
 use crate::frontend::{recognise, textual};
 use crate::ir::{Graph, ValueId, VarInit, VarRole};
-use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::{Capabilities, Schedule, schedule};
