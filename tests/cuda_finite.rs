@@ -66,7 +66,7 @@ fn no_step_behind_it_is_applied() {
         assert!(before == state(&s), "{policy}: the step changed something");
         // Taken again from there, with a batch in order, the run is as if nothing had been.
         s.rewind(3, None).unwrap_or_else(|e| panic!("{e}"));
-        let again = submit(&mut s, &[good.clone()]);
+        let again = submit(&mut s, std::slice::from_ref(&good));
         assert!(again[0].step == 3 && !again[0].skipped, "{again:?}");
         let mut whole = session(&f, &plan);
         submit(&mut whole, &[good.clone(), good.clone(), good.clone()]);

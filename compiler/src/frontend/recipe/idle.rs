@@ -102,13 +102,11 @@ impl Recipe {
             let help = "`mode = \"dynamic\"` or \"static\" scales the loss in any case";
             idle(&keys.each_ref().map(String::as_str), &why, help);
         }
-        if self.loss_scale.mode == LossScaleMode::Off
-            || (self.loss_scale.mode == LossScaleMode::Auto && unscaled)
-        {
-            if self.train.on_nonfinite != Some(OnNonfinite::Skip) {
-                let help = "`on_nonfinite = \"skip\"` skips steps without one, too";
-                idle(&["train.max_skips"], "no step is skipped without a loss scale", help);
-            }
+        let mode = self.loss_scale.mode;
+        let never = mode == LossScaleMode::Off || (mode == LossScaleMode::Auto && unscaled);
+        if never && self.train.on_nonfinite != Some(OnNonfinite::Skip) {
+            let help = "`on_nonfinite = \"skip\"` skips steps without one, too";
+            idle(&["train.max_skips"], "no step is skipped without a loss scale", help);
         }
         if let Some(steps) = facts.total_steps
             && self.schedule.warmup >= steps
