@@ -187,7 +187,12 @@ impl Skips {
                 (value, blame.sentence())
             }
             Ok((_, None)) => {
-                let text = "the replay on the processor is finite";
+                let text = match report.grad_norm {
+                    Some(norm) if norm.is_infinite() => {
+                        "every value is finite, but the sum of the gradients' squares is not"
+                    }
+                    _ => "the replay on the processor is finite",
+                };
                 (json!({ "none": text, "updates_since": updates_since }), text.to_string())
             }
             Err(e) => {

@@ -5,6 +5,7 @@ use super::lab::Lab;
 use super::small::table;
 use super::{code, stderr, stdout};
 use precast_runtime::TensorFile;
+use precast_runtime::tensors::WeightSource;
 use serde_json::Value;
 
 fn log(lab: &Lab) -> Vec<Value> {
@@ -29,8 +30,10 @@ fn lab(bad: impl Fn(usize) -> bool, train: &str) -> Lab {
 
 fn tensors(lab: &Lab, file: &str) -> Vec<(String, Vec<f32>)> {
     let file = TensorFile::open(&lab.path(file)).unwrap_or_else(|e| panic!("{e}"));
-    let names = file.names().into_iter().map(str::to_string).collect::<Vec<_>>();
-    names.into_iter().map(|n| (n.clone(), file.tensor(&n).expect("listed").to_f32())).collect()
+    file.names()
+        .into_iter()
+        .map(|n| (n.clone(), file.tensor(&n).expect("listed").to_f32()))
+        .collect()
 }
 
 /// Exit code and first error's code.

@@ -4,6 +4,7 @@ use super::lab::Lab;
 use super::small::MODEL;
 use super::stderr;
 use precast_runtime::TensorFile;
+use precast_runtime::tensors::WeightSource;
 use std::collections::BTreeMap;
 
 /// The model over another number of rows.
@@ -17,9 +18,8 @@ fn of_rows(rows: usize) -> String {
 fn gradients(lab: &Lab, policy: &str) -> BTreeMap<String, Vec<f32>> {
     lab.ok(&["grad", "recipe.toml", "-o", "g.safetensors", "--policy", policy]);
     let file = TensorFile::open(&lab.path("g.safetensors")).unwrap_or_else(|e| panic!("{e}"));
-    let names = file.names().into_iter().filter(|n| *n == "loss" || n.starts_with("grad."));
-    let named: Vec<String> = names.map(str::to_string).collect();
-    named.into_iter().map(|n| (n.clone(), file.tensor(&n).expect("listed").to_f32())).collect()
+    let named = file.names().into_iter().filter(|n| n == "loss" || n.starts_with("grad."));
+    named.map(|n| (n.clone(), file.tensor(&n).expect("listed").to_f32())).collect()
 }
 
 #[track_caller]

@@ -198,7 +198,15 @@ fn update_region(
     let (norm, faults) = norm_and_faults(&mut b, trained, unscale);
     b.result("grad_norm", norm);
     let zero = b.real("zero", 0.0);
-    let overflow = b.bin("overflow", BinaryOp::Lt, zero, faults);
+    let overflow = match scale {
+        // PyTorch's GradScaler looks at every element; squares may overflow where none does.
+        Some(_) => b.bin("overflow", BinaryOp::Lt, zero, faults),
+        // The norm is there and says it for nothing: it is finite only where every element is.
+        None => {
+            let finite = b.un("grad_norm.finite", UnaryOp::IsFinite, norm);
+            b.un("overflow", UnaryOp::Not, finite)
+        }
+    };
     let bad = match spec.on_nonfinite {
         // As in PyTorch with a disabled GradScaler.
         OnNonfinite::Ignore => None,
