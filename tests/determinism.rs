@@ -7,7 +7,9 @@ mod common;
 mod small;
 
 use common::Fixture;
-use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, TrainSpec, joint};
+use precast_compiler::autodiff::{
+    LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, TrainSpec, joint,
+};
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::precision::Policy;
 use precast_compiler::{pipeline, text};
@@ -302,6 +304,8 @@ result out.d = %3
         optimizer: OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
         lr: LrSpec { lr: 0.0, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: OnNonfinite::Stop,
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,

@@ -2,7 +2,9 @@
 
 mod common;
 
-use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, TrainSpec, joint};
+use precast_compiler::autodiff::{
+    LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, TrainSpec, joint,
+};
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::precision::Policy;
 use precast_compiler::{pipeline, text};
@@ -69,6 +71,8 @@ fn spec(case: &Value) -> TrainSpec {
         optimizer,
         lr: LrSpec { lr: or("lr", f64::NAN), warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: OnNonfinite::Stop,
         clip_norm: case["clip_norm"].as_f64(),
         ema: Some(0.75),
         no_decay_vectors: false,

@@ -252,7 +252,8 @@ fn every_error_code_is_documented() {
 
 #[test]
 fn every_recipe_key_is_documented() {
-    let reader = read(&root().join("compiler/src/frontend/recipe/sections.rs"));
+    let source = |file: &str| read(&root().join("compiler/src/frontend/recipe").join(file));
+    let reader = source("sections.rs") + &source("loss.rs");
     let book = read(&root().join("docs/RECIPE.md"));
     let mut keys: BTreeSet<&str> = words_after(&reader, ".get(\"").into_iter().collect();
     keys.extend(words_after(&reader, ".need(\""));

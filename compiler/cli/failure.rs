@@ -13,8 +13,8 @@ pub enum Failure {
     Run(precast_runtime::Error),
     /// Standard output could not be written.
     Io(std::io::Error),
-    /// Training ended with a loss that is not a number.
-    Diverged { step: u64, loss: f32 },
+    /// Training ended, and what came of it is not good. The run has printed its result.
+    Training(precast_runtime::Error),
 }
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -52,7 +52,7 @@ impl Failure {
                 ExitCode::from(4)
             }
             Failure::Input(_) | Failure::Run(_) | Failure::Io(_) => ExitCode::from(1),
-            Failure::Diverged { .. } => ExitCode::from(3),
+            Failure::Training(_) => ExitCode::from(3),
         }
     }
 
@@ -62,9 +62,8 @@ impl Failure {
             Failure::Input(d) => {
                 d.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
             }
-            Failure::Run(e) => e.message.clone(),
+            Failure::Run(e) | Failure::Training(e) => e.message.clone(),
             Failure::Io(e) => e.to_string(),
-            Failure::Diverged { step, .. } => format!("the run diverged at step {step}"),
         }
     }
 
@@ -78,12 +77,10 @@ impl Failure {
                     tell!("\n{errors} errors");
                 }
             }
-            Failure::Run(e) => tell!("{e}"),
+            Failure::Run(e) | Failure::Training(e) => tell!("{e}"),
             Failure::Io(e) => tell!("error[P0010]: cannot write to standard output: {e}"),
-            Failure::Diverged { step, loss } => tell!("error: {}", divergence(*step, *loss)),
         }
-        // A diverged run has printed its result already.
-        if json && !matches!(self, Failure::Diverged { .. }) {
+        if json && !matches!(self, Failure::Training(_)) {
             put_object(&json!({ "ok": false, "errors": self.to_json() }));
         }
     }
@@ -91,23 +88,17 @@ impl Failure {
     fn to_json(&self) -> Value {
         match self {
             Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
-            Failure::Run(e) => json!([{ "code": e.code, "severity": "error",
-                "message": e.message, "place": e.place, "help": e.help }]),
+            Failure::Run(e) | Failure::Training(e) => json!([error(e)]),
             Failure::Io(e) => json!([{ "code": "P0010", "severity": "error",
                 "message": e.to_string() }]),
-            Failure::Diverged { .. } => json!([]),
         }
     }
 }
 
-fn divergence(step: u64, loss: f32) -> String {
-    format!("training diverged: the loss of step {step} is {loss}")
-}
-
-/// What a run whose last loss is not a number adds to its result, as an object.
-pub fn diverged(step: u64, loss: f32) -> Option<Value> {
-    let message = divergence(step, loss);
-    (!loss.is_finite()).then(|| json!({ "code": null, "severity": "error", "message": message }))
+/// An error of the runtime as an object.
+pub fn error(e: &precast_runtime::Error) -> Value {
+    json!({ "code": e.code, "severity": "error", "message": e.message, "place": e.place,
+            "help": e.help })
 }
 
 /// Ends a command whose arguments were not understood, or that only asked for help.

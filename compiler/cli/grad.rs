@@ -46,10 +46,18 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         }
     }
     write_tensors(&args.out, &BTreeMap::new(), &tensors)?;
+    let batches = session.plan().accumulate;
     if json {
-        say!("{}", json!({ "ok": true, "loss": report.loss, "out": args.out }));
+        say!(
+            "{}",
+            json!({ "ok": true, "loss": report.loss, "counted": report.counted, "batches": batches,
+            "out": args.out })
+        );
     } else {
         say!("loss {}", report.loss);
+        if batches > 1 {
+            say!("of {batches} batches, as the gradients are; outputs are those of the last");
+        }
         say!("saved {}: {} tensors", args.out.display(), tensors.len());
     }
     Ok(())

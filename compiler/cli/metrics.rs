@@ -1,7 +1,7 @@
 //! How good a model is on rows it was not trained on.
 
 use crate::failure::Outcome;
-use precast_compiler::frontend::recipe::{LossKind, Recipe};
+use precast_compiler::frontend::recipe::{LossKind, LossTerm, Recipe};
 use precast_plan::Storage;
 use precast_runtime::data::{Batch, Dataset};
 use precast_runtime::tensors::{Element, HostTensor};
@@ -12,11 +12,11 @@ use precast_runtime::{Error, Session};
 pub struct Metrics {
     /// The recipe's loss, without label smoothing.
     pub loss: f64,
-    /// Share of the targets whose class has the largest logit; cross-entropy only.
+    /// Share of the targets whose class has the largest logit; of the first cross-entropy.
     pub accuracy: Option<f64>,
 }
 
-/// Sums over what was counted.
+/// Sums over what was counted, of one term of the loss.
 #[derive(Default)]
 struct Sums {
     loss: f64,
@@ -24,63 +24,100 @@ struct Sums {
     count: u64,
 }
 
-/// Runs the held-back rows through the evaluation graph; `None` where no rows were held back.
+/// Runs the held-back rows through the evaluation graph; `None` where no rows were held back, or
+/// nothing of them counts.
 pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<Option<Metrics>> {
     if data.rows().1 == 0 || session.plan().eval.is_empty() {
         return Ok(None);
     }
-    let output = output_name(recipe, session)?;
-    let mut sums = Sums::default();
+    let terms = &recipe.loss.terms;
+    let outputs: Vec<String> =
+        terms.iter().map(|t| output_name(t, session)).collect::<Outcome<_>>()?;
+    let mut sums: Vec<Sums> = terms.iter().map(|_| Sums::default()).collect();
     for batch in data.test_batches() {
         let batch = batch?;
         session.eval(&batch)?;
-        let prediction = session.eval_result(&output)?;
-        let target = target(recipe, session, &batch)?;
-        // The last batch is padded; rows after `batch.rows` are not data.
-        let rows = session_batch(&prediction);
-        let used = batch.rows as usize;
-        let prediction_row = prediction.elements() / rows;
-        let target_row = target.elements() / rows;
-        let x = &prediction.to_f64()[..used * prediction_row];
-        let t = &target.to_f64()[..used * target_row];
-        match recipe.loss.kind {
-            LossKind::CrossEntropy { ignore_index, class_axis, .. } => {
-                let soft = prediction.shape == target.shape;
-                let axis = match (soft, class_axis) {
-                    (true, None) => 1,
-                    _ => axis_of_classes(&prediction.shape, &target.shape, class_axis),
-                };
-                let extents = &prediction.shape[axis..];
-                let classes = extents[0] as usize;
-                let inner = extents[1..].iter().product::<u64>() as usize;
-                if soft {
-                    soft_cross_entropy(&mut sums, x, t, (classes, inner));
-                } else {
-                    cross_entropy(&mut sums, x, t, (classes, inner), ignore_index);
-                }
-            }
-            LossKind::Mse => {
-                sums.loss += x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
-                sums.count += x.len() as u64;
-            }
+        for ((term, output), sums) in terms.iter().zip(&outputs).zip(&mut sums) {
+            add(sums, term, &session.eval_result(output)?, session, &batch)?;
         }
     }
-    if sums.count == 0 {
+    if sums.iter().any(|s| s.count == 0) {
         return Ok(None);
     }
-    let classified = matches!(recipe.loss.kind, LossKind::CrossEntropy { .. });
+    let means = sums.iter().map(|s| s.loss / s.count as f64);
+    let classified =
+        terms.iter().zip(&sums).find(|(t, _)| matches!(t.kind, LossKind::CrossEntropy { .. }));
     Ok(Some(Metrics {
-        loss: sums.loss / sums.count as f64,
-        accuracy: classified.then(|| sums.right as f64 / sums.count as f64),
+        loss: means.zip(terms).map(|(mean, t)| t.weight * mean).sum(),
+        accuracy: classified.map(|(_, s)| s.right as f64 / s.count as f64),
     }))
+}
+
+/// Adds what a batch holds of one term.
+fn add(
+    sums: &mut Sums,
+    term: &LossTerm,
+    prediction: &HostTensor,
+    session: &Session,
+    batch: &Batch,
+) -> Outcome {
+    // The last batch is padded; rows after `batch.rows` are not data.
+    let (rows, used) = (batch_of_plan(session), batch.rows as usize);
+    if term.kind == LossKind::Output {
+        let x = prediction.to_f64();
+        let each_row = prediction.shape.first() == Some(&(rows as u64));
+        // What is no longer apart by rows counts where all of them are data.
+        let x = match (each_row, used == rows) {
+            (true, _) => &x[..x.len() / rows * used],
+            (false, true) => &x[..],
+            (false, false) => return Ok(()),
+        };
+        let weight = if each_row { x.len() as f64 } else { used as f64 };
+        sums.loss += x.iter().sum::<f64>() / x.len() as f64 * weight;
+        sums.count += weight as u64;
+        return Ok(());
+    }
+    let target = target(term, session, batch)?;
+    let x = prediction.to_f64();
+    let t = target.to_f64();
+    let x = &x[..used * (x.len() / session_batch(prediction))];
+    let t = &t[..used * (t.len() / session_batch(&target))];
+    match term.kind {
+        LossKind::CrossEntropy { ignore_index, class_axis, .. } => {
+            let soft = prediction.shape == target.shape;
+            let axis = match (soft, class_axis) {
+                (true, None) => 1,
+                _ => axis_of_classes(&prediction.shape, &target.shape, class_axis),
+            };
+            let extents = &prediction.shape[axis..];
+            let classes = extents[0] as usize;
+            let inner = extents[1..].iter().product::<u64>() as usize;
+            if soft {
+                soft_cross_entropy(sums, x, t, (classes, inner));
+            } else {
+                cross_entropy(sums, x, t, (classes, inner), ignore_index);
+            }
+        }
+        LossKind::Mse => {
+            sums.loss += x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
+            sums.count += x.len() as u64;
+        }
+        LossKind::Output => {}
+    }
+    Ok(())
 }
 
 fn session_batch(t: &HostTensor) -> usize {
     t.shape.first().copied().unwrap_or(1).max(1) as usize
 }
 
-fn output_name(recipe: &Recipe, session: &Session) -> Outcome<String> {
-    if let Some(name) = &recipe.loss.prediction {
+/// Rows of a batch, as data is fed to the plan.
+fn batch_of_plan(session: &Session) -> usize {
+    session.wanted().first().and_then(|w| w.shape.first().copied()).unwrap_or(1).max(1) as usize
+}
+
+fn output_name(term: &LossTerm, session: &Session) -> Outcome<String> {
+    if let Some(name) = &term.prediction {
         return Ok(format!("out.{name}"));
     }
     let mut outputs = session.plan().eval_results.iter().filter(|r| r.name.starts_with("out."));
@@ -90,8 +127,8 @@ fn output_name(recipe: &Recipe, session: &Session) -> Outcome<String> {
     }
 }
 
-fn target(recipe: &Recipe, session: &Session, batch: &Batch) -> Outcome<HostTensor<'static>> {
-    let name = &recipe.loss.target;
+fn target(term: &LossTerm, session: &Session, batch: &Batch) -> Outcome<HostTensor<'static>> {
+    let name = term.target.as_deref().unwrap_or_default();
     let tensor = session
         .plan()
         .tensors

@@ -90,7 +90,7 @@ fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, p
     let capability = gpu(&recipe)?.map(|gpu| gpu.facts.capability);
     let options = pipeline::Options {
         shapes: import.input_shapes,
-        target_row: recipe.target_row()?,
+        target_rows: recipe.target_rows()?,
         total_steps,
         capability,
         ..options.clone()
@@ -180,8 +180,9 @@ fn data_spec(recipe: &Recipe) -> Outcome<data::DataSpec> {
         }
     };
     let d = &recipe.data;
-    // The loss reads one target; others in the recipe feed nothing.
-    let targets = d.targets.iter().filter(|(name, _)| **name == recipe.loss.target);
+    // Targets that no loss reads feed nothing, unless the model itself computes its loss.
+    let read = |name: &str| recipe.loss.in_model() || recipe.loss.targets().any(|t| t == name);
+    let targets = d.targets.iter().filter(|(name, _)| read(name));
     let fields = d.inputs.iter().chain(targets).map(|(input, columns)| data::Field {
         input: input.clone(),
         columns: match columns {

@@ -5,7 +5,7 @@ use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
-use crate::skips::Skips;
+use crate::skips::{Skips, Stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_runtime::data::Dataset;
@@ -77,20 +77,91 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
     let mut saved = vec![];
     let options = args.recipe.options(false);
-    let mut skips = Skips::new(&recipe, options, args.threads, args.blame);
+    let mut skips = Skips::new(&recipe, session.plan(), options, args.threads, args.blame);
     let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, quiet: json };
-    let last = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
+    let Taken { last, stop } = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
     if let Some(log) = log {
         saved.push(log);
     }
-    let test = metrics::test(&recipe, &mut session, &data)?;
-    save(&session, &out, &mut saved)?;
-    let done = Done { last, test, trained: &trained, saved: &saved };
-    report(json, &session, done, &skips)?;
-    match last {
-        Some(r) if !r.loss.is_finite() => Err(Failure::Diverged { step: r.step, loss: r.loss }),
-        _ => Ok(()),
+    let mut fault = None;
+    if let Some(stop) = stop {
+        fault = Some(stopped(stop, &mut session, &data, &out, &mut saved)?);
     }
+    let test = match fault {
+        None => metrics::test(&recipe, &mut session, &data)?,
+        Some(_) => None,
+    };
+    save(&session, &out, &mut saved)?;
+    let fault = match fault {
+        None => judge(&session, last, &skips)?,
+        some => some,
+    };
+    let done = Done { last, test, trained: &trained, saved: &saved, fault: fault.as_ref() };
+    report(json, &session, done, &skips)?;
+    fault.map_or(Ok(()), |e| Err(Failure::Training(e)))
+}
+
+/// Keeps a checkpoint of a run that ends before its time; what it says to the person.
+fn stopped(
+    stop: Stop,
+    session: &mut Session,
+    data: &Dataset,
+    out: &Path,
+    saved: &mut Vec<PathBuf>,
+) -> Outcome<Error> {
+    let mut state = data.state();
+    if let Some(before) = stop.before {
+        // As it was before the step, which a resumed run takes again.
+        session.rewind(stop.step, stop.scale)?;
+        state = before;
+    }
+    let path = checkpoint(out, session.steps());
+    // One that was saved when its time came is exact in the running statistics, too.
+    if !saved.contains(&path) {
+        session.save_checkpoint(&path, &state)?;
+        saved.push(path);
+    }
+    let error = stop.error;
+    Ok(match session.not_finite()?.first() {
+        Some((name, n)) => error.help(format!(
+            "`{name}` was not finite before, in {n} of its elements: the step before went too far"
+        )),
+        None => error,
+    })
+}
+
+/// What is wrong with a run that went to its end.
+fn judge(session: &Session, last: Option<StepReport>, skips: &Skips) -> Outcome<Option<Error>> {
+    let fault = |text: String| {
+        Error::new("R0607", text)
+            .help("a lower learning rate or `[train] clip_norm` may keep it finite")
+    };
+    if let Some(e) = skips.all() {
+        return Ok(Some(e));
+    }
+    let bad = session.not_finite()?;
+    if let Some((name, n)) = bad.first() {
+        let more = match bad.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} other tensors hold such"),
+        };
+        let text = format!("training diverged: {n} elements of `{name}` are not finite{more}");
+        return Ok(Some(Error::new("R0606", text).help(
+            "`[train] on_nonfinite = \"stop\"` stops at the first gradient that is not finite",
+        )));
+    }
+    let Some(r) = last else { return Ok(None) };
+    if let Some(norm) = r.grad_norm.filter(|n| !n.is_finite()) {
+        let text = format!("training diverged: the gradient norm of step {} is {norm}", r.step);
+        return Ok(Some(fault(text)));
+    }
+    Ok((!r.loss.is_finite()).then(|| {
+        fault(format!("the loss of step {} is {}, though its gradients are finite", r.step, r.loss))
+    }))
+}
+
+fn checkpoint(out: &Path, step: u64) -> PathBuf {
+    out.join(format!("checkpoint-{step}.safetensors"))
 }
 
 /// What the training loop is told.
@@ -101,20 +172,28 @@ struct Run<'a> {
     quiet: bool,
 }
 
-/// The training loop; gives the last step's report, `None` where no step was left to take.
+/// What the training loop did.
+struct Taken {
+    /// The last step that was applied; `None` where none was.
+    last: Option<StepReport>,
+    /// Why it ended before its time.
+    stop: Option<Stop>,
+}
+
+/// The training loop.
 fn steps(
     run: &Run,
     session: &mut Session,
     data: &mut Dataset,
     skips: &mut Skips,
     saved: &mut Vec<PathBuf>,
-) -> Outcome<Option<StepReport>> {
+) -> Outcome<Taken> {
     let recipe = run.recipe;
     let total = recipe.total_steps()?;
     let mut log = run.log.map(|path| Log::open(path, session.steps())).transpose()?;
     let bar = progress(total, session.steps(), run.quiet);
-    let mut last = None;
-    while session.steps() < total {
+    let (mut last, mut stop) = (None, None);
+    while stop.is_none() && session.steps() < total {
         skips.begins(session.steps() + 1, data.state());
         let submitted = session.submit(|| data.next_shared());
         let step = session.steps();
@@ -127,7 +206,7 @@ fn steps(
             Err(e) => (Some(e), vec![]),
         };
         // A skipped step is replayed with the weights as they are, once nothing changes them.
-        if waits || skips.replays(&reports) {
+        if waits || skips.waits(&reports) {
             let rest = session.finish().or_else(|e| {
                 failed.get_or_insert(e);
                 session.finish()
@@ -135,25 +214,33 @@ fn steps(
             reports.extend(rest?);
         }
         for (i, r) in reports.iter().enumerate() {
-            let blame = skips.ended(session, r, &reports[i + 1..]);
+            let ended = skips.ended(session, r, &reports[i + 1..]);
             if let Some(log) = &mut log {
-                log.line(r, blame)?;
+                log.line(r, ended.blame)?;
             }
             bar.set_position(r.step);
             bar.set_message(format!("loss {:.4}", r.loss));
-            last = Some(*r);
+            if !r.skipped && r.counted != Some(0.0) {
+                last = Some(*r);
+            }
+            stop = ended.stop;
+            // Later steps, which a device behind the host had begun, it has not applied, or they
+            // belong to the run that ends here.
+            if stop.is_some() {
+                break;
+            }
         }
-        if let Some(e) = failed {
+        if let Some(e) = failed.filter(|_| stop.is_none()) {
             return Err(e.into());
         }
-        if saves {
-            let path = run.out.join(format!("checkpoint-{step}.safetensors"));
+        if saves && stop.is_none() {
+            let path = checkpoint(run.out, step);
             session.save_checkpoint(&path, &data.state())?;
             saved.push(path);
         }
     }
     bar.finish_and_clear();
-    Ok(last)
+    Ok(Taken { last, stop })
 }
 
 /// One JSON line a step.
@@ -198,6 +285,9 @@ impl Log {
         // JSON has no infinities and no NaN; those are null.
         let mut line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
             "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+        if let Some(counted) = r.counted {
+            line["counted"] = json!(counted);
+        }
         if let Some(blame) = blame {
             line["blame"] = blame;
         }
@@ -237,32 +327,41 @@ struct Done<'a> {
     /// Names of the parameters that steps updated.
     trained: &'a [String],
     saved: &'a [PathBuf],
+    /// What is wrong with it.
+    fault: Option<&'a Error>,
 }
 
 fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
-    let Done { last, test, trained, saved } = done;
+    let Done { last, test, trained, saved, fault } = done;
     if json {
         let result = json!({
-            "ok": last.is_none_or(|r| r.loss.is_finite()),
+            "ok": fault.is_none(),
             "device": session.describe(),
             "steps": session.steps(),
             "loss": last.map(|r| r.loss),
             "skipped": skips.count(),
+            "uncounted": skips.empty(),
             "test_loss": test.as_ref().map(|t| t.loss),
             "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
             "trained": trained,
             "saved": saved,
-            "errors": last.and_then(|r| failure::diverged(r.step, r.loss)).into_iter().collect::<Vec<_>>(),
+            "errors": fault.map(failure::error).into_iter().collect::<Vec<_>>(),
         });
         say!("{result}");
         return Ok(());
     }
     say!("device      {}", session.describe());
     match last {
-        Some(r) => say!("trained     {} steps, loss {:.4}", r.step, r.loss),
+        Some(r) => say!("trained     {} steps, loss {:.4}", session.steps(), r.loss),
+        None if skips.count() + skips.empty() > 0 => {
+            say!("trained     nothing: no step was applied")
+        }
         None => say!("trained     nothing: the run had ended at step {}", session.steps()),
+    }
+    if let Some(text) = skips.empty_summary() {
+        say!("uncounted   {text}");
     }
     if let Some(text) = skips.summary() {
         say!("skipped     {text}");

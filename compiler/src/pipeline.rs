@@ -13,18 +13,17 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
-    Facts, LossKind, LossScaleMode, NoDecay, OptimizerKind, Policy, Recipe, ScheduleKind,
-    WeightInit,
+    Facts, LossScaleMode, NoDecay, Normalize, OnNonfinite, OptimizerKind, Policy, Recipe,
+    ScheduleKind, WeightInit,
 };
 use crate::frontend::{recognise, textual};
 use crate::ir::{Graph, ValueId, VarInit, VarRole};
-use crate::ops::Op;
 use crate::ops::dropout::SEED_VAR;
 use crate::precision::{PrecisionOptions, casts};
 use crate::schedule::{Capabilities, Schedule, schedule};
 use crate::turn::turn_products;
 use crate::{cost, emit, ir, simplify, text};
-use precast_plan::{Classes, DType, MAX_BYTES, Plan, Ranges, Step, Storage, Summary, Target};
+use precast_plan::{DType, MAX_BYTES, Plan, Ranges, Step, Storage, Summary, Target};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -33,8 +32,8 @@ use std::sync::Arc;
 pub struct Options {
     /// Extents of model inputs and targets, from the data, the batch first.
     pub shapes: BTreeMap<String, Vec<usize>>,
-    /// Extents that one row of the data gives to the loss's target, where they are known.
-    pub target_row: Option<Vec<usize>>,
+    /// Extents that one row of the data gives to each target of the loss, where they are known.
+    pub target_rows: BTreeMap<String, Vec<usize>>,
     /// Length of the run in optimizer steps, where a learning-rate curve ends with it.
     pub total_steps: Option<u64>,
     /// Overrides the recipe's policy.
@@ -169,6 +168,7 @@ fn forward(recipe: &Recipe, options: &Options) -> Result<Forward> {
     let loss = autodiff::attach_loss(&mut train, &spec).map_err(place)?;
     let mut eval = import(recipe, options, false)?.graph;
     autodiff::attach_loss(&mut eval, &spec).map_err(place)?;
+    eval.results.retain(|r| !loss::is_part(&r.name));
     eval.updates.clear();
     let eval = autodiff::without_stops(&eval);
     let mut warnings = imported.warnings;
@@ -325,7 +325,7 @@ fn finish(
     mut plan: Plan,
 ) -> Result<Plan> {
     plan.model = model_name(recipe);
-    plan.classes = classes(recipe, &forward.train, &plan);
+    plan.classes = loss::classes(recipe, &forward.train, &plan);
     plan.summary = Summary {
         policy: policy(recipe, options).name().into(),
         choice: outcome.choice,
@@ -362,25 +362,6 @@ fn finish(
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));
     }
     Ok(plan)
-}
-
-/// The target input of a cross-entropy, with the number of its classes.
-fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
-    let LossKind::CrossEntropy { ignore_index, .. } = recipe.loss.kind else { return vec![] };
-    let count = forward.nodes().find_map(|(_, n)| match n.op {
-        Op::CrossEntropy(_) => forward.shape(n.inputs[0]).last().copied(),
-        _ => None,
-    });
-    let tensor = plan.tensors.iter().position(|t| {
-        let input = matches!(t.storage, Storage::Input { .. });
-        t.name == recipe.loss.target && input && !t.dtype.is_real()
-    });
-    let found = count.zip(tensor).map(|(count, tensor)| Classes {
-        tensor: tensor as u32,
-        count: count as u64,
-        ignore: ignore_index,
-    });
-    found.into_iter().collect()
 }
 
 /// The imported forward graph alone, for `check` and `show`.
@@ -518,7 +499,7 @@ fn scale_spec(recipe: &Recipe) -> ScaleSpec {
         backoff: s.backoff,
         interval: s.interval,
         hysteresis: s.hysteresis,
-        min: s.min.unwrap_or(pytorch.min),
+        min: s.floor(),
         max: s.max.unwrap_or(pytorch.max),
     }
 }
@@ -562,6 +543,15 @@ fn train_spec(
         optimizer,
         lr: LrSpec { lr: o.lr, warmup_steps: s.warmup, curve },
         accumulate: recipe.train.accumulate,
+        normalize: match recipe.train.normalize {
+            None | Some(Normalize::Whole) => autodiff::Normalize::Whole,
+            Some(Normalize::Micro) => autodiff::Normalize::Micro,
+        },
+        on_nonfinite: match (recipe.train.on_nonfinite, scale) {
+            (Some(OnNonfinite::Stop), _) | (None, None) => autodiff::OnNonfinite::Stop,
+            (Some(OnNonfinite::Skip), _) | (_, Some(_)) => autodiff::OnNonfinite::Skip,
+            (Some(OnNonfinite::Ignore), None) => autodiff::OnNonfinite::Ignore,
+        },
         clip_norm: recipe.train.clip_norm,
         ema: recipe.train.ema,
         no_decay_vectors: o.no_decay == NoDecay::BiasAndNorm,

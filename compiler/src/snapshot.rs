@@ -30,9 +30,9 @@ pub fn precision(recipe: impl AsRef<Path>) -> Result<String> {
         _ => Some(recipe.total_steps()?),
     };
     recipe.data.dims = import.dims.into_iter().collect();
-    let target_row = recipe.target_row()?;
+    let target_rows = recipe.target_rows()?;
     let options =
-        Options { shapes: import.input_shapes, target_row, total_steps, ..Options::default() };
+        Options { shapes: import.input_shapes, target_rows, total_steps, ..Options::default() };
     Ok(of(&pipeline::compile(&recipe, &options)?))
 }
 

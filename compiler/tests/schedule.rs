@@ -2,7 +2,8 @@
 //! the snapshots.
 
 use precast_compiler::autodiff::{
-    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, TrainSpec,
+    attach_loss, joint,
 };
 use precast_compiler::emit::{Options, lower};
 use precast_compiler::frontend::onnx::{ImportOptions, load};
@@ -19,6 +20,8 @@ fn spec(optimizer: OptimizerSpec) -> TrainSpec {
         optimizer,
         lr: LrSpec { lr: 0.1, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: OnNonfinite::Stop,
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,

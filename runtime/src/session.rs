@@ -7,8 +7,8 @@ use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
-use precast_plan::{DType, Named, Plan, Role, Storage, TensorId};
-use std::collections::{BTreeMap, VecDeque};
+use precast_plan::{DType, Kernel, Named, Plan, Role, Storage, TensorId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 mod steps;
@@ -33,16 +33,49 @@ pub struct Options {
 pub struct StepReport {
     /// 1 for the first step.
     pub step: u64,
-    /// Mean over the accumulated batches, unscaled.
+    /// Of all its batches, unscaled.
     pub loss: f32,
     /// The loss scale this step used, where the plan has one.
     pub scale: Option<f32>,
     /// The update was skipped because a gradient was not finite.
     pub skipped: bool,
     pub grad_norm: Option<f32>,
+    /// Targets that the loss counted, where it counts; a step without any is not applied.
+    pub counted: Option<f32>,
     /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
     /// for the host not counted.
     pub seconds: f64,
+}
+
+/// Which results of the plan make a report.
+#[derive(Clone, Copy, Debug)]
+struct Reports {
+    there: [bool; Reports::RESULTS.len()],
+}
+
+impl Reports {
+    const RESULTS: [&str; 5] = ["loss", "loss_scale", "skipped", "grad_norm", "counted"];
+
+    /// The report of a step; `values` are those of the results that are there, in their order.
+    fn report(self, step: u64, values: &[f32], seconds: f64) -> StepReport {
+        let mut values = values.iter().copied();
+        let [loss, scale, skipped, grad_norm, counted] =
+            self.there.map(|there| if there { values.next() } else { None });
+        StepReport {
+            step,
+            loss: loss.unwrap_or(f32::NAN),
+            scale,
+            skipped: skipped.is_some_and(|x| x != 0.0),
+            grad_norm,
+            counted,
+            seconds,
+        }
+    }
+}
+
+/// Whether a tensor says nothing between steps.
+fn is_step_only(name: &str) -> bool {
+    name.starts_with(precast_plan::STEP_ONLY)
 }
 
 /// Inputs the session feeds by itself, one element each.
@@ -60,10 +93,9 @@ pub struct Session {
     own: Vec<(TensorId, DType, &'static str)>,
     seed: u64,
     steps: u64,
-    loss: Option<TensorId>,
-    scale: Option<TensorId>,
-    skipped: Option<TensorId>,
-    grad_norm: Option<TensorId>,
+    /// Tensors of a report that stand in the plan, and what they are.
+    reported: Vec<TensorId>,
+    reports: Reports,
     /// Steps on their way, oldest first, and reports nobody has taken yet.
     pending: VecDeque<Pending>,
     /// Requests in flight.
@@ -108,11 +140,10 @@ impl Session {
                     .then_some((id, t.dtype, name))
             })
             .collect();
+        let wanted = Reports::RESULTS.map(result);
         Ok(Session {
-            loss: result("loss"),
-            scale: result("loss_scale"),
-            skipped: result("skipped"),
-            grad_norm: result("grad_norm"),
+            reports: Reports { there: wanted.map(|id| id.is_some()) },
+            reported: wanted.into_iter().flatten().collect(),
             names,
             own,
             scalars: vec![],
@@ -224,10 +255,6 @@ impl Session {
         Ok(())
     }
 
-    fn scalar(&self, id: Option<TensorId>) -> Result<Option<f32>> {
-        id.map(|id| Ok(self.tensor(id)?.to_f32()[0])).transpose()
-    }
-
     /// Forward and backward over one batch, without an update: for `grad`.
     ///
     /// # Errors
@@ -327,6 +354,7 @@ impl Session {
         for (i, t) in self.plan.tensors.iter().enumerate() {
             if let Storage::Persistent { role, .. } = t.storage
                 && pick(role)
+                && !is_step_only(&t.name)
             {
                 let bytes = self.tensor(i as TensorId)?.bytes.into_owned();
                 out.insert(name(&t.name), (t.dtype, t.shape.clone(), bytes));
@@ -412,7 +440,7 @@ impl Session {
         let mut copies = vec![];
         for (i, t) in self.plan.tensors.iter().enumerate() {
             let Storage::Persistent { role, .. } = t.storage else { continue };
-            if role == Role::Constant {
+            if role == Role::Constant || is_step_only(&t.name) {
                 continue;
             }
             if role == Role::WeightCopy {
@@ -446,8 +474,42 @@ impl Session {
             init::copy(&self.plan, self.backend.as_mut(), id)?;
         }
         self.steps = steps;
+        self.begin()?;
         Ok(state)
     }
+
+    /// What steps have written that outlives them and is not finite: weights, buffers, averages and
+    /// optimizer state, each with the number of such elements. Infinities that the model came with,
+    /// as in masks, are in tensors that no step writes.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn not_finite(&self) -> Result<Vec<(String, u64)>> {
+        let mut found = vec![];
+        for id in written(&self.plan) {
+            let t = &self.plan.tensors[id as usize];
+            let kept = matches!(
+                t.storage,
+                Storage::Persistent { role, .. } if role != Role::WeightCopy && role != Role::Machine
+            );
+            if kept && t.dtype.is_real() {
+                let bad = self.tensor(id)?.to_f32().iter().filter(|x| !x.is_finite()).count();
+                if bad > 0 {
+                    found.push((t.name.clone(), bad as u64));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Tensors that row programs of a step write, as the update and running statistics do.
+fn written(plan: &Plan) -> BTreeSet<TensorId> {
+    let programs = plan.micro.iter().chain(&plan.update).filter_map(|s| match &s.kernel {
+        Kernel::Rows(r) => Some(&r.instances),
+        _ => None,
+    });
+    programs.flatten().flat_map(|i| i.outputs.iter().map(|a| a.tensor)).collect()
 }
 
 /// A checkpoint that this session cannot take.

@@ -2,11 +2,14 @@
 
 mod classes;
 mod faults;
+mod finite;
 mod idle;
 mod lab;
+mod losses;
 mod names;
 mod plans;
 mod ranges;
+mod replays;
 mod resume;
 mod runs;
 mod scalars;

@@ -9,39 +9,103 @@ use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId};
 use crate::ops::{Broadcast, Const, CrossEntropy, Input, Op, Reduce, Reshape, Transpose};
 use precast_plan::{BinaryOp, DType, ReduceOp, UnaryOp};
 
-/// Appends the loss and returns it (a scalar, also the result `loss`). Nodes of the model that are
-/// named as the step's own are renamed: `loss` becomes `model.loss`.
+/// Result names of a loss that is a mean over counted targets: what it divides by what. They are
+/// results of the forward graph alone; [`super::joint`] takes them off.
+pub const SUM: &str = "loss.sum";
+pub const COUNT: &str = "loss.count";
+
+/// Appends the loss and returns it (a scalar, also the result `loss`). A mean over counted targets
+/// also gives the results [`SUM`] and [`COUNT`]. Nodes of the model that are named as the step's own
+/// are renamed: `loss` becomes `model.loss`.
 ///
 /// # Errors
 /// P0403: the prediction is not an output of the model, or has the wrong shape or kind; P0404: the
 /// target's name is taken by an input of another type.
 pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
-    let (prediction, target) = match spec {
-        LossSpec::CrossEntropy { prediction, target, .. }
-        | LossSpec::Mse { prediction, target } => (prediction, target),
+    names::give_way(g);
+    let loss = match spec {
+        LossSpec::Sum(terms) if terms.len() != 1 || terms[0].0 != 1.0 => weighted_sum(g, terms)?,
+        LossSpec::Sum(terms) => term(g, &terms[0].1, "loss")?,
+        one => term(g, one, "loss")?,
     };
-    let p = g.result(&format!("out.{prediction}")).ok_or_else(|| {
+    let mut b = Build { g, region: Region::Forward };
+    b.result("loss", loss.value);
+    if let Some((sum, count)) = loss.counted {
+        b.result(SUM, sum);
+        b.result(COUNT, count);
+    }
+    Ok(loss.value)
+}
+
+/// A loss, or a part of one.
+struct Term {
+    /// A scalar.
+    value: ValueId,
+    /// What it divides by what, where it is a mean over counted targets.
+    counted: Option<(ValueId, ValueId)>,
+}
+
+/// Σ weight · term, of nodes `loss.0`, `loss.1`, ….
+fn weighted_sum(g: &mut Graph, terms: &[(f64, LossSpec)]) -> Result<Term> {
+    let mut total: Option<ValueId> = None;
+    let mut counted = None;
+    for (i, (weight, spec)) in terms.iter().enumerate() {
+        let prefix = format!("loss.{i}");
+        let part = term(g, spec, &prefix)?;
+        let mut b = Build { g, region: Region::Forward };
+        let value = b.scale(&format!("{prefix}.weighted"), part.value, *weight);
+        if let (1, Some((sum, count))) = (terms.len(), part.counted) {
+            counted = Some((b.scale(&format!("{prefix}.weighted_sum"), sum, *weight), count));
+        }
+        total = Some(match total {
+            None => value,
+            Some(so_far) => b.bin(&format!("{prefix}.total"), BinaryOp::Add, so_far, value),
+        });
+    }
+    let value = total.ok_or_else(|| Diagnostic::error("P0403", "the loss has no term"))?;
+    Ok(Term { value, counted })
+}
+
+/// Appends a loss of one kind, whose nodes are called `prefix` and what follows it.
+fn term(g: &mut Graph, spec: &LossSpec, prefix: &str) -> Result<Term> {
+    let output = match spec {
+        LossSpec::CrossEntropy { prediction, .. } | LossSpec::Mse { prediction, .. } => prediction,
+        LossSpec::Output { output } => output,
+        LossSpec::Sum(terms) => return weighted_sum(g, terms),
+    };
+    let p = g.result(&format!("out.{output}")).ok_or_else(|| {
         let known: Vec<&str> =
             g.results.iter().filter_map(|r| r.name.strip_prefix("out.")).collect();
-        Diagnostic::error("P0403", format!("the model has no output `{prediction}`"))
+        Diagnostic::error("P0403", format!("the model has no output `{output}`"))
             .help(format!("its outputs are: {}", known.join(", ")))
     })?;
     if !g.ty(p).is_real() {
         return Err(Diagnostic::error(
             "P0403",
-            format!("output `{prediction}` is {}, not real", g.ty(p)),
+            format!("output `{output}` is {}, not real", g.ty(p)),
         )
         .into());
     }
-    names::give_way(g);
-    let loss = match spec {
-        &LossSpec::CrossEntropy { ignore_index, label_smoothing, ref class_axis, .. } => {
-            let shape = g.shape(p).clone();
+    let shape = g.shape(p).clone();
+    if shape.rank() == 0 && !matches!(spec, LossSpec::Output { .. }) {
+        let message = format!("output `{output}` is one number, not a prediction for each row");
+        return Err(Diagnostic::error("P0403", message)
+            .help("where it is the loss itself, train it as it is: `[loss] kind = \"output\"`, without a target")
+            .into());
+    }
+    match spec {
+        &LossSpec::CrossEntropy {
+            ref target,
+            ignore_index,
+            label_smoothing,
+            ref class_axis,
+            ..
+        } => {
             if shape.rank() < 2 {
                 return Err(Diagnostic::error(
                     "P0403",
                     format!(
-                        "output `{prediction}` is {}: logits are at least [rows, classes]",
+                        "output `{output}` is {}: logits are at least [rows, classes]",
                         g.ty(p)
                     ),
                 )
@@ -76,29 +140,44 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
                     declare_input(g, target, &ty)?
                 }
             };
-            let kind = if soft { soft::cross_entropy } else { cross_entropy };
-            kind(g, p, t, target, axis, ignore_index, label_smoothing)?
+            if soft {
+                let s = soft::Soft { class_axis: axis, ignore_index, label_smoothing };
+                let value = soft::cross_entropy(g, p, (t, target), s, prefix)?;
+                return Ok(Term { value, counted: None });
+            }
+            let ce = CrossEntropy { ignore_index, label_smoothing: Real(label_smoothing) };
+            cross_entropy(g, (p, axis), (t, target), ce, prefix)
         }
-        LossSpec::Mse { .. } => {
-            let ty = TensorType::f32(g.shape(p).clone());
+        LossSpec::Mse { target, .. } => {
+            let ty = TensorType::f32(shape);
             let t = match existing_input(g, target) {
                 Some(t) if *g.ty(t) == ty => t,
                 Some(t) => return Err(taken(target, g.ty(t), &ty)),
                 None => declare_input(g, target, &ty)?,
             };
             let mut b = Build { g, region: Region::Forward };
-            let d = b.bin("loss.difference", BinaryOp::Sub, p, t);
-            let sq = b.bin("loss.square", BinaryOp::Mul, d, d);
-            let n = ty.shape.elements();
-            let sum = match ty.shape.rank() {
-                0 => sq,
-                r => b.op("loss.sum", Reduce { f: ReduceOp::Sum, axes: (0..r).collect() }, &[sq]),
-            };
-            b.scale("loss", sum, 1.0 / n as f64)
+            let d = b.bin(&format!("{prefix}.difference"), BinaryOp::Sub, p, t);
+            let sq = b.bin(&format!("{prefix}.square"), BinaryOp::Mul, d, d);
+            Ok(mean(&mut b, sq, prefix))
         }
-    };
-    Build { g, region: Region::Forward }.result("loss", loss);
-    Ok(loss)
+        LossSpec::Output { .. } => {
+            let mut b = Build { g, region: Region::Forward };
+            match shape.rank() {
+                0 => Ok(Term { value: p, counted: None }),
+                _ => Ok(mean(&mut b, p, prefix)),
+            }
+        }
+        LossSpec::Sum(_) => unreachable!("sums were taken apart"),
+    }
+}
+
+/// The mean over all elements.
+fn mean(b: &mut Build, x: ValueId, prefix: &str) -> Term {
+    let shape = b.g.shape(x).clone();
+    let axes = (0..shape.rank()).collect();
+    let sum = b.op(&format!("{prefix}.sum"), Reduce { f: ReduceOp::Sum, axes }, &[x]);
+    let value = b.scale(prefix, sum, 1.0 / shape.elements() as f64);
+    Term { value, counted: None }
 }
 
 fn existing_input(g: &Graph, name: &str) -> Option<ValueId> {
@@ -186,13 +265,12 @@ fn fitting_axis(shape: &[usize], row: &[usize], target: &str) -> Result<usize> {
 
 fn cross_entropy(
     g: &mut Graph,
-    logits: ValueId,
-    targets: ValueId,
-    target_name: &str,
-    class_axis: usize,
-    ignore_index: i64,
-    label_smoothing: f64,
-) -> Result<ValueId> {
+    (logits, class_axis): (ValueId, usize),
+    (targets, target_name): (ValueId, &str),
+    op: CrossEntropy,
+    prefix: &str,
+) -> Result<Term> {
+    let name = |what: &str| format!("{prefix}.{what}");
     let (shape, t) = (g.shape(logits).clone(), g.ty(targets).clone());
     let rank = shape.rank();
     let mut b = Build { g, region: Region::Forward };
@@ -207,22 +285,22 @@ fn cross_entropy(
     if class_axis != rank - 1 {
         let mut moved: Vec<usize> = (0..rank).filter(|&d| d != class_axis).collect();
         moved.push(class_axis);
-        logits = b.op("loss.logits", Transpose { perm: moved }, &[logits]);
+        logits = b.op(&name("logits"), Transpose { perm: moved }, &[logits]);
     }
     let classes = b.g.shape(logits)[rank - 1];
     let rows = t.shape.elements();
-    let flat = b.op("loss.rows", Reshape { shape: vec![rows, classes] }, &[logits]);
-    let flat_targets = b.op("loss.targets", Reshape { shape: vec![rows] }, &[targets]);
-    let op = CrossEntropy { ignore_index, label_smoothing: Real(label_smoothing) };
-    let losses = b.op("loss.cross_entropy", op, &[flat, flat_targets]);
-    let sum = b.op("loss.sum", Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[losses]);
+    let flat = b.op(&name("rows"), Reshape { shape: vec![rows, classes] }, &[logits]);
+    let flat_targets = b.op(&name("targets"), Reshape { shape: vec![rows] }, &[targets]);
+    let ignore = ConstData::from_i64([1], &[op.ignore_index]);
+    let losses = b.op(&name("cross_entropy"), op, &[flat, flat_targets]);
+    let sum = b.op(&name("sum"), Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[losses]);
     // The mean over targets that count. Zero of them gives NaN, as in PyTorch.
-    let ignore = ConstData::from_i64([1], &[ignore_index]);
-    let ignore = b.op("loss.ignore_index", Const { data: ignore }, &[]);
-    let ignore = b.op("loss.ignore_all", Broadcast { shape: vec![rows] }, &[ignore]);
-    let ignored = b.bin("loss.ignored", BinaryOp::Eq, flat_targets, ignore);
-    let counts = b.un("loss.counted", UnaryOp::Not, ignored);
-    let ones = b.un("loss.ones", UnaryOp::ToReal, counts);
-    let count = b.op("loss.count", Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[ones]);
-    Ok(b.bin("loss", BinaryOp::Div, sum, count))
+    let ignore = b.op(&name("ignore_index"), Const { data: ignore }, &[]);
+    let ignore = b.op(&name("ignore_all"), Broadcast { shape: vec![rows] }, &[ignore]);
+    let ignored = b.bin(&name("ignored"), BinaryOp::Eq, flat_targets, ignore);
+    let counts = b.un(&name("counted"), UnaryOp::Not, ignored);
+    let ones = b.un(&name("ones"), UnaryOp::ToReal, counts);
+    let count = b.op(&name("count"), Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[ones]);
+    let value = b.bin(prefix, BinaryOp::Div, sum, count);
+    Ok(Term { value, counted: Some((sum, count)) })
 }

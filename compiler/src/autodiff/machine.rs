@@ -16,6 +16,13 @@ pub mod names {
     pub const GROWTH_TRACKER: &str = "machine.growth_tracker";
     /// Overflows that are still tolerated.
     pub const HYSTERESIS: &str = "machine.hysteresis";
+    /// What begins with [`precast_plan::STEP_ONLY`] says nothing between steps: sums over the
+    /// batches of one, of the loss, of what it is divided by, and of counted targets.
+    pub const LOSS: &str = "machine.step.loss";
+    pub const WEIGHT: &str = "machine.step.weight";
+    pub const COUNTED: &str = "machine.step.counted";
+    /// 1 from a step on that was not applied and that the run stops at.
+    pub const STOPPED: &str = "machine.step.stopped";
 }
 
 fn scalar() -> TensorType {
@@ -75,6 +82,19 @@ pub fn bias_correction(b: &mut Build, name: &str, applied: ValueId, beta: f64) -
     let power = b.scale(&format!("{name}.log"), t, beta.ln());
     let e = b.un(&format!("{name}.expm1"), UnaryOp::Expm1, power);
     b.un(name, UnaryOp::Neg, e)
+}
+
+/// Whether a step is not to be applied in a run that stops at the first that is at fault: it is, or
+/// one before it was. A device that works behind the host has begun further steps by the time that
+/// the host knows.
+pub fn stop(b: &mut Build, fault: ValueId) -> ValueId {
+    let stopped = b.var(names::STOPPED, scalar(), VarRole::Machine, VarInit::Zeros);
+    let zero = b.real("machine.running", 0.0);
+    let before = b.bin("machine.stopped_before", BinaryOp::Lt, zero, stopped);
+    let bad = b.bin("machine.stops", BinaryOp::Or, fault, before);
+    let next = b.un("machine.stopped_now", UnaryOp::ToReal, bad);
+    b.update(names::STOPPED, next);
+    bad
 }
 
 /// Updates scale, growth tracker and hysteresis after a step; `overflow` is a bool scalar.

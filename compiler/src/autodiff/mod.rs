@@ -3,6 +3,7 @@
 
 mod backward;
 mod build;
+mod counted;
 mod loss;
 mod machine;
 mod names;
@@ -13,8 +14,11 @@ mod update;
 mod vanish;
 
 pub use backward::backward;
-pub use loss::attach_loss;
-pub use spec::{ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
+pub use loss::{COUNT as LOSS_COUNT, SUM as LOSS_SUM, attach_loss};
+pub use spec::{
+    ClassAxis, LossSpec, LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, ScaleSpec,
+    TrainSpec,
+};
 pub use stops::without_stops;
 pub use update::joint;
 pub use vanish::vanishing;

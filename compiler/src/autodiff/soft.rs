@@ -32,19 +32,25 @@ pub fn only_axis(logits: &Shape, target: &str) -> Result<usize> {
         .into())
 }
 
+/// What a recipe says of the loss.
+pub struct Soft {
+    pub class_axis: usize,
+    pub ignore_index: i64,
+    pub label_smoothing: f64,
+}
+
 /// The mean over rows of `−Σ_c t_c ln softmax(x)_c`, where smoothing ε replaces t by
-/// `(1 − ε) t + ε / classes`, as `torch.nn.functional.cross_entropy` with probabilities.
+/// `(1 − ε) t + ε / classes`, as `torch.nn.functional.cross_entropy` with probabilities. Nodes are
+/// called `prefix` and what follows it.
 ///
 /// # Errors
 /// P0403 for other extents, or an index to ignore: no target is an index.
 pub fn cross_entropy(
     g: &mut Graph,
     logits: ValueId,
-    targets: ValueId,
-    target_name: &str,
-    class_axis: usize,
-    ignore_index: i64,
-    label_smoothing: f64,
+    (targets, target_name): (ValueId, &str),
+    Soft { class_axis, ignore_index, label_smoothing }: Soft,
+    prefix: &str,
 ) -> Result<ValueId> {
     let (shape, t): (Shape, TensorType) = (g.shape(logits).clone(), g.ty(targets).clone());
     if t.shape != shape {
@@ -67,21 +73,21 @@ pub fn cross_entropy(
         let v = if class_axis == rank - 1 {
             v
         } else {
-            b.op(&format!("loss.{name}"), Transpose { perm: moved.clone() }, &[v])
+            b.op(&format!("{prefix}.{name}"), Transpose { perm: moved.clone() }, &[v])
         };
-        b.op(&format!("loss.{name}.rows"), Reshape { shape: vec![rows, classes] }, &[v])
+        b.op(&format!("{prefix}.{name}.rows"), Reshape { shape: vec![rows, classes] }, &[v])
     };
     let (x, mut t) = (flat("logits", logits), flat("targets", targets));
     if label_smoothing != 0.0 {
-        let kept = b.scale("loss.kept", t, 1.0 - label_smoothing);
+        let kept = b.scale(&format!("{prefix}.kept"), t, 1.0 - label_smoothing);
         let share = label_smoothing / classes as f64;
-        let share = b.full("loss.share", share, &Shape::new(&[rows, classes]));
-        t = b.bin("loss.smooth", BinaryOp::Add, kept, share);
+        let share = b.full(&format!("{prefix}.share"), share, &Shape::new(&[rows, classes]));
+        t = b.bin(&format!("{prefix}.smooth"), BinaryOp::Add, kept, share);
     }
-    let log = b.op("loss.log_probabilities", Softmax { log: true }, &[x]);
-    let products = b.bin("loss.products", BinaryOp::Mul, t, log);
-    let each = b.op("loss.each", Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[products]);
-    let sum = b.op("loss.sum", Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[each]);
-    let minus = b.un("loss.minus", UnaryOp::Neg, sum);
-    Ok(b.scale("loss", minus, 1.0 / rows as f64))
+    let log = b.op(&format!("{prefix}.log_probabilities"), Softmax { log: true }, &[x]);
+    let products = b.bin(&format!("{prefix}.products"), BinaryOp::Mul, t, log);
+    let each = b.op(&format!("{prefix}.each"), Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[products]);
+    let sum = b.op(&format!("{prefix}.sum"), Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[each]);
+    let minus = b.un(&format!("{prefix}.minus"), UnaryOp::Neg, sum);
+    Ok(b.scale(prefix, minus, 1.0 / rows as f64))
 }

@@ -1,7 +1,7 @@
 //! What a training step consists of, apart from the model. A plain value; the recipe is turned
 //! into it.
 
-/// The loss, attached to one result of the model.
+/// The loss, attached to results of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LossSpec {
     /// Mean over targets that are not `ignore_index`, as `torch.nn.functional.cross_entropy`; over
@@ -15,6 +15,32 @@ pub enum LossSpec {
     },
     /// Mean over all elements.
     Mse { prediction: String, target: String },
+    /// A result of the model as it is: the mean of its elements, of which it may have one.
+    Output { output: String },
+    /// Σ weight · loss, of at least one.
+    Sum(Vec<(f64, LossSpec)>),
+}
+
+/// What a step over several batches is the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Normalize {
+    /// Everything that the loss counts in all of them: one batch of all their rows.
+    #[default]
+    Whole,
+    /// The batches' own means.
+    Micro,
+}
+
+/// What becomes of a step with a gradient that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnNonfinite {
+    /// It is not applied, and none after it is.
+    #[default]
+    Stop,
+    /// It is not applied.
+    Skip,
+    /// It is applied.
+    Ignore,
 }
 
 /// Which axis of the logits counts the classes; the others are those of the targets.
@@ -102,6 +128,7 @@ pub struct ScaleSpec {
     /// Overflows tolerated before the scale backs off (1: the first backs off); refilled when the
     /// scale grows, as Megatron does.
     pub hysteresis: u64,
+    /// The scale backs off no further.
     pub min: f64,
     pub max: f64,
 }
@@ -130,6 +157,8 @@ pub struct TrainSpec {
     pub lr: LrSpec,
     /// Batches whose gradients are averaged before an update, at least 1.
     pub accumulate: u32,
+    pub normalize: Normalize,
+    pub on_nonfinite: OnNonfinite,
     /// Largest global gradient norm.
     pub clip_norm: Option<f64>,
     /// Decay of the moving average of the weights.

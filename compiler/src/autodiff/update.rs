@@ -2,9 +2,10 @@
 
 use super::backward::backward;
 use super::build::Build;
+use super::counted::{self, Step};
 use super::machine::{self, names};
 use super::names as own;
-use super::spec::{OptimizerSpec, TrainSpec};
+use super::spec::{OnNonfinite, OptimizerSpec, TrainSpec};
 use super::stops::without_stops;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, SEED, TensorType, ValueId, VarInit, VarRole};
@@ -17,8 +18,11 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 /// Turns a forward graph with a scalar result `loss` into the joint graph of a training step.
 ///
 /// Without `keep_gradients` the outputs of the model are no results of the step. Results added:
-/// with it `grad.<parameter>` (unscaled, for `accumulate` 1), `grad_norm`, `loss_scale`,
-/// `skipped` (0 or 1), `lr`.
+/// with it `grad.<parameter>` (unscaled), `grad_norm`, `loss_scale`, `skipped` (0 or 1), `lr`, and
+/// `counted` where the loss counts targets. The result `loss` is that of the whole step.
+///
+/// A step with a gradient that is not finite is not applied unless `spec` says so, and neither is one
+/// whose loss counts nothing.
 ///
 /// With a loss scale S the gradients are `scale_by(S, g)` and the updates multiply by 1/S. The
 /// e-graph's scale motion carries the factor back to the seed of the backward pass; as written
@@ -28,12 +32,16 @@ use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
 /// P0402, see [`backward`]; P0404 where a parameter has the name of a variable of the step; P0405 where no parameter influences the loss.
 pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool) -> Result<Graph> {
     let first = g.node_count();
+    let share = counted::share(&mut g, loss, spec);
+    if spec.on_nonfinite != OnNonfinite::Ignore {
+        counted::guard_buffers(&mut g);
+    }
     let params: Vec<(String, ValueId)> = trained_reads(&g, &spec.frozen);
     let names: Vec<&str> = params.iter().map(|(name, _)| name.as_str()).collect();
     own::check_variables(&g, &names, spec)?;
     let wrt: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let seed = {
-        let data = ConstData::scalar(1.0 / spec.accumulate as f32);
+        let data = ConstData::scalar(1.0 / (spec.accumulate as f32 * share.full as f32));
         Build { g: &mut g, region: Region::Backward }.op(SEED, Const { data }, &[])
     };
     let at_seed = spec.scale.is_some_and(|s| s.at_seed);
@@ -43,7 +51,7 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     } else {
         seed
     };
-    let grads = backward(&mut g, loss, seed, &wrt)?;
+    let grads = backward(&mut g, share.value, seed, &wrt)?;
     if grads.iter().all(Option::is_none) {
         let (message, help) = if spec.frozen.is_empty() {
             (
@@ -67,7 +75,8 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
         // Nothing of a step that only trains reads them: a loss is computed, and they are gone.
         g.results.retain(|r| !r.name.starts_with("out."));
     }
-    update_region(&mut g, &mut trained, spec, keep_gradients);
+    let step = counted::step(&mut g, &share, spec);
+    update_region(&mut g, &mut trained, step, spec, keep_gradients);
     own::set_apart(&mut g, first);
     let g = without_stops(&g);
     crate::ir::verify::verify(&g)?;
@@ -130,7 +139,13 @@ fn trained_reads(g: &Graph, frozen: &[String]) -> Vec<(String, ValueId)> {
     found
 }
 
-fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_gradients: bool) {
+fn update_region(
+    g: &mut Graph,
+    trained: &mut [Trained],
+    step: Step,
+    spec: &TrainSpec,
+    keep_gradients: bool,
+) {
     let scale = loss_scale(g, spec);
     let late = scale.filter(|_| spec.scale.is_some_and(|s| !s.at_seed));
     for t in trained.iter_mut() {
@@ -164,24 +179,50 @@ fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_
         }
         None => (one, one),
     };
+    // What stored gradients are multiplied by to be those of the loss.
+    let unscale = match (step.correction, scale) {
+        (None, _) => inverse,
+        (Some(c), None) => c,
+        (Some(c), Some(_)) => b.bin("machine.unscale", BinaryOp::Mul, inverse, c),
+    };
     if keep_gradients {
         for t in trained.iter() {
             let name = format!("{}.grad", t.name);
-            let grad = match scale {
-                Some(_) => b.op(&name, ScaleBy {}, &[inverse, t.grad]),
-                None => t.grad,
+            let grad = match unscale == one {
+                true => t.grad,
+                false => b.op(&name, ScaleBy {}, &[unscale, t.grad]),
             };
             b.result(&format!("grad.{}", t.name), grad);
         }
     }
-    let (norm, bad) = norm_and_faults(&mut b, trained, inverse);
+    let (norm, faults) = norm_and_faults(&mut b, trained, unscale);
     b.result("grad_norm", norm);
     let zero = b.real("zero", 0.0);
-    let overflow = b.bin("overflow", BinaryOp::Lt, zero, bad);
-    let apply = match scale {
-        Some(_) => b.un("apply", UnaryOp::Not, overflow),
-        // Without a scale nothing is skipped, as in PyTorch with a disabled GradScaler.
+    let overflow = match scale {
+        // PyTorch's GradScaler looks at every element; squares may overflow where none does.
+        Some(_) => b.bin("overflow", BinaryOp::Lt, zero, faults),
+        // The norm is there and says it for nothing: it is finite only where every element is.
+        None => {
+            let finite = b.un("grad_norm.finite", UnaryOp::IsFinite, norm);
+            b.un("overflow", UnaryOp::Not, finite)
+        }
+    };
+    let bad = match spec.on_nonfinite {
+        // As in PyTorch with a disabled GradScaler.
+        OnNonfinite::Ignore => None,
+        OnNonfinite::Skip => Some(overflow),
+        OnNonfinite::Stop => Some(machine::stop(&mut b, overflow)),
+    };
+    let go = match bad {
+        Some(bad) => b.un("apply", UnaryOp::Not, bad),
         None => b.op("apply", Const { data: ConstData::from_bool([], &[true]) }, &[]),
+    };
+    let apply = match step.count {
+        Some(count) => {
+            let some = b.bin("counts", BinaryOp::Lt, zero, count);
+            b.bin("apply.counts", BinaryOp::And, go, some)
+        }
+        None => go,
     };
     let factor = match spec.clip_norm {
         Some(max) => {
@@ -191,11 +232,16 @@ fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_
             let max = b.real("clip.max_norm", max);
             let c = b.bin("clip.ratio", BinaryOp::Div, max, d);
             let c = b.bin("clip.coefficient", BinaryOp::Min, c, one);
-            b.bin("grad_factor", BinaryOp::Mul, inverse, c)
+            b.bin("grad_factor", BinaryOp::Mul, unscale, c)
         }
-        None => inverse,
+        None => unscale,
     };
-    let iteration = machine::counter(&mut b, names::ITERATION, one);
+    // A step that the run stops at is not begun either: it is taken again.
+    let begun = match spec.on_nonfinite {
+        OnNonfinite::Stop => b.un("begun_now", UnaryOp::ToReal, go),
+        OnNonfinite::Skip | OnNonfinite::Ignore => one,
+    };
+    let iteration = machine::counter(&mut b, names::ITERATION, begun);
     let applied_now = b.un("applied_now", UnaryOp::ToReal, apply);
     let applied = machine::counter(&mut b, names::APPLIED, applied_now);
     let lr = machine::learning_rate(&mut b, iteration, &spec.lr);
@@ -212,22 +258,22 @@ fn update_region(g: &mut Graph, trained: &mut [Trained], spec: &TrainSpec, keep_
         optimize(&mut b, t, spec, &scalars);
     }
     b.result("loss_scale", scale_now);
-    let skipped = match &spec.scale {
-        Some(s) => {
-            machine::update_scale(&mut b, scale_now, overflow, s);
-            b.un("skipped", UnaryOp::ToReal, overflow)
-        }
+    if let Some(s) = &spec.scale {
+        machine::update_scale(&mut b, scale_now, overflow, s);
+    }
+    let skipped = match bad {
+        Some(bad) => b.un("skipped", UnaryOp::ToReal, bad),
         None => zero,
     };
     b.result("skipped", skipped);
 }
 
-/// Global norm of the unscaled gradients, and how many of their elements are not finite.
-fn norm_and_faults(b: &mut Build, trained: &[Trained], inverse: ValueId) -> (ValueId, ValueId) {
+/// Global norm of the gradients times `unscale`, and how many of their elements are not finite.
+fn norm_and_faults(b: &mut Build, trained: &[Trained], unscale: ValueId) -> (ValueId, ValueId) {
     let (mut squares, mut faults) = (Vec::new(), Vec::new());
     for t in trained {
         let name = format!("{}.grad_stats", t.name);
-        let s = b.all(&name, GradStats {}, &[t.grad, inverse]);
+        let s = b.all(&name, GradStats {}, &[t.grad, unscale]);
         squares.push(b.op(&format!("{name}.square"), Reshape { shape: vec![1] }, &[s[0]]));
         faults.push(b.op(&format!("{name}.fault"), Reshape { shape: vec![1] }, &[s[1]]));
     }

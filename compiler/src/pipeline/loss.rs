@@ -1,19 +1,62 @@
 //! The recipe's loss.
 
 use super::Options;
-use crate::autodiff::{ClassAxis, LossSpec};
+use crate::autodiff::{self, ClassAxis, LossSpec};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::frontend::recipe::{LossKind, Recipe};
+use crate::frontend::recipe::{LossKind, LossTerm, Normalize, Recipe};
+use crate::ir::Graph;
+use crate::ops::Op;
+use precast_plan::{Classes, Plan, Storage};
 
-/// The loss on one of the model's outputs, which are `outputs`.
+/// Whether a result of a forward graph is a part of its loss, for [`autodiff::joint`] alone.
+pub fn is_part(result: &str) -> bool {
+    [autodiff::LOSS_SUM, autodiff::LOSS_COUNT].contains(&result)
+}
+
+/// The loss on some of the model's outputs, which are `outputs`.
 ///
 /// # Errors
-/// P0403 where the model has several outputs and the recipe does not say which to train.
+/// P0403 where the model has several outputs and the recipe does not say which to train, or where
+/// terms that are means of different numbers of targets are to be summed over several batches.
 pub fn spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<LossSpec> {
-    let prediction = match (&recipe.loss.prediction, outputs) {
+    let terms = &recipe.loss.terms;
+    let counts = terms.iter().any(|t| matches!(t.kind, LossKind::CrossEntropy { .. }));
+    let whole = recipe.train.normalize != Some(Normalize::Micro);
+    if counts && terms.len() > 1 && recipe.train.accumulate > 1 && whole {
+        let message = "terms of the loss are means over different numbers of targets, which gradients \
+                       that several batches add up cannot tell apart";
+        return Err(Diagnostic::error("P0403", message)
+            .at(recipe.place(&["train.accumulate", "loss.terms"], "more than one batch a step"))
+            .help("`[train] normalize = \"micro\"` takes the mean of the batches' own losses; or set `accumulate = 1` and a larger `batch`")
+            .into());
+    }
+    let mut parts = terms
+        .iter()
+        .enumerate()
+        .map(|(i, t)| Ok((t.weight, term(recipe, options, outputs, t, i)?)));
+    match (&terms[..], parts.len()) {
+        ([only], 1) if only.weight == 1.0 => Ok(parts.next().expect("there is one")?.1),
+        _ => Ok(LossSpec::Sum(parts.collect::<Result<_>>()?)),
+    }
+}
+
+fn term(
+    recipe: &Recipe,
+    options: &Options,
+    outputs: &[String],
+    term: &LossTerm,
+    number: usize,
+) -> Result<LossSpec> {
+    let prediction = match (&term.prediction, outputs) {
         (Some(p), _) => p.clone(),
         (None, [only]) => only.clone(),
         (None, _) => {
+            let keys = [
+                format!("loss.terms.{number}"),
+                "loss.prediction".to_string(),
+                "loss.kind".to_string(),
+            ];
+            let key = if term.kind == LossKind::Output { "output" } else { "prediction" };
             return Err(Diagnostic::error(
                 "P0403",
                 format!(
@@ -21,15 +64,15 @@ pub fn spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<Lo
                     outputs.len()
                 ),
             )
-            .at(recipe.place(&["loss.prediction", "loss.kind"], "which output?"))
-            .help(format!("set `[loss] prediction` to one of: {}", outputs.join(", ")))
+            .at(recipe.place(&keys.each_ref().map(String::as_str), "which output?"))
+            .help(format!("set `[loss] {key}` to one of: {}", outputs.join(", ")))
             .into());
         }
     };
-    let target = recipe.loss.target.clone();
-    Ok(match recipe.loss.kind {
+    let target = term.target.clone().unwrap_or_default();
+    Ok(match term.kind {
         LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis } => {
-            let class_axis = match (class_axis, &options.target_row) {
+            let class_axis = match (class_axis, options.target_rows.get(&target)) {
                 (Some(axis), Some(row)) => ClassAxis::Said { axis, row: row.clone() },
                 (Some(axis), None) => ClassAxis::At(axis),
                 (None, Some(row)) => ClassAxis::Fits(row.clone()),
@@ -38,5 +81,40 @@ pub fn spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<Lo
             LossSpec::CrossEntropy { prediction, target, ignore_index, label_smoothing, class_axis }
         }
         LossKind::Mse => LossSpec::Mse { prediction, target },
+        LossKind::Output => LossSpec::Output { output: prediction },
     })
+}
+
+/// The target inputs of cross-entropies, with the numbers of their classes. `forward` is the graph
+/// with its loss.
+pub fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
+    // By its name: the model may compute one of its own.
+    let mut losses = forward.nodes().filter_map(|(_, n)| match n.op {
+        Op::CrossEntropy(_) if n.name.starts_with("loss.") => {
+            forward.shape(n.inputs[0]).last().copied()
+        }
+        _ => None,
+    });
+    let mut found: Vec<Classes> = vec![];
+    for term in &recipe.loss.terms {
+        let LossKind::CrossEntropy { ignore_index, .. } = term.kind else { continue };
+        let named = |name: &str| term.target.as_deref() == Some(name);
+        let tensor = plan
+            .tensors
+            .iter()
+            .position(|t| named(&t.name) && matches!(t.storage, Storage::Input { .. }));
+        // Probabilities are no numbers of classes.
+        if tensor.is_some_and(|t| plan.tensors[t].dtype.is_real()) {
+            continue;
+        }
+        // In the order of the terms, as they were attached.
+        let Some(count) = losses.next() else { break };
+        if let Some(tensor) = tensor
+            && found.iter().all(|c| c.tensor != tensor as u32)
+        {
+            let tensor = tensor as u32;
+            found.push(Classes { tensor, count: count as u64, ignore: ignore_index });
+        }
+    }
+    found
 }

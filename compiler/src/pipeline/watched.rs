@@ -2,7 +2,7 @@
 //! what overflowed. Both run on the CPU backend, whatever the recipe's device.
 
 use super::{
-    Forward, Joint, Options, choose, classes, differentiate, forward, model_name, ranges, target,
+    Forward, Joint, Options, choose, differentiate, forward, loss, model_name, ranges, target,
     warnings,
 };
 use crate::cost;
@@ -75,7 +75,7 @@ fn watched(
     };
     let (mut plan, watches) = emit::lower_watched(graph, &lowering)?;
     plan.model = model_name(recipe);
-    plan.classes = classes(recipe, &forward.train, &plan);
+    plan.classes = loss::classes(recipe, &forward.train, &plan);
     if let Err(errors) = plan.validate() {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         panic!("the compiler made an invalid plan:\n{}", list.join("\n"));

@@ -4,7 +4,8 @@ mod rules;
 
 use indexmap::IndexMap;
 use precast_compiler::autodiff::{
-    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, ScaleSpec,
+    TrainSpec, attach_loss, joint,
 };
 use precast_compiler::egraph::{Modes, Outcome, run};
 use precast_compiler::frontend::onnx::{ImportOptions, load};
@@ -46,6 +47,8 @@ fn spec(scale: Option<ScaleSpec>, accumulate: u32) -> TrainSpec {
         optimizer: OptimizerSpec::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
         lr: LrSpec { lr: 0.1, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate,
+        normalize: Normalize::Whole,
+        on_nonfinite: if scale.is_some() { OnNonfinite::Skip } else { OnNonfinite::Stop },
         clip_norm: Some(1.0),
         ema: None,
         no_decay_vectors: false,

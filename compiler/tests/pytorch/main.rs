@@ -3,7 +3,8 @@
 
 use indexmap::IndexMap;
 use precast_compiler::autodiff::{
-    ClassAxis, LossSpec, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, attach_loss, joint,
+    ClassAxis, LossSpec, LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, ScaleSpec,
+    TrainSpec, attach_loss, joint,
 };
 use precast_compiler::frontend::onnx::{ImportOptions, load};
 use precast_compiler::ir::{ConstData, Graph, Shape, VarInit};
@@ -54,6 +55,8 @@ fn spec(scale: Option<ScaleSpec>) -> TrainSpec {
         optimizer: OptimizerSpec::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         lr: LrSpec { lr: 0.1, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: if scale.is_some() { OnNonfinite::Skip } else { OnNonfinite::Stop },
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,

@@ -2,8 +2,10 @@
 
 use crate::random::RandomCase;
 use indexmap::IndexMap;
-use precast_compiler::autodiff::{LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec, joint};
-use precast_compiler::ir::{Graph, VarInit};
+use precast_compiler::autodiff::{
+    LrCurve, LrSpec, Normalize, OnNonfinite, OptimizerSpec, ScaleSpec, TrainSpec, joint,
+};
+use precast_compiler::ir::{Graph, VarInit, VarRole};
 use precast_compiler::reference::{Evaluated, Options, Tensor, eval, eval_with};
 
 const LR: f64 = 0.125;
@@ -14,6 +16,8 @@ fn spec() -> TrainSpec {
         optimizer: OptimizerSpec::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
         lr: LrSpec { lr: LR, warmup_steps: 0, curve: LrCurve::Constant },
         accumulate: 1,
+        normalize: Normalize::Whole,
+        on_nonfinite: OnNonfinite::Skip,
         clip_norm: None,
         ema: None,
         no_decay_vectors: false,
@@ -159,6 +163,48 @@ fn an_overflow_changes_nothing_but_the_scale() {
         }
     }
     assert!(skipped > 10 && applied > 10, "{skipped} skipped, {applied} applied");
+}
+
+/// Without a loss scale: a step with an infinite gradient changes no variable but the mark that the
+/// run has stopped, behind which a step in order changes nothing either.
+#[test]
+fn a_gradient_that_is_not_finite_stops_every_later_step() {
+    let mut stopped = 0;
+    for seed in 0..CASES {
+        let case = RandomCase::new(seed);
+        let spec = TrainSpec { on_nonfinite: OnNonfinite::Stop, ema: Some(0.9), ..spec() };
+        let Some((g, vars)) = step(&case, &spec) else { continue };
+        let mut bad = vars.clone();
+        for (name, t) in &mut bad {
+            if g.vars[name].role == VarRole::Param {
+                t.reals_mut().iter_mut().for_each(|x| *x = f64::INFINITY);
+            }
+        }
+        let out = eval_with(&g, &case.inputs, &bad, &Options::STORED).unwrap();
+        if out.results["skipped"].reals() != [1.0] {
+            continue;
+        }
+        stopped += 1;
+        assert_eq!(out.updates["machine.step.stopped"].reals(), [1.0], "seed {seed}");
+        let mut after = vars.clone();
+        after.insert("machine.step.stopped".into(), Tensor::scalar(1.0));
+        for (what, out, vars) in [
+            ("at fault", out, &bad),
+            ("behind", eval_with(&g, &case.inputs, &after, &Options::STORED).unwrap(), &after),
+        ] {
+            assert_eq!(out.results["skipped"].reals(), [1.0], "seed {seed}, {what}");
+            for (name, new) in &out.updates {
+                if name != "machine.step.stopped" {
+                    assert_eq!(new, &vars[name], "seed {seed}, {what}: {name}");
+                }
+            }
+        }
+        // In order, and nothing before it was not: as without the mark.
+        let out = eval(&g, &case.inputs, &vars).unwrap();
+        assert_eq!(out.updates["machine.step.stopped"].reals(), [0.0], "seed {seed}");
+        check_step(&case, &out, 1.0, 1e-12);
+    }
+    assert!(stopped > 10, "{stopped}");
 }
 
 /// How a variable begins.

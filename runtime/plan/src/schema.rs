@@ -129,6 +129,10 @@ pub enum Role {
     Constant,
 }
 
+/// How names of machine tensors begin that say nothing between steps: sums over the batches of a
+/// step, and whether the run has been stopped. They begin every run as they are declared.
+pub const STEP_ONLY: &str = "machine.step.";
+
 /// First value of a persistent tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -179,7 +179,14 @@ impl Opened {
                     field.input,
                     r.count()
                 );
-                return Err(Error::new("R0405", text).at(spec.describe()));
+                let error = Error::new("R0405", text).at(spec.describe());
+                return Err(match r.count() {
+                    1 => error.help(
+                        "data has a row for each example; a model whose output is the loss itself is \
+                         trained with `[loss] kind = \"output\"`, without a target",
+                    ),
+                    _ => error,
+                });
             }
         }
         let test = (count as f64 * spec.split).round() as u64;

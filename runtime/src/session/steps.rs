@@ -13,8 +13,6 @@ use std::time::Instant;
 /// A step that was submitted and whose values have not all come back.
 pub(super) struct Pending {
     step: u64,
-    /// Sum over the micro batches whose losses have come.
-    loss: f64,
     /// Requests that have not come back, those not yet made included.
     requests: usize,
     seconds: f64,
@@ -83,32 +81,20 @@ impl Session {
 
     fn run<B: Borrow<Batch>>(&mut self, mut next: impl FnMut() -> Result<B>) -> Result<StepReport> {
         let start = Instant::now();
-        let mut loss = 0.0;
         for i in 0..self.plan.accumulate {
             self.upload(next()?.borrow(), u64::from(i))?;
             self.backend.run(Phase::Micro)?;
-            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
         }
         self.backend.run(Phase::Update)?;
         self.steps += 1;
-        self.report(loss, start)
+        self.report(start)
     }
 
-    /// The report of the step that was just taken; `loss` is the sum over its batches.
-    pub(super) fn report(&self, loss: f64, start: Instant) -> Result<StepReport> {
-        Ok(StepReport {
-            step: self.steps,
-            loss: (loss / f64::from(self.plan.accumulate)) as f32,
-            scale: self.scalar(self.scale)?,
-            skipped: self.scalar(self.skipped)?.is_some_and(|x| x != 0.0),
-            grad_norm: self.scalar(self.grad_norm)?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
-    }
-
-    /// Tensors of a report that stand in the plan, the loss first.
-    fn reported(&self) -> Vec<TensorId> {
-        [self.loss, self.scale, self.skipped, self.grad_norm].into_iter().flatten().collect()
+    /// The report of the step that was just taken.
+    pub(super) fn report(&self, start: Instant) -> Result<StepReport> {
+        let values = self.reported.iter().map(|&id| Ok(self.tensor(id)?.to_f32()[0]));
+        let values: Vec<f32> = values.collect::<Result<_>>()?;
+        Ok(self.reports.report(self.steps, &values, start.elapsed().as_secs_f64()))
     }
 
     fn enqueue<B: Borrow<Batch>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<()> {
@@ -134,9 +120,9 @@ impl Session {
 
     fn enqueue_all<B: Borrow<Batch>>(&mut self, mut next: impl FnMut() -> Result<B>) -> Result<()> {
         let room = self.queue().room();
-        let values = self.reported();
+        let values = self.reported.clone();
         let (step, requests) = (self.steps + 1, self.plan.accumulate as usize);
-        self.pending.push_back(Pending { step, loss: 0.0, requests, seconds: 0.0 });
+        self.pending.push_back(Pending { step, requests, seconds: 0.0 });
         for i in 0..requests {
             self.upload(next()?.borrow(), i as u64)?;
             while self.asked >= room {
@@ -145,8 +131,8 @@ impl Session {
             let last = i + 1 == requests;
             let queue = self.queue();
             queue.submit(last)?;
-            // Every micro batch overwrites the loss of the one before.
-            queue.request(if last { &values } else { &values[..1.min(values.len())] })?;
+            // Values of a step are whole behind its last batch.
+            queue.request(if last { &values } else { &[] })?;
             self.asked += 1;
         }
         self.steps = step;
@@ -177,31 +163,17 @@ impl Session {
             }
         };
         self.asked -= 1;
-        let ids = self.reported();
-        let value = |id: Option<TensorId>| -> Option<f32> {
-            let at = ids.iter().position(|i| Some(*i) == id)?;
-            let dtype = self.plan.tensors[id? as usize].dtype;
-            let bytes = late.values.get(at)?.clone().into();
-            let host = HostTensor { element: Element::Plan(dtype), shape: vec![], bytes };
-            Some(host.to_f32()[0])
-        };
-        let (loss, scale) = (value(self.loss), value(self.scale));
-        let (skipped, grad_norm) = (value(self.skipped), value(self.grad_norm));
-        let accumulate = f64::from(self.plan.accumulate);
         let pending = self.pending.front_mut().expect("asked above");
-        pending.loss += loss.map_or(f64::NAN, f64::from);
         pending.seconds += late.seconds;
         pending.requests -= 1;
         if pending.requests == 0 {
             let pending = self.pending.pop_front().expect("asked above");
-            self.ready.push(StepReport {
-                step: pending.step,
-                loss: (pending.loss / accumulate) as f32,
-                scale,
-                skipped: skipped.is_some_and(|x| x != 0.0),
-                grad_norm,
-                seconds: pending.seconds,
-            });
+            let value = |(&id, bytes): (&TensorId, Vec<u8>)| {
+                let element = Element::Plan(self.plan.tensors[id as usize].dtype);
+                HostTensor { element, shape: vec![], bytes: bytes.into() }.to_f32()[0]
+            };
+            let values: Vec<f32> = self.reported.iter().zip(late.values).map(value).collect();
+            self.ready.push(self.reports.report(pending.step, &values, pending.seconds));
         }
         Ok(true)
     }

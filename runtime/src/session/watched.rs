@@ -1,11 +1,11 @@
 //! A step one kernel at a time, with its values looked at as they come about.
 
-use super::{Session, StepReport, unfit};
+use super::{Session, StepReport, is_step_only, unfit};
 use crate::backend::Phase;
 use crate::data::{Batch, DataState};
 use crate::error::{Error, Result};
 use crate::init;
-use crate::tensors::{Element, HostTensor};
+use crate::tensors::Element;
 use precast_plan::{Role, Storage, TensorId, Watch};
 use std::path::Path;
 use std::time::Instant;
@@ -39,7 +39,6 @@ impl Session {
         for (i, w) in watches.iter().enumerate() {
             due[w.after.map_or(0, |s| s as usize + 1)].push(i);
         }
-        let mut loss = 0.0;
         let mut values = vec![];
         for micro in 0..self.plan.accumulate {
             let batch = next()?;
@@ -53,11 +52,10 @@ impl Session {
                     see(Seen { micro, watch, values: &values });
                 }
             }
-            loss += self.scalar(self.loss)?.map_or(f64::NAN, f64::from);
         }
         self.backend.run(Phase::Update)?;
         self.steps += 1;
-        self.report(loss, start)
+        self.report(start)
     }
 
     /// The elements of a watch, row-major.
@@ -79,7 +77,7 @@ impl Session {
         for i in 0..self.plan.tensors.len() {
             let t = &self.plan.tensors[i];
             let Storage::Persistent { role, .. } = t.storage else { continue };
-            if role == Role::Constant {
+            if role == Role::Constant || is_step_only(&t.name) {
                 continue;
             }
             let theirs = other.names.get(&t.name).map(|&id| &other.plan.tensors[id as usize]);
@@ -98,7 +96,7 @@ impl Session {
             init::copy(&self.plan, self.backend.as_mut(), copy)?;
         }
         self.steps = other.steps;
-        Ok(())
+        self.begin()
     }
 
     /// Takes weights, buffers, optimizer state and the number of steps from a checkpoint of the same
@@ -145,25 +143,32 @@ impl Session {
         Ok(state)
     }
 
-    /// Makes the next step number `step` (from 1), with this loss scale where the plan has one.
-    /// Weights stay as they are.
+    /// Makes the next step number `step` (from 1), with this loss scale where the plan has one: its
+    /// batches are numbered as they were, so that dropout masks are those of that step. Weights stay as
+    /// they are.
     ///
     /// # Errors
     /// If the device failed.
     pub fn rewind(&mut self, step: u64, scale: Option<f32>) -> Result<()> {
         self.steps = step.saturating_sub(1);
-        if let Some(scale) = scale
-            && let Some(&id) = self.names.get("machine.loss_scale")
-        {
-            let dtype = self.plan.tensors[id as usize].dtype;
-            let host = HostTensor {
-                element: Element::F64,
-                shape: vec![],
-                bytes: f64::from(scale).to_le_bytes().to_vec().into(),
-            };
-            let mut bytes = vec![];
-            host.convert(0..1, dtype, (1.0, 0.0), &mut bytes)?;
-            self.backend.write(id, &bytes)?;
+        self.begin()?;
+        let batches = self.steps.wrapping_mul(u64::from(self.plan.accumulate));
+        if let Some(&id) = self.names.get("machine.batch") {
+            self.write_scalar(id, self.plan.tensors[id as usize].dtype, batches as f64)?;
+        }
+        if let (Some(scale), Some(&id)) = (scale, self.names.get("machine.loss_scale")) {
+            self.write_scalar(id, self.plan.tensors[id as usize].dtype, f64::from(scale))?;
+        }
+        Ok(())
+    }
+
+    /// Puts what says nothing between steps as it is before the first.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        for i in 0..self.plan.tensors.len() {
+            let t = &self.plan.tensors[i];
+            if is_step_only(&t.name) {
+                self.write_scalar(i as TensorId, t.dtype, 0.0)?;
+            }
         }
         Ok(())
     }

@@ -57,12 +57,12 @@ impl Recipe {
     /// # Errors
     /// `P0108` where files are missing, unreadable or disagree, or lack what the recipe names.
     pub fn data_extents(&self) -> Result<Option<DataExtents>> {
-        let files = self.data_files()?;
+        let (files, fed) = (self.data_files()?, self.fed());
         let (rows, inputs) = match &self.data.source {
             None => return Ok(None),
-            Some(DataSource::Safetensors { .. }) => safetensors(&files, &self.data.inputs)?,
+            Some(DataSource::Safetensors { .. }) => safetensors(&files, &fed)?,
             Some(DataSource::Csv { header, .. }) => {
-                let widths = table::widths(&files, *header, &self.data.inputs)?;
+                let widths = table::widths(&files, *header, &fed)?;
                 (table::rows(&files, *header)?, widths)
             }
             Some(DataSource::Bytes { context, .. }) => {
@@ -70,7 +70,7 @@ impl Recipe {
                 for file in &files {
                     bytes += fs::metadata(file).map_err(|e| fault(file, e))?.len();
                 }
-                let inputs = self.data.inputs.keys().map(|name| (name.clone(), vec![*context]));
+                let inputs = fed.keys().map(|name| (name.clone(), vec![*context]));
                 (bytes.saturating_sub(1) / *context as u64, inputs.collect())
             }
         };
@@ -81,23 +81,41 @@ impl Recipe {
         Ok(Some(DataExtents { rows, batch, inputs }))
     }
 
-    /// Extents that one row of the data gives to the loss's target; `None` where the recipe names
-    /// no data, and for windows of text, which are one number a token.
+    /// Extents that one row of the data gives to each target of the loss; those are missing of which
+    /// the recipe names no data, and windows of text, which are one number a token.
     ///
     /// # Errors
     /// As [`Recipe::data_extents`].
-    pub fn target_row(&self) -> Result<Option<Vec<usize>>> {
-        let name = &self.loss.target;
-        let Some(columns) = self.data.targets.get(name) else { return Ok(None) };
-        let target = IndexMap::from([(name.clone(), columns.clone())]);
-        let rows = match &self.data.source {
-            Some(DataSource::Safetensors { .. }) => safetensors(&self.data_files()?, &target)?.1,
-            Some(DataSource::Csv { header, .. }) => {
-                table::widths(&self.data_files()?, *header, &target)?
+    pub fn target_rows(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        let mut targets = IndexMap::new();
+        for name in self.loss.targets() {
+            if let Some(columns) = self.data.targets.get(name) {
+                targets.insert(name.to_string(), columns.clone());
             }
-            Some(DataSource::Bytes { .. }) | None => BTreeMap::new(),
-        };
-        Ok(rows.into_values().next())
+        }
+        if targets.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        match &self.data.source {
+            Some(DataSource::Safetensors { .. }) => {
+                Ok(safetensors(&self.data_files()?, &targets)?.1)
+            }
+            Some(DataSource::Csv { header, .. }) => {
+                table::widths(&self.data_files()?, *header, &targets)
+            }
+            Some(DataSource::Bytes { .. }) | None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// What the model's own inputs are fed with: targets too, where it computes its loss.
+    fn fed(&self) -> IndexMap<String, Columns> {
+        let mut fed = self.data.inputs.clone();
+        if self.loss.in_model() {
+            let unused =
+                self.data.targets.iter().filter(|(n, _)| !self.loss.targets().any(|t| t == *n));
+            fed.extend(unused.map(|(name, columns)| (name.clone(), columns.clone())));
+        }
+        fed
     }
 
     /// Optimizer steps of the whole run, as the runtime counts them: an epoch is the whole batches

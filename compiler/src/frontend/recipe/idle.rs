@@ -1,6 +1,6 @@
 //! Keys that are right by themselves and do nothing in this run.
 
-use super::{LossScaleMode, NoDecay, Policy, Recipe};
+use super::{LossKind, LossScaleMode, LossTerm, NoDecay, OnNonfinite, Policy, Recipe};
 use crate::diagnostic::Diagnostic;
 use precast_plan::DType;
 
@@ -51,9 +51,18 @@ impl Recipe {
             let help = "give `batch` to draw rows from the file";
             idle(&["data.shuffle"], "without `batch` the whole file is one batch", help);
         }
-        for name in data.targets.keys().filter(|n| **n != self.loss.target) {
+        let read = |name: &String| self.loss.in_model() || self.loss.targets().any(|t| t == name);
+        for name in data.targets.keys().filter(|n| !read(n)) {
             let key = format!("data.targets.{name}");
             idle(&[&key], "the loss takes another target", "");
+        }
+        if self.train.accumulate == 1 {
+            let why = "a step is one batch";
+            idle(&["train.normalize"], why, "`accumulate` makes a step of several");
+        }
+        let counts = |t: &LossTerm| matches!(t.kind, LossKind::CrossEntropy { .. });
+        if !self.loss.terms.iter().any(counts) {
+            idle(&["train.normalize"], "every batch counts as many elements", "");
         }
         if self.optimizer.no_decay != NoDecay::None && self.optimizer.weight_decay == 0.0 {
             idle(&["optimizer.no_decay"], "there is no `weight_decay`", "");
@@ -92,6 +101,12 @@ impl Recipe {
             let why = format!("no gradient is f16 under policy {}", policy.name());
             let help = "`mode = \"dynamic\"` or \"static\" scales the loss in any case";
             idle(&keys.each_ref().map(String::as_str), &why, help);
+        }
+        let mode = self.loss_scale.mode;
+        let never = mode == LossScaleMode::Off || (mode == LossScaleMode::Auto && unscaled);
+        if never && self.train.on_nonfinite != Some(OnNonfinite::Skip) {
+            let help = "`on_nonfinite = \"skip\"` skips steps without one, too";
+            idle(&["train.max_skips"], "no step is skipped without a loss scale", help);
         }
         if let Some(steps) = facts.total_steps
             && self.schedule.warmup >= steps

@@ -6,6 +6,7 @@
 
 mod extents;
 mod idle;
+mod loss;
 mod names;
 mod origin;
 mod read;
@@ -109,13 +110,27 @@ pub enum Columns {
     List(Vec<String>),
 }
 
+/// Σ weight · term.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
 pub struct Loss {
+    /// At least one.
+    pub terms: Vec<LossTerm>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LossTerm {
     pub kind: LossKind,
     /// Graph output; `None`: the model's only output.
     pub prediction: Option<String>,
-    /// A key of [`Data::targets`].
-    pub target: String,
+    /// A key of [`Data::targets`]; `None` where the kind takes none.
+    pub target: Option<String>,
+    #[serde(skip_serializing_if = "is_one")]
+    pub weight: f64,
+}
+
+fn is_one(weight: &f64) -> bool {
+    *weight == 1.0
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -131,6 +146,20 @@ pub enum LossKind {
     },
     /// Mean of squared differences.
     Mse,
+    /// The output itself: the mean of its elements.
+    Output,
+}
+
+impl Loss {
+    /// Targets that the data feeds for the loss.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.terms.iter().filter_map(|t| t.target.as_deref())
+    }
+
+    /// Whether a part of the loss is computed by the model, which then takes targets as inputs.
+    pub fn in_model(&self) -> bool {
+        self.terms.iter().any(|t| t.kind == LossKind::Output)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -241,8 +270,20 @@ pub struct LossScale {
     pub interval: u64,
     /// Overflows in a row before the scale backs off.
     pub hysteresis: u64,
+    /// `None`: [`LossScale::FLOOR`].
     pub min: Option<f64>,
     pub max: Option<f64>,
+}
+
+impl LossScale {
+    /// 2^-24. Under a smaller scale f16 would hold cotangents beyond 65504 · 2^24, about 1e12: what
+    /// still overflows is no matter of scale.
+    pub const FLOOR: f64 = 1.0 / 16_777_216.0;
+
+    /// What a dynamic scale does not fall below.
+    pub fn floor(&self) -> f64 {
+        self.min.unwrap_or(LossScale::FLOOR)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -260,6 +301,15 @@ pub struct Train {
     pub length: TrainLength,
     /// Batches whose gradients are summed before an update.
     pub accumulate: u32,
+    /// What the loss of several batches is the mean of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<Normalize>,
+    /// What becomes of a step whose gradients are not finite; `None`: it stops the run, and is
+    /// skipped under a loss scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_nonfinite: Option<OnNonfinite>,
+    /// Skipped steps in a row that end the run.
+    pub max_skips: u64,
     /// Largest global L2 norm of the gradient.
     pub clip_norm: Option<f64>,
     /// Decay of an exponential moving average of the parameters.
@@ -284,6 +334,28 @@ pub struct Train {
     pub checkpoint: Option<u64>,
     /// Folder of what is saved; `None`: `trained` beside the recipe.
     pub out: Option<PathBuf>,
+}
+
+/// What the loss of a step over several batches is the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// All that the loss counts in them.
+    Whole,
+    /// The means of the batches.
+    Micro,
+}
+
+/// What becomes of a step with a gradient that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// It is not applied, and the run ends.
+    Stop,
+    /// It is not applied.
+    Skip,
+    /// It is applied.
+    Ignore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -16,7 +16,19 @@ const KEYS: &[(&str, &[&str])] = &[
             "scale", "shift", "header",
         ],
     ),
-    ("[loss]", &["prediction", "target", "ignore_index", "label_smoothing", "class_axis"]),
+    (
+        "[loss]",
+        &[
+            "prediction",
+            "target",
+            "ignore_index",
+            "label_smoothing",
+            "class_axis",
+            "output",
+            "outputs",
+            "terms",
+        ],
+    ),
     ("[optimizer]", &["lr", "betas", "eps", "momentum", "nesterov", "weight_decay", "no_decay"]),
     ("[schedule]", &["warmup", "final_ratio"]),
     ("[precision]", &["policy", "pins", "allow", "ranges"]),
@@ -27,6 +39,9 @@ const KEYS: &[(&str, &[&str])] = &[
             "steps",
             "epochs",
             "accumulate",
+            "normalize",
+            "on_nonfinite",
+            "max_skips",
             "clip_norm",
             "ema",
             "seed",
@@ -72,12 +87,20 @@ fn read<'s>(source: &'s Source<'_>, tree: &'s DeTable<'_>) -> Option<Recipe> {
     let seed = train.as_ref().map_or(0, |t| t.seed);
     let weights = weights(root.section("weights"), seed);
     let data = data(root.section("data"));
-    let loss = loss(root.section("loss"), data.as_ref());
+    let loss = super::loss::loss(root.section("loss"), data.as_ref());
     let optimizer = optimizer(root.section("optimizer"));
     let schedule = schedule(root.section("schedule"));
     let precision = precision(root.section("precision"));
     let loss_scale = loss_scale(root.section("loss_scale"));
     let target = target(root.section("target"));
+    if let (Some(train), Some(scale)) = (&train, &loss_scale)
+        && train.on_nonfinite == Some(OnNonfinite::Ignore)
+        && matches!(scale.mode, LossScaleMode::Static | LossScaleMode::Dynamic)
+        && let Some(item) = root.section("train").get("on_nonfinite")
+    {
+        let label = "and [loss_scale] asks for a scale";
+        item.invalid::<()>("under a loss scale no step that overflows is applied", label, "");
+    }
     root.finish();
     Some(Recipe {
         path: source.path.into(),
@@ -96,7 +119,7 @@ fn read<'s>(source: &'s Source<'_>, tree: &'s DeTable<'_>) -> Option<Recipe> {
 }
 
 /// The value of an optional key: absent gives the default, wrong gives `None` (already reported).
-fn or<'s, 't: 's, T>(
+pub(super) fn or<'s, 't: 's, T>(
     item: Option<Item<'s, 't>>,
     default: T,
     read: impl FnOnce(Item<'s, 't>) -> Option<T>,
@@ -266,78 +289,6 @@ fn map<T>(
     entries.into_iter().collect()
 }
 
-#[derive(Clone, Copy)]
-enum LossWord {
-    CrossEntropy,
-    Mse,
-}
-
-fn loss(t: Table, data: Option<&Data>) -> Option<Loss> {
-    let words = [("cross_entropy", LossWord::CrossEntropy), ("mse", LossWord::Mse)];
-    let kind = t.need("kind", "`kind` is \"cross_entropy\" or \"mse\"");
-    let kind = kind.and_then(|i| i.word(&words));
-    let prediction = or(t.get("prediction"), None, |i| i.string().map(Some));
-    let target = match (t.get("target"), data) {
-        (Some(item), data) => item.string().and_then(|name| {
-            let targets = data.map(|d| &d.targets);
-            if targets.is_some_and(|t| !t.contains_key(&name)) {
-                let message = format!("the loss wants target `{name}`, which the data lacks");
-                return item.invalid(message, "not in `targets` of [data]", "");
-            }
-            Some(name)
-        }),
-        // Already wrong elsewhere: nothing to infer from.
-        (None, None) => None,
-        (None, Some(data)) => match data.targets.len() {
-            1 => data.targets.keys().next().cloned(),
-            0 => {
-                let help = "write `targets = { targets = \"…\" }` in [data]";
-                t.missing("target", help);
-                None
-            }
-            _ => {
-                t.missing("target", "[data] has several targets; say which one the loss takes");
-                None
-            }
-        },
-    };
-    let kind = match kind {
-        None => {
-            t.get("ignore_index");
-            t.get("label_smoothing");
-            t.get("class_axis");
-            None
-        }
-        Some(LossWord::CrossEntropy) => {
-            let ignore_index = or(t.get("ignore_index"), -100, |i| i.int(..));
-            let smoothing = or(t.get("label_smoothing"), 0.0, |i| i.real(0.0..1.0));
-            let class_axis = or(t.get("class_axis"), None, class_axis);
-            match (ignore_index, smoothing, class_axis) {
-                (Some(ignore_index), Some(label_smoothing), Some(class_axis)) => {
-                    Some(LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis })
-                }
-                _ => None,
-            }
-        }
-        Some(LossWord::Mse) => {
-            t.reject("ignore_index", "only cross-entropy ignores targets");
-            t.reject("label_smoothing", "only cross-entropy smooths labels");
-            t.reject("class_axis", "only cross-entropy has classes");
-            Some(LossKind::Mse)
-        }
-    };
-    t.finish();
-    Some(Loss { kind: kind?, prediction: prediction?, target: target? })
-}
-
-/// An axis of the logits other than the batch.
-fn class_axis(item: Item) -> Option<Option<i64>> {
-    match item.int(..)? {
-        0 => item.invalid("axis 0 is the batch", "not classes", "1 as in PyTorch, or -1: the last"),
-        axis => Some(Some(axis)),
-    }
-}
-
 #[derive(Clone, Copy, PartialEq)]
 enum OptimizerWord {
     Sgd,
@@ -493,7 +444,9 @@ fn loss_scale(t: Table) -> Option<LossScale> {
     let min = or(t.get("min"), None, |i| i.real(positive).map(Some));
     let max = or(t.get("max"), None, |i| i.real(positive).map(Some));
     if let (Some(init), Some(min), Some(max)) = (init, min, max) {
-        let (low, high) = (min.unwrap_or(0.0), max.unwrap_or(f64::from(f32::MAX)));
+        // A static scale has no limits.
+        let floor = if mode == Some(Static) { 0.0 } else { LossScale::FLOOR };
+        let (low, high) = (min.unwrap_or(floor), max.unwrap_or(f64::from(f32::MAX)));
         let given = t.get("init").or(t.get("max")).or(t.get("min"));
         if let Some(item) = given.filter(|_| !(low..=high).contains(&init)) {
             let label = format!("{init} is not between {low} and {high}");
@@ -527,6 +480,18 @@ fn train(t: Table) -> Option<Train> {
         }
     };
     let accumulate = or(t.get("accumulate"), 1, |i| i.int(1..=1 << 20).map(|x| x as u32));
+    let words = [("whole", Some(Normalize::Whole)), ("micro", Some(Normalize::Micro))];
+    let normalize = or(t.get("normalize"), None, |i| i.word(&words));
+    let words = [
+        ("stop", Some(OnNonfinite::Stop)),
+        ("skip", Some(OnNonfinite::Skip)),
+        ("ignore", Some(OnNonfinite::Ignore)),
+    ];
+    let on_nonfinite = or(t.get("on_nonfinite"), None, |i| i.word(&words));
+    if let Some(Some(OnNonfinite::Stop | OnNonfinite::Ignore)) = on_nonfinite {
+        t.reject("max_skips", "steps are skipped with `on_nonfinite = \"skip\"`");
+    }
+    let max_skips = or(t.get("max_skips"), 50, |i| i.count(1));
     let clip_norm = or(t.get("clip_norm"), None, |i| i.real((Excluded(0.0), Unbounded)).map(Some));
     let ema = or(t.get("ema"), None, |i| i.real((Included(0.0), Excluded(1.0))).map(Some));
     let seed = or(t.get("seed"), 0, |i| i.count(0));
@@ -543,6 +508,9 @@ fn train(t: Table) -> Option<Train> {
     Some(Train {
         length: length?,
         accumulate: accumulate?,
+        normalize: normalize?,
+        on_nonfinite: on_nonfinite?,
+        max_skips: max_skips?,
         clip_norm: clip_norm?,
         ema: ema?,
         seed: seed?,

@@ -44,9 +44,11 @@ fn defaults_are_pytorchs() {
             max: None,
         }
     );
-    assert_eq!(r.loss.target, "targets");
+    let [term] = &r.loss.terms[..] else { panic!("one term") };
+    assert_eq!((term.target.as_deref(), term.weight), (Some("targets"), 1.0));
+    assert_eq!((r.train.normalize, r.train.on_nonfinite, r.train.max_skips), (None, None, 50));
     assert_eq!(
-        r.loss.kind,
+        term.kind,
         LossKind::CrossEntropy { ignore_index: -100, label_smoothing: 0.0, class_axis: None }
     );
     assert_eq!(r.precision.policy, Policy::Auto);
@@ -105,6 +107,9 @@ max = 16777216
 [train]
 epochs = 3
 accumulate = 2
+normalize = "micro"
+on_nonfinite = "skip"
+max_skips = 9
 clip_norm = 1
 ema = 0.999
 seed = 5
@@ -275,8 +280,8 @@ fn tables_and_folders_are_counted() {
         let data = recipe.data_extents().unwrap_or_else(|e| panic!("{e}")).unwrap();
         assert_eq!((data.rows, &data.inputs["x"][..]), (2, &[width][..]));
         let mut recipe = recipe;
-        recipe.loss.target = "t".into();
-        assert_eq!(recipe.target_row().unwrap(), Some(vec![1]));
+        recipe.loss.terms[0].target = Some("t".into());
+        assert_eq!(recipe.target_rows().unwrap()["t"], [1]);
     }
     std::fs::write(dir.path().join("a.csv"), "p,q,r\n1,2,3\n4,5\n").unwrap();
     let error = load(&format!("{csv}inputs = {{ x = \"p\" }}")).data_extents().unwrap_err();
