@@ -287,11 +287,11 @@ fn touched(kernel: &Kernel) -> (Vec<&Access>, Vec<&Access>) {
         Kernel::Attention(a) => {
             let mut reads = vec![&a.q, &a.k, &a.v];
             reads.extend(&a.mask);
-            (reads, vec![&a.o, &a.lse])
+            (reads, vec![&a.o, &a.lse, &a.low])
         }
         Kernel::AttentionGrad(g) => {
             let a = &g.forward;
-            let mut reads = vec![&a.q, &a.k, &a.v, &a.o, &a.lse, &g.d_o];
+            let mut reads = vec![&a.q, &a.k, &a.v, &a.o, &a.lse, &a.low, &g.d_o];
             reads.extend(&a.mask);
             (reads, vec![&g.d_q, &g.d_k, &g.d_v])
         }

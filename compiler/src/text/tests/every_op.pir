@@ -55,7 +55,7 @@ forward:
   %ln, %mean, %rstd = layer_norm %x, %b4, %b4 {eps=1e-5, axes=1, center=true}
   %bn, %bmean, %bvar = batch_norm %img, %b4, %b4 {eps=1e-5}
   %nll, %lse = cross_entropy %mm, %ids {ignore_index=-100, label_smoothing=0.0}
-  %o, %alse = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
+  %o, %alse, %alow = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
 backward:
   %dact = activate_grad %mm, %act {act=silu}
   %dimg = conv2d_data_grad %conv, %flt {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1, size=[6,6]}
@@ -67,7 +67,7 @@ backward:
   %dlnw, %dlnb = layer_norm_param_grad %x, %mean, %rstd, %x {axes=1, center=true}
   %dbn, %dbnw, %dbnb = batch_norm_grad %img, %b4, %bmean, %bvar, %bn {eps=1e-5}
   %dl = cross_entropy_grad %mm, %ids, %lse, %nll {ignore_index=-100, label_smoothing=0.0}
-  %dq, %dk, %dv = attention_grad %q, %q, %q, %o, %alse, %o {scale=0.5, causal=true, masked=false}
+  %dq, %dk, %dv = attention_grad %q, %q, %q, %o, %alse, %alow, %o {scale=0.5, causal=true, masked=false}
 forward:
   # Regions may come in any order, and more than once.
   %late = unary %red {f=neg}
