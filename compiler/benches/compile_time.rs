@@ -82,7 +82,7 @@ fn gpt(s: &Shape) -> Result<String, std::fmt::Error> {
         let scale = 1.0 / (d as f64).sqrt();
         writeln!(
             code,
-            "  %h{l}.o, %h{l}.lse = attention %h{l}.q.y, %h{l}.k.y, %h{l}.v.y \
+            "  %h{l}.o, %h{l}.lse, %h{l}.low = attention %h{l}.q.y, %h{l}.k.y, %h{l}.v.y \
              {{scale={scale:?}, causal=true, masked=false}} @h{l}.attention"
         )?;
         writeln!(code, "  %h{l}.ot = transpose %h{l}.o {{perm=[0,2,1,3]}} @h{l}.merge")?;

@@ -140,11 +140,13 @@ fn attention(threads: usize) {
             value_features: 64,
             causal: true,
             scale: 0.125,
+            fill: f32::NEG_INFINITY,
+            safe: false,
         };
         let n = batch * 4 * t * 64;
         let (q, k, v, g) = (values(n), values(n), values(n), values(n));
         let (mut o, mut dq, mut dk, mut dv) = (values(n), values(n), values(n), values(n));
-        let mut lse = vec![0f32; batch * 4 * t];
+        let mut lse = [vec![0f32; batch * 4 * t], vec![0f32; batch * 4 * t]];
         let bytes = a.forward_scratch_bytes().max(a.backward_scratch_bytes());
         let mut scratch = vec![0; bytes];
         let view = |p: *const f32| View4::dense(p.cast(), DType::F32, [batch, 4, t, 64]);
@@ -161,12 +163,13 @@ fn attention(threads: usize) {
             grad_k: view(dk.as_mut_ptr()),
             grad_v: view(dv.as_mut_ptr()),
         };
-        let l = lse.as_mut_ptr();
+        let [high, low] = &mut lse;
+        let l = [high.as_mut_ptr(), low.as_mut_ptr()];
         // SAFETY: dense tensors of these sizes.
         let (f, b) = unsafe {
             (
                 best(|| a.forward(qv, kv, vv, None, ov, l, &mut scratch)),
-                best(|| a.backward(&back, l, &mut scratch)),
+                best(|| a.backward(&back, l.map(|p| p.cast_const()), &mut scratch)),
             )
         };
         let product = (batch * 4 * t * t * 64) as f64 / 1e9;

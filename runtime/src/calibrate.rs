@@ -422,7 +422,7 @@ impl Builder {
     fn attention(&mut self, batch: u64, heads: u64, t: u64, d: u64, format: DType, grad: bool) {
         let one = |s: &mut Builder| s.tensor(&[batch, heads, t, d], format);
         let (q, k, v, o) = (one(self), one(self), one(self), one(self));
-        let lse = self.tensor(&[batch, heads, t], DType::F32);
+        let [lse, low] = [0, 1].map(|_| self.tensor(&[batch, heads, t], DType::F32));
         let scale = 1.0 / (d as f32).sqrt();
         let forward = Attention {
             batch,
@@ -433,11 +433,14 @@ impl Builder {
             scale,
             causal: false,
             mask: None,
+            fill: None,
+            safe: false,
             q,
             k,
             v,
             o,
             lse,
+            low,
         };
         if grad {
             let (d_o, d_q) = (one(self), one(self));

@@ -68,6 +68,8 @@ fn no_kernel_allocates() {
         value_features: 16,
         causal: true,
         scale: 0.25,
+        fill: f32::NEG_INFINITY,
+        safe: false,
     };
     let pool = MaxPool2d {
         planes: 40,
@@ -131,7 +133,7 @@ fn no_kernel_allocates() {
                     weight.run(p[0], p[2], p[4], false, &mut scratch);
                 }
                 let view = |i: usize| View4::dense(p[i], T, [2, 2, 100, 16]);
-                let lse: *mut f32 = p[8].cast();
+                let lse: [*mut f32; 2] = [p[8].cast(), p[8].cast::<f32>().add(1000)];
                 attention.forward(view(0), view(1), view(2), None, view(3), lse, &mut scratch);
                 let backward = Backward {
                     q: view(0),
@@ -144,7 +146,7 @@ fn no_kernel_allocates() {
                     grad_k: view(6),
                     grad_v: view(7),
                 };
-                attention.backward(&backward, lse, &mut scratch);
+                attention.backward(&backward, lse.map(|p| p.cast_const()), &mut scratch);
                 let dense = |i: usize| Dense { ptr: p[i], dtype: T };
                 let walk = Walk {
                     gates: dense(0),

@@ -103,8 +103,14 @@ impl Fixture {
 
     /// Holds the gradients that a session of the fixture `activations` has computed against PyTorch's.
     pub fn check_activations(&self, session: &Session, allowed: impl Fn(&str) -> f64) {
+        // Two of the head, four a branch, PReLU's slope.
+        self.check_gradients(session, 2 + 17 * 4 + 1, allowed);
+    }
+
+    /// Holds all `count` gradients that a session has computed against PyTorch's.
+    pub fn check_gradients(&self, session: &Session, count: usize, allowed: impl Fn(&str) -> f64) {
         let errors = self.gradient_errors(session);
-        assert_eq!(errors.len(), 2 + 17 * 4 + 1, "two of the head, four a branch, PReLU's slope");
+        assert_eq!(errors.len(), count, "gradients");
         let faults: Vec<String> = errors
             .iter()
             .filter(|(name, e)| e.is_nan() || *e > allowed(name))

@@ -296,11 +296,12 @@ fn touched(kernel: &Kernel) -> (Vec<&Access>, Vec<&Access>) {
         Kernel::Attention(a) => {
             let mut reads = vec![&a.q, &a.k, &a.v];
             reads.extend(&a.mask);
+            // Not `low`: what rounding loses differs with every rounding.
             (reads, vec![&a.o, &a.lse])
         }
         Kernel::AttentionGrad(g) => {
             let a = &g.forward;
-            let mut reads = vec![&a.q, &a.k, &a.v, &a.o, &a.lse, &g.d_o];
+            let mut reads = vec![&a.q, &a.k, &a.v, &a.o, &a.lse, &a.low, &g.d_o];
             reads.extend(&a.mask);
             (reads, vec![&g.d_q, &g.d_k, &g.d_v])
         }

@@ -2,8 +2,8 @@
 //! schedule made of it.
 
 use precast_plan::{
-    Access, Conv, ConvGeometry, DType, Epilogue, EpilogueKind, Family, Gemm, Instance, Instr,
-    Kernel, Math, Operand, Plan, Precision, Program, Step, Target,
+    Access, Attention, Conv, ConvGeometry, DType, Epilogue, EpilogueKind, Family, Gemm, Instance,
+    Instr, Kernel, Math, Operand, Plan, Precision, Program, Step, Target,
 };
 
 /// Nanoseconds of one step on a target.
@@ -255,6 +255,9 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
     let touched = |a: &Access, dims: &[u64]| Coster::touched(dims, a) * size(a);
     let all = |list: &[Access], dims: &[u64]| list.iter().map(|a| touched(a, dims)).sum::<u64>();
     let epilogue = |e: &Epilogue, dims: &[u64]| all(&e.inputs, dims) + all(&e.outputs, dims);
+    let statistics = |a: &Attention| {
+        [&a.lse, &a.low].iter().map(|x| touched(x, &[a.batch, a.heads, a.tq])).sum::<u64>()
+    };
     match &step.kernel {
         Kernel::Rows(r) => {
             r.instances.iter().map(|i| all(&i.inputs, &i.dims) + all(&i.outputs, &i.dims)).sum()
@@ -276,14 +279,14 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
                 + touched(&a.k, &k)
                 + touched(&a.v, &k)
                 + touched(&a.o, &q)
-                + touched(&a.lse, &[a.batch, a.heads, a.tq])
+                + statistics(a)
         }
         Kernel::AttentionGrad(g) => {
             let a = &g.forward;
             let (q, k) = ([a.batch, a.heads, a.tq, a.d], [a.batch, a.heads, a.tk, a.d]);
             let long = [&a.q, &a.o, &g.d_o, &g.d_q].map(|x| touched(x, &q));
             let short = [&a.k, &a.v, &g.d_k, &g.d_v].map(|x| touched(x, &k));
-            long.iter().chain(&short).sum::<u64>() + touched(&a.lse, &[a.batch, a.heads, a.tq])
+            long.iter().chain(&short).sum::<u64>() + statistics(a)
         }
         Kernel::Recurrence(r) => {
             r.reads().iter().chain(&r.writes()).map(|(_, a, d)| touched(a, d)).sum()

@@ -1,6 +1,7 @@
 //! From schedules to the plan.
 
 mod along;
+mod attention;
 mod epilogue;
 mod geometry;
 mod recurrence;
@@ -19,9 +20,9 @@ use crate::schedule::order::Bundle;
 use crate::schedule::program::Built;
 use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
 use precast_plan::{
-    Access, Attention, AttentionGrad, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Instr,
-    Kernel, MaxPool, Named, Operand, OperandSums, Plan, Program, Role, Rows, Step, Storage,
-    Summary, TargetSummary, Tensor, VERSION,
+    Access, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Instr, Kernel, MaxPool, Named,
+    Operand, OperandSums, Plan, Program, Role, Rows, Step, Storage, Summary, TargetSummary, Tensor,
+    VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -508,39 +509,9 @@ impl Bind<'_> {
         };
         let shape =
             |k: usize| -> Vec<u64> { operands[k].1.shape.iter().map(|&n| n as u64).collect() };
-        let attention = |scale: f64, causal: bool, masked: bool, o: Access, lse: Access| {
-            let (q, k) = (shape(0), shape(1));
-            Attention {
-                batch: q[0],
-                heads: q[1],
-                tq: q[2],
-                tk: k[2],
-                d: q[3],
-                scale: scale as f32,
-                causal,
-                mask: masked.then(|| self.view(&operands[3])),
-                q: self.view(&operands[0]),
-                k: self.view(&operands[1]),
-                v: self.view(&operands[2]),
-                o,
-                lse,
-            }
-        };
         match op {
-            Op::Attention(a) => {
-                Kernel::Attention(attention(a.scale.0, a.causal, a.masked, write(0), write(1)))
-            }
-            Op::AttentionGrad(a) => {
-                let n = operands.len();
-                let (o, lse) = (self.view(&operands[n - 3]), self.view(&operands[n - 2]));
-                Kernel::AttentionGrad(AttentionGrad {
-                    forward: attention(a.scale.0, a.causal, a.masked, o, lse),
-                    d_o: self.view(&operands[n - 1]),
-                    d_q: write(0),
-                    d_k: write(1),
-                    d_v: write(2),
-                })
-            }
+            Op::Attention(a) => self.attention(a, operands, [0, 1, 2].map(write)),
+            Op::AttentionGrad(a) => self.attention_grad(a, operands, [0, 1, 2].map(write)),
             Op::MaxPool2d(p) => {
                 let g = crate::ops::pool::pool_geometry(
                     &operands[0].1.shape,

@@ -2,7 +2,7 @@
 
 use super::{Bind, Emit, Options, check_accumulation};
 use crate::diagnostic::Result;
-use crate::ir::{Graph, Phase, Region, ValueId, VarRole};
+use crate::ir::{Attr, Graph, Phase, Region, ValueId, VarRole};
 use crate::ops::Op;
 use crate::schedule::affine::Access as Strided;
 use crate::schedule::items::Source;
@@ -54,6 +54,9 @@ fn watches(s: &Schedule, bind: &Bind) -> Vec<Watch> {
         }
         let mut from = Sources::default();
         node.inputs.iter().for_each(|v| from.add(&seen[v.0 as usize]));
+        // What attention puts in the place of hidden scores is a literal too.
+        let large = |a: &Attr| matches!(a, Attr::Real(x) if x.abs() >= f64::from(INFINITE));
+        from.infinite |= node.op.def().attrs().iter().any(|(_, a)| large(a));
         for &v in &node.outputs {
             if let Op::Const(c) = &node.op {
                 let infinite = |x: &f32| x.is_nan() || x.abs() >= INFINITE;

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 
 /// An f64 attribute with total equality by bits, so that operations can be hashed and compared.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Real(pub f64);
 
 impl PartialEq for Real {

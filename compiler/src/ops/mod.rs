@@ -105,6 +105,11 @@ pub trait OpDef: OpMeta {
         &[]
     }
 
+    /// Operands that are stored in f32 whatever reads them, with why.
+    fn reads_f32(&self) -> &'static [(usize, &'static str)] {
+        &[]
+    }
+
     /// The cotangent of every operand (`None`: does not depend on it, or not differentiable by
     /// nature, such as an integer). Called only where some result has a cotangent.
     ///

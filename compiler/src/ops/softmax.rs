@@ -4,14 +4,15 @@ use super::{
     Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
-use precast_plan::{Reg, UnaryOp};
+use precast_plan::{BinaryOp, Reg, UnaryOp};
 
 op! {
     /// `exp(x − max) / Σ exp(x − max)`, or its logarithm.
     Softmax = "softmax" { log: bool }
 }
 op! {
-    /// (y, dy) → dx, y the result of [`Softmax`].
+    /// (y, dy) → dx, y the result of [`Softmax`]. A row whose cotangent is 0 has the gradient 0 even where
+    /// y is NaN, as that of −∞ alone is: whoever selects such rows away means that nothing comes of them.
     SoftmaxGrad = "softmax_grad" { log: bool }
 }
 
@@ -77,13 +78,20 @@ impl OpDef for SoftmaxGrad {
         if self.log {
             let total = b.sum(dy);
             let p = b.un(UnaryOp::Exp, y);
-            let t = b.mul(p, total);
+            let t = zero_times(b, total, p);
             vec![b.sub(dy, t)]
         } else {
-            let t = b.mul(y, dy);
+            let t = zero_times(b, dy, y);
             let dot = b.sum(t);
             let d = b.sub(dy, dot);
-            vec![b.mul(y, d)]
+            vec![zero_times(b, d, y)]
         }
     }
+}
+
+/// `x · y`, 0 where x is 0 whatever y is.
+fn zero_times(b: &mut ProgramBuilder, x: Reg, y: Reg) -> Reg {
+    let (zero, product) = (b.real(0.0), b.mul(x, y));
+    let none = b.bin(BinaryOp::Eq, x, zero);
+    b.select(none, zero, product)
 }

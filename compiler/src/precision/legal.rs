@@ -134,6 +134,11 @@ pub fn legality_within(
                 keep(v, "the optimizer and the loss-scale machine read f32");
             }
         }
+        for &(i, why) in node.op.def().reads_f32() {
+            if let Some(&v) = node.inputs.get(i).filter(|&&v| g.ty(v).is_real()) {
+                keep(v, why);
+            }
+        }
     }
     for r in &g.results {
         // An output of the model is seen in the format in which it is computed.
@@ -248,7 +253,7 @@ fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static 
     match &node.op {
         Op::Input(_) | Op::Var(_) | Op::Const(_) => return Some("stored in f32 as it arrives"),
         Op::ScatterAdd(_) | Op::CumSum(_) => return Some("a sum or statistic is f32"),
-        Op::Attention(_) if i == 1 => return Some("a statistic is f32"),
+        Op::Attention(_) if i > 0 => return Some("a statistic is f32"),
         Op::Softmax(s) if s.log => return Some("logarithms of probabilities are f32"),
         _ => {}
     }

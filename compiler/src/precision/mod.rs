@@ -92,9 +92,9 @@ pub fn uniform_operands(op: &Op, arity: usize) -> &'static [usize] {
     match op {
         Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) => &[0, 1],
         Op::Attention(_) => &[0, 1, 2],
-        // q, k, v, the result and its cotangent; lse is f32, a mask any format.
-        Op::AttentionGrad(_) if arity == 6 => &[0, 1, 2, 3, 5],
-        Op::AttentionGrad(_) => &[0, 1, 2, 4, 6],
+        // q, k, v, the result and its cotangent; statistics and masks have formats of their own.
+        Op::AttentionGrad(_) if arity == 7 => &[0, 1, 2, 3, 6],
+        Op::AttentionGrad(_) => &[0, 1, 2, 4, 7],
         Op::Gather(_) | Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => &[0],
         _ => &[],
     }

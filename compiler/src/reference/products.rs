@@ -114,22 +114,35 @@ struct Scores<'a> {
     d: usize,
     q: &'a [f64],
     k: &'a [f64],
-    mask: Option<&'a [f64]>,
+    mask: Mask<'a>,
+}
+
+/// What a mask does to the scores.
+enum Mask<'a> {
+    None,
+    Added(&'a [f64]),
+    /// Scores stay where it is true; elsewhere they are the number.
+    Kept(&'a [bool], f64),
 }
 
 impl<'a> Scores<'a> {
-    fn new(scale: f64, causal: bool, masked: bool, x: &[&'a Tensor]) -> Scores<'a> {
+    fn new(op: &Attention, x: &[&'a Tensor]) -> Scores<'a> {
         let (q, k) = (x[0].shape(), x[1].shape());
+        let mask = match x.get(3).filter(|_| op.masked) {
+            None => Mask::None,
+            Some(m) if m.ty.is_real() => Mask::Added(m.reals()),
+            Some(m) => Mask::Kept(m.bools(), op.fill.0),
+        };
         Scores {
-            scale,
-            causal,
+            scale: op.scale.0,
+            causal: op.causal,
             heads: q[0] * q[1],
             tq: q[2],
             tk: k[2],
             d: q[3],
             q: x[0].reals(),
             k: x[1].reals(),
-            mask: masked.then(|| x[3].reals()),
+            mask,
         }
     }
 
@@ -149,8 +162,19 @@ impl<'a> Scores<'a> {
             .map(|j| {
                 let (q, k) = (&self.q[self.query(h, i)..], &self.k[self.key(h, j)..]);
                 let s = dot(&q[..self.d], &k[..self.d], opt);
-                let m = self.mask.map_or(0.0, |m| m[(h * self.tq + i) * self.tk + j]);
-                opt.round(opt.round(s * self.scale) + m)
+                let s = opt.round(s * self.scale);
+                let at = (h * self.tq + i) * self.tk + j;
+                match self.mask {
+                    Mask::None => s,
+                    Mask::Added(m) => opt.round(s + m[at]),
+                    Mask::Kept(keep, fill) => {
+                        if keep[at] {
+                            s
+                        } else {
+                            fill
+                        }
+                    }
+                }
             })
             .collect()
     }
@@ -170,23 +194,37 @@ pub(super) fn attention(
     y: &[TensorType],
     opt: &Options,
 ) -> Vec<Tensor> {
-    let s = Scores::new(op.scale.0, op.causal, op.masked, x);
+    let s = Scores::new(op, x);
     let v = x[2].reals();
-    let (mut out, mut lse) = (Tensor::zeros(&y[0]), Tensor::zeros(&y[1]));
+    let [mut out, mut lse, mut low] = [0, 1, 2].map(|i| Tensor::zeros(&y[i]));
     for h in 0..s.heads {
         for i in 0..s.tq {
             let scores = s.row(h, i, opt);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let at = h * s.tq + i;
+            if op.safe && scores.iter().all(|&x| x == f64::NEG_INFINITY) {
+                lse.reals_mut()[at] = f64::NEG_INFINITY;
+                continue;
+            }
             let e: Vec<f64> = scores.iter().map(|x| opt.round((x - max).exp())).collect();
             let sum = e.iter().fold(0.0, |acc, e| opt.round(acc + e));
-            lse.reals_mut()[h * s.tq + i] = opt.round(max + sum.ln());
+            let log = opt.round(sum.ln());
+            let high = opt.round(max + log);
+            lse.reals_mut()[at] = high;
+            low.reals_mut()[at] = opt.round(rest(max, log, high));
             let o = &mut out.reals_mut()[s.query(h, i)..][..s.d];
             for (j, e) in e.iter().enumerate() {
                 axpy(o, opt.round(e / sum), &v[s.key(h, j)..][..s.d], opt);
             }
         }
     }
-    vec![out, lse]
+    vec![out, lse, low]
+}
+
+/// What `sum`, the rounded sum of two numbers, lost (Knuth, The Art of Computer Programming, 4.2.2).
+fn rest(a: f64, b: f64, sum: f64) -> f64 {
+    let of_b = sum - a;
+    (a - (sum - of_b)) + (b - of_b)
 }
 
 pub(super) fn attention_grad(
@@ -195,9 +233,11 @@ pub(super) fn attention_grad(
     y: &[TensorType],
     opt: &Options,
 ) -> Vec<Tensor> {
-    let s = Scores::new(op.scale.0, op.causal, op.masked, x);
+    let forward = op.forward();
+    let s = Scores::new(&forward, x);
     let n = x.len();
-    let (v, o, lse, d_o) = (x[2].reals(), x[n - 3].reals(), x[n - 2].reals(), x[n - 1].reals());
+    let v = x[2].reals();
+    let [o, lse, low, d_o] = [4, 3, 2, 1].map(|i| x[n - i].reals());
     let mut grads: Vec<Tensor> = y.iter().map(Tensor::zeros).collect();
     let [dq, dk, dv] = &mut grads[..] else { panic!("attention has three gradients") };
     let (dq, dk, dv) = (dq.reals_mut(), dk.reals_mut(), dv.reals_mut());
@@ -205,10 +245,16 @@ pub(super) fn attention_grad(
         for i in 0..s.tq {
             let at = s.query(h, i);
             let (qi, oi, doi) = (&s.q[at..][..s.d], &o[at..][..s.d], &d_o[at..][..s.d]);
+            let row = h * s.tq + i;
+            // Nothing comes of a cotangent of 0, not even where the row has no probabilities.
+            let idle = doi.iter().all(|&d| d == 0.0);
+            if idle || lse[row] == f64::NEG_INFINITY {
+                continue;
+            }
             let delta = dot(oi, doi, opt);
             for (j, score) in s.row(h, i, opt).into_iter().enumerate() {
                 let key = s.key(h, j);
-                let p = opt.round((score - lse[h * s.tq + i]).exp());
+                let p = opt.round((opt.round(score - lse[row]) - low[row]).exp());
                 axpy(&mut dv[key..][..s.d], p, doi, opt);
                 let dp = dot(doi, &v[key..][..s.d], opt);
                 let ds = opt.round(opt.round(p * (dp - delta)) * s.scale);

@@ -6,7 +6,9 @@ use precast_compiler::ops::activation::Act;
 use precast_compiler::ops::matmul::Fused;
 use precast_compiler::ops::*;
 use precast_compiler::reference::Tensor;
-use precast_plan::{BinaryOp, DType, Math, RecurrentCell, ReduceOp, Squash, UnaryOp, Way};
+use precast_plan::{
+    BinaryOp, DType, Kind, Math, RecurrentCell, ReduceOp, Squash, UnaryOp, Way,
+};
 
 /// What a case says of its gradient.
 #[derive(Clone, Debug, PartialEq)]
@@ -314,21 +316,39 @@ fn losses(c: &mut Cases) {
 }
 
 fn attention(c: &mut Cases) {
-    for (causal, masked, tq) in
-        [(false, false, 3), (true, false, 5), (true, false, 3), (false, true, 3), (true, true, 5)]
-    {
+    for (causal, mask, tq) in [
+        (false, None, 3),
+        (true, None, 5),
+        (true, None, 3),
+        (false, Some(Kind::Real), 3),
+        (true, Some(Kind::Real), 5),
+        (false, Some(Kind::Bool), 3),
+        (true, Some(Kind::Bool), 5),
+    ] {
         let (scale, kv) = (Real(0.5), [2, 2, 5, 4]);
         let q = c.real([2, 2, tq, 4]);
         let (k, v) = (c.real(kv), c.real(kv));
         let mut x = vec![q, k, v];
-        if masked {
-            x.push(c.real([2, 2, tq, 5]));
+        let (masked, fill, safe) = (mask.is_some(), Real(-2.0), causal);
+        match mask {
+            None => {}
+            Some(Kind::Bool) => {
+                // The first row of every head hides all its keys.
+                let keep: Vec<bool> =
+                    (0..4 * tq * 5).map(|i| i % (tq * 5) >= 5 && i % 3 != 0).collect();
+                x.push(bools([2, 2, tq, 5], &keep));
+            }
+            Some(_) => x.push(c.real([2, 2, tq, 5])),
         }
-        let gradient = if masked { Gradient::Except(vec![3]) } else { Gradient::Checked };
-        c.push(Attention { scale, causal, masked }, &x, gradient);
-        let (o, lse, d) = (c.real([2, 2, tq, 4]), c.positive([2, 2, tq]), c.real([2, 2, tq, 4]));
-        x.extend([o, lse, d]);
-        c.refused(AttentionGrad { scale, causal, masked }, &x);
+        let gradient = match mask {
+            Some(Kind::Real) => Gradient::Except(vec![3]),
+            _ => Gradient::Checked,
+        };
+        c.push(Attention { scale, causal, masked, fill, safe }, &x, gradient);
+        let (o, d) = (c.real([2, 2, tq, 4]), c.real([2, 2, tq, 4]));
+        let (lse, low) = (c.positive([2, 2, tq]), c.real([2, 2, tq]));
+        x.extend([o, lse, low, d]);
+        c.refused(AttentionGrad { scale, causal, masked, fill, safe }, &x);
     }
 }
 

@@ -401,7 +401,9 @@ fn causal_attention_sees_no_future() {
         rng.reals([1, 1, 3, 3], -1.0, 1.0),
         rng.reals([1, 1, 3, 3], -1.0, 1.0),
     );
-    let op = Attention { scale: Real(0.5), causal: true, masked: false };
+    let plain =
+        Attention { scale: Real(0.5), causal: false, masked: false, fill: Real(0.0), safe: false };
+    let op = Attention { causal: true, ..plain.clone() };
     let before = apply(op.clone(), &[&q, &k, &v]);
     // The last value is the future of the first query alone.
     v.reals_mut()[6..].iter_mut().for_each(|x| *x += 100.0);
@@ -411,7 +413,7 @@ fn causal_attention_sees_no_future() {
     // A mask of −∞ is the same as causality.
     let hidden = f64::NEG_INFINITY;
     let mask = Tensor::real([1, 1, 2, 3], [0.0, 0.0, hidden, 0.0, 0.0, 0.0]);
-    let op = Attention { scale: Real(0.5), causal: false, masked: true };
+    let op = Attention { masked: true, ..plain };
     let masked = apply(op, &[&q, &k, &v, &mask]);
     close(masked[0].reals(), after[0].reals());
     close(masked[1].reals(), after[1].reals());

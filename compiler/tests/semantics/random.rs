@@ -448,7 +448,8 @@ impl Builder {
             _ => {
                 let (k, v) = (self.like(shape), self.like(shape));
                 let causal = self.rng.chance(50);
-                let op = Attention { scale: Real(0.5), causal, masked: false };
+                let (scale, fill) = (Real(0.5), Real(0.0));
+                let op = Attention { scale, causal, masked: false, fill, safe: false };
                 self.op(op, &[x, k, v]);
             }
         }

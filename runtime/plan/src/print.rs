@@ -233,18 +233,20 @@ impl fmt::Display for Line<'_> {
             }
             Kernel::Attention(a) => write!(
                 f,
-                "attention b{} h{} q{} k{} d{}{} ({}, {}, {}) -> {}, {}",
+                "attention b{} h{} q{} k{} d{}{}{} ({}, {}, {}) -> {}, {}, {}",
                 a.batch,
                 a.heads,
                 a.tq,
                 a.tk,
                 a.d,
                 if a.causal { " causal" } else { "" },
+                if a.safe { " safe" } else { "" },
                 one(&a.q),
                 one(&a.k),
                 one(&a.v),
                 one(&a.o),
-                one(&a.lse)
+                one(&a.lse),
+                one(&a.low)
             )?,
             Kernel::AttentionGrad(g) => write!(
                 f,

@@ -401,8 +401,8 @@ pub struct ConvGeometry {
     pub groups: u64,
 }
 
-/// Scaled dot-product attention: `o = softmax(scale · q kᵀ + mask) v`, softmax in f32.
-/// Strides of q, k, v, o over batch, head, position, channel.
+/// Scaled dot-product attention: `o = softmax(s) v`, where the scores s are `scale · q kᵀ` under a mask,
+/// softmax in f32. Strides of q, k, v, o over batch, head, position, channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
@@ -417,21 +417,31 @@ pub struct Attention {
     pub scale: f32,
     /// Position i sees positions j ≤ i + tk − tq.
     pub causal: bool,
-    /// Added to the scores: strides over batch, head, query, key.
+    /// Strides over batch, head, query, key. Reals are added to the scores; where bools are false, a
+    /// score is `fill` instead.
     pub mask: Option<Access>,
+    /// What a mask of bools puts in the place of a score; −∞ if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill: Option<f32>,
+    /// Whether a row whose scores are all −∞ gives 0, with an `lse` of −∞, instead of NaN.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub safe: bool,
     pub q: Access,
     pub k: Access,
     pub v: Access,
     pub o: Access,
     /// Natural logarithm of the softmax denominators, f32, strides over batch, head, query.
     pub lse: Access,
+    /// What `lse` lost to its rounding, f32 as well: the logarithm is `lse + low`.
+    pub low: Access,
 }
 
-/// Gradient of [`Attention`] with respect to q, k, v (recomputes the scores from `lse`).
+/// Gradient of [`Attention`] with respect to q, k, v: computes the scores again, and of them, `lse` and
+/// `low` the probabilities. Rows of `d_o` that are 0 add nothing, even where there are none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionGrad {
-    /// The forward call whose gradient this is; `o` and `lse` are read.
+    /// The forward call whose gradient this is; `o`, `lse` and `low` are read.
     pub forward: Attention,
     /// Cotangent of o.
     pub d_o: Access,

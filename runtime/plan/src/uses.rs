@@ -435,11 +435,23 @@ impl Collector<'_, '_> {
         self.operand("k", &a.k, kv.clone(), Kind::Real);
         self.operand("v", &a.v, kv, Kind::Real);
         if let Some(m) = &a.mask {
-            self.operand("mask", m, vec![a.batch, a.heads, a.tq, a.tk], Kind::Real);
+            let bools = self.dtype("mask", m).is_some_and(|d| kind_is(d, Kind::Bool));
+            let kind = if bools { Kind::Bool } else { Kind::Real };
+            self.operand("mask", m, vec![a.batch, a.heads, a.tq, a.tk], kind);
+            if a.fill.is_some() && !bools {
+                self.error("scores are filled without a mask of bools");
+            }
+        } else if a.fill.is_some() {
+            self.error("scores are filled without a mask");
+        }
+        if a.fill.is_some_and(|f| !f.is_finite()) {
+            self.error("what scores are filled with is not finite");
         }
         self.typed("o", &a.o, q, Kind::Real, forward);
-        self.exactly("lse", &a.lse, DType::F32);
-        self.typed("lse", &a.lse, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
+        for (what, x) in [("lse", &a.lse), ("low", &a.low)] {
+            self.exactly(what, x, DType::F32);
+            self.typed(what, x, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
+        }
     }
 
     /// Whether the sizes of a recurrence are usable.

@@ -22,12 +22,12 @@ pub enum Special {
         v: View4,
         mask: Option<View4>,
         o: View4,
-        lse: *mut f32,
+        lse: [*mut f32; 2],
     },
     AttentionGrad {
         problem: Attention,
         views: Box<Backward>,
-        lse: *const f32,
+        lse: [*const f32; 2],
     },
     MaxPool {
         problem: MaxPool2d,
@@ -126,13 +126,7 @@ impl Ctx<'_> {
         Dense { ptr, dtype }
     }
 
-    fn attention(&self, a: &plan::Attention) -> Result<(Attention, *mut f32)> {
-        if a.causal && a.tq != a.tk {
-            let text = format!("causal attention of {} queries over {} keys", a.tq, a.tk);
-            return Err(
-                Error::new("R0109", text).help("the CPU kernel takes as many keys as queries")
-            );
-        }
+    fn attention(&self, a: &plan::Attention) -> Result<(Attention, [*mut f32; 2])> {
         let problem = Attention {
             batch: a.batch as usize,
             heads: a.heads as usize,
@@ -142,9 +136,13 @@ impl Ctx<'_> {
             value_features: a.d as usize,
             causal: a.causal,
             scale: a.scale,
+            fill: a.fill.unwrap_or(f32::NEG_INFINITY),
+            safe: a.safe,
         };
-        let (lse, _) = self.dense("lse", &a.lse, &[a.batch, a.heads, a.tq])?;
-        Ok((problem, lse.cast()))
+        let dims = [a.batch, a.heads, a.tq];
+        let (lse, _) = self.dense("lse", &a.lse, &dims)?;
+        let (low, _) = self.dense("low", &a.low, &dims)?;
+        Ok((problem, [lse.cast(), low.cast()]))
     }
 
     fn lines(&self, a: &Access) -> Lines {
@@ -189,7 +187,7 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
                 grad_k: c.view(&g.d_k),
                 grad_v: c.view(&g.d_v),
             });
-            Special::AttentionGrad { problem, views, lse }
+            Special::AttentionGrad { problem, views, lse: lse.map(|p| p.cast_const()) }
         }
         Kernel::Recurrence(r) => {
             let optional = |a: &Option<Access>| a.as_ref().map(|a| c.whole(a));

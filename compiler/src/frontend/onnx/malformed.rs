@@ -354,3 +354,25 @@ fn the_documented_operators_are_the_supported_ones() {
         assert_eq!(only_known, known.contains(op), "{op}: {text}");
     }
 }
+
+/// What an operator is asked for is done or refused, never passed over.
+#[test]
+fn attributes_and_operands_that_are_not_known_are_refused() {
+    let heads = || vec![int("q_num_heads", 1), int("kv_num_heads", 1)];
+    let wrong = |more: AttributeProto, operands: &[&str]| {
+        let attributes = [heads(), vec![more]].concat();
+        let split = node("Unsqueeze", &["x", "axes"], &["t"], vec![]);
+        let attention = node("Attention", operands, &["y"], attributes);
+        refused(model(vec![split, attention], vec![ints("axes", &[0])]))
+    };
+    let plain = ["t", "t", "t"];
+    assert!(wrong(int("sliding", 1), &plain).contains("attribute `sliding` of `Attention`"));
+    assert!(wrong(int("left_window_size", -2), &plain).contains("`left_window_size` is -2"));
+    assert!(wrong(int("qk_matmul_output_mode", 4), &plain).contains("is 4"));
+    let many = ["t", "t", "t", "", "", "", "", "t"];
+    assert!(wrong(int("is_causal", 0), &many).contains("operand 7 of `Attention`"));
+    let past = ["t", "t", "t", "", "t"];
+    assert!(wrong(int("is_causal", 0), &past).contains("without the other"));
+    let turned = node("RotaryEmbedding", &["x", "x", "x"], &["y"], vec![int("scale", 2)]);
+    assert!(refused(model(vec![turned], vec![])).contains("attribute `scale`"));
+}

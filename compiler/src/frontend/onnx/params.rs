@@ -301,7 +301,9 @@ fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
             | "Dropout",
             _,
         )
-        | ("Resize" | "Clip" | "Pad", 1..) => Role::Constant,
+        | ("Resize" | "Clip" | "Pad", 1..)
+        // Tables of cosines and sines.
+        | ("RotaryEmbedding", 1..) => Role::Constant,
         _ => Role::Other,
     })
 }

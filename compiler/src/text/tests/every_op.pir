@@ -57,7 +57,7 @@ forward:
   %ln, %mean, %rstd = layer_norm %x, %b4, %b4 {eps=1e-5, axes=1, center=true}
   %bn, %bmean, %bvar = batch_norm %img, %b4, %b4 {eps=1e-5}
   %nll, %most, %lse = cross_entropy %mm, %ids {ignore_index=-100, label_smoothing=0.0}
-  %o, %alse = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
+  %o, %alse, %alow = attention %q, %q, %q {scale=0.5, causal=true, masked=false}
 backward:
   %dext = extremum_grad %x, %ext {f=max, axes=[1], first=true}
   %dlsum = log_sum_exp_grad %x, %lsum {axes=[1]}
@@ -71,7 +71,7 @@ backward:
   %dlnw, %dlnb = layer_norm_param_grad %x, %mean, %rstd, %x {axes=1, center=true}
   %dbn, %dbnw, %dbnb = batch_norm_grad %img, %b4, %bmean, %bvar, %bn {eps=1e-5}
   %dl = cross_entropy_grad %mm, %ids, %most, %lse, %nll {ignore_index=-100, label_smoothing=0.0}
-  %dq, %dk, %dv = attention_grad %q, %q, %q, %o, %alse, %o {scale=0.5, causal=true, masked=false}
+  %dq, %dk, %dv = attention_grad %q, %q, %q, %o, %alse, %alow, %o {scale=0.5, causal=true, masked=false}
 forward:
   # Regions may come in any order, and more than once.
   %late = unary %red {f=neg}

@@ -1,11 +1,10 @@
-//! Scaled dot-product attention: `softmax(scale Q K^T + mask) V`, forward and backward.
+//! Scaled dot-product attention: `softmax(scale Q K^T) V` under a mask, forward and backward.
 //!
 //! A task takes a block of queries of one head (backward: a whole head) and keeps only the scores
 //! of that block, in its thread's scratch; the backward pass recomputes them from the saved
-//! log-sum-exp (Dao et al., "FlashAttention", 2022). Causal blocks end at their diagonal. Scores
-//! and sums are f32 whatever the tensors' format.
-//!
-//! A row whose keys are all masked (scores of negative infinity) gives zeros, and no gradient.
+//! log-sum-exp (Dao et al., "FlashAttention", 2022), which is saved as two numbers, what f32 holds
+//! of it and the rest: a row of large scores, as of a mask's, has no other way to its probabilities.
+//! Causal blocks end at their diagonal. Scores and sums are f32 whatever the tensors' format.
 
 use super::convert;
 use super::gemm::{multiply_packed, with_f32_lanes};
@@ -90,9 +89,14 @@ pub struct Attention {
     pub keys: usize,
     pub features: usize,
     pub value_features: usize,
-    /// Query i sees keys up to i.
+    /// Query i sees keys up to `i + keys - queries`.
     pub causal: bool,
     pub scale: f32,
+    /// What takes the place of a score where a mask of bools is false.
+    pub fill: f32,
+    /// A row whose scores are all negative infinity gives zeros and a log-sum-exp of negative
+    /// infinity, not NaN.
+    pub safe: bool,
 }
 
 /// What [`Attention::backward`] reads and writes.
@@ -103,7 +107,7 @@ pub struct Backward {
     pub v: View4,
     pub o: View4,
     pub grad_o: View4,
-    /// Added to the scaled scores; strides of 0 broadcast: `[b, h, tq, tk]`.
+    /// Added to the scaled scores, or of bools; strides of 0 broadcast: `[b, h, tq, tk]`.
     pub mask: Option<View4>,
     /// Written; the addresses must be writable.
     pub grad_q: View4,
@@ -161,7 +165,11 @@ impl Attention {
 
     /// Keys that queries before `end` see.
     fn seen(&self, end: usize) -> usize {
-        if self.causal { self.keys.min(end) } else { self.keys }
+        if self.causal {
+            (end + self.keys).saturating_sub(self.queries).min(self.keys)
+        } else {
+            self.keys
+        }
     }
 
     fn forward_slot<L: Lanes>(&self) -> usize {
@@ -204,7 +212,8 @@ impl Attention {
         with_f32_lanes!(isa, L => piece_bytes::<f32>(self.backward_slot::<L>() * par::slots()))
     }
 
-    /// Computes o, and the log-sum-exp of the scores of each query into `lse: [b, h, tq]` (dense).
+    /// Computes o, and the log-sum-exp of the scores of each query: what f32 holds of it and the rest,
+    /// both `[b, h, tq]` (dense).
     ///
     /// # Safety
     /// The views have the sizes of the problem; `o` and `lse` are writable and overlap nothing.
@@ -219,7 +228,7 @@ impl Attention {
         v: View4,
         mask: Option<View4>,
         o: View4,
-        lse: *mut f32,
+        lse: [*mut f32; 2],
         scratch: &mut [u8],
     ) {
         // SAFETY: the caller's contract.
@@ -231,10 +240,10 @@ impl Attention {
         isa: Isa,
         [q, k, v, o]: [View4; 4],
         mask: Option<View4>,
-        lse: *mut f32,
+        lse: [*mut f32; 2],
         scratch: &mut [u8],
     ) {
-        let lse = SharedPtr::new(lse);
+        let lse = lse.map(SharedPtr::new);
         with_f32_lanes!(isa, L => {
             let s = self.sizes::<L>();
             let slot_elements = self.forward_slot::<L>();
@@ -253,7 +262,9 @@ impl Attention {
                     let packed = keys.get().add(slot * KEY_STEP);
                     let fresh = *packed != head;
                     *packed = head;
-                    self.forward_block::<L>(&s, [q, k, v, o], mask, lse.get(), (head, block, fresh), buffer);
+                    let at = (head, block, fresh);
+                    let lse = [lse[0].get(), lse[1].get()];
+                    self.forward_block::<L>(&s, [q, k, v, o], mask, lse, at, buffer);
                 }
             });
         });
@@ -264,7 +275,7 @@ impl Attention {
         s: &Sizes,
         [q, k, v, o]: [View4; 4],
         mask: Option<View4>,
-        lse: *mut f32,
+        [lse, low]: [*mut f32; 2],
         (head, block, fresh): (usize, usize, bool),
         buffer: *mut f32,
     ) {
@@ -297,14 +308,15 @@ impl Attention {
                 let at = head * self.queries + q0 + i;
                 if top == f32::NEG_INFINITY {
                     // All masked, or no keys; NaN scores do not count for the maximum.
-                    let nan = row.iter().any(|x| x.is_nan());
+                    let nan = !self.safe || row.iter().any(|x| x.is_nan());
                     row.fill(if nan { f32::NAN } else { 0.0 });
                     *lse.add(at) = if nan { f32::NAN } else { top };
+                    *low.add(at) = 0.0;
                     continue;
                 }
                 let sum = rows::exp_sum(row, scale, top);
                 rows::scale(row, 1.0 / sum);
-                *lse.add(at) = top + sum.ln();
+                (*lse.add(at), *low.add(at)) = two_sum(top, sum.ln());
             }
             product_over_keys::<L>(scores, s.ld, (rows, dv, seen), v_features, self.keys, a, out);
             o.store([b, h, q0], rows, dv, out, dv);
@@ -328,6 +340,16 @@ impl Attention {
             rows::scale(row, self.scale);
             return 1.0;
         };
+        if mask.dtype == DType::Bool {
+            // SAFETY: the caller vouches for the mask.
+            let (keep, step) = unsafe { (mask.at([b, h, i, 0]), mask.strides[3]) };
+            for (j, x) in row.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let kept = unsafe { *keep.offset(j as isize * step) } != 0;
+                *x = if kept { *x * self.scale } else { self.fill };
+            }
+            return 1.0;
+        }
         let mut buf = [0f32; 64];
         for (c, chunk) in row.chunks_mut(buf.len()).enumerate() {
             let buf = &mut buf[..chunk.len()];
@@ -352,18 +374,18 @@ impl Attention {
     /// Computes the gradients of q, k and v from the saved log-sum-exp.
     ///
     /// # Safety
-    /// The views have the sizes of the problem, `lse` is `[b, h, tq]`, and the gradients are
+    /// The views have the sizes of the problem, `lse` is two of `[b, h, tq]`, and the gradients are
     /// writable and overlap nothing.
     ///
     /// # Panics
     /// If `scratch` is smaller than [`Attention::backward_scratch_bytes`].
-    pub unsafe fn backward(&self, t: &Backward, lse: *const f32, scratch: &mut [u8]) {
+    pub unsafe fn backward(&self, t: &Backward, lse: [*const f32; 2], scratch: &mut [u8]) {
         // SAFETY: the caller's contract.
         unsafe { self.backward_on(isa(), t, lse, scratch) }
     }
 
-    unsafe fn backward_on(&self, isa: Isa, t: &Backward, lse: *const f32, scratch: &mut [u8]) {
-        let lse = SharedPtr::new(lse.cast_mut());
+    unsafe fn backward_on(&self, isa: Isa, t: &Backward, lse: [*const f32; 2], scratch: &mut [u8]) {
+        let lse = lse.map(|p| SharedPtr::new(p.cast_mut()));
         with_f32_lanes!(isa, L => {
             let slot_elements = self.backward_slot::<L>();
             let slots = Scratch::new(scratch).take::<f32>(slot_elements * par::slots());
@@ -371,7 +393,7 @@ impl Attention {
                 // SAFETY: each task writes the gradients of its own head, and its own slot.
                 unsafe {
                     let buffer = slots.get().add(slot * slot_elements);
-                    self.backward_head::<L>(t, lse.get(), head, buffer);
+                    self.backward_head::<L>(t, [lse[0].get(), lse[1].get()], head, buffer);
                 }
             });
         });
@@ -380,7 +402,7 @@ impl Attention {
     unsafe fn backward_head<L: Lanes<El = f32>>(
         &self,
         t: &Backward,
-        lse: *const f32,
+        [lse, low]: [*mut f32; 2],
         head: usize,
         buffer: *mut f32,
     ) {
@@ -425,14 +447,16 @@ impl Attention {
                     prow[visible..].fill(0.0);
                     drow[visible..].fill(0.0);
                     let (prow, drow) = (&mut prow[..visible], &mut drow[..visible]);
-                    let lse = *lse.add(head * self.queries + q0 + i);
-                    if lse == f32::NEG_INFINITY {
+                    let row = head * self.queries + q0 + i;
+                    let (high, low) = (*lse.add(row), *low.add(row));
+                    // Nothing comes of a cotangent of 0, even where the probabilities are NaN.
+                    let Some(delta) = delta.filter(|_| high != f32::NEG_INFINITY) else {
                         prow.fill(0.0);
                         drow.fill(0.0);
                         continue;
-                    }
+                    };
                     let scale = self.mask_scores(at, t.mask, prow);
-                    rows::exp_sum(prow, scale, lse);
+                    rows::probabilities(prow, scale, high, low);
                     rows::softmax_grad(prow, drow, delta, self.scale);
                 }
                 product_over_keys::<L>(dp, s.ld, (rows, d, seen), k_features, self.keys, a, dq);
@@ -466,8 +490,22 @@ impl Attention {
 /// Distance between the keys of two threads: a cache line.
 const KEY_STEP: usize = par::ALIGN / size_of::<usize>();
 
-/// `sum_j x[j] y[j]` over the features of one position; `buf` holds two rows of `d`.
-unsafe fn row_dot(x: &View4, y: &View4, [b, h, t]: [usize; 3], d: usize, buf: *mut f32) -> f32 {
+/// The rounded sum of two numbers and what it lost (Knuth, The Art of Computer Programming, 4.2.2).
+fn two_sum(a: f32, b: f32) -> (f32, f32) {
+    let sum = a + b;
+    let of_b = sum - a;
+    (sum, (a - (sum - of_b)) + (b - of_b))
+}
+
+/// `sum_j x[j] y[j]` over the features of one position, `None` where every y is 0; `buf` holds two
+/// rows of `d`.
+unsafe fn row_dot(
+    x: &View4,
+    y: &View4,
+    [b, h, t]: [usize; 3],
+    d: usize,
+    buf: *mut f32,
+) -> Option<f32> {
     // SAFETY: the caller's contract.
     unsafe {
         let pair = std::slice::from_raw_parts_mut(buf, 2 * d);
@@ -481,7 +519,7 @@ unsafe fn row_dot(x: &View4, y: &View4, [b, h, t]: [usize; 3], d: usize, buf: *m
                 }
             }
         }
-        rows::dot(xs, ys)
+        ys.iter().any(|&y| y != 0.0).then(|| rows::dot(xs, ys))
     }
 }
 

@@ -52,6 +52,14 @@ multiversion! {
         fold(s, |a, b| a + b)
     }
 
+    /// `x = e^(x * scale - high - low)`: the probabilities of scores of which `high + low` is the
+    /// logarithm of the sum of exponentials.
+    pub fn probabilities<L>(x: &mut [f32], scale: f32, high: f32, low: f32) {
+        for x in x {
+            *x = exp_lane::<L>(L::fma(*x, scale, -high) - low);
+        }
+    }
+
     /// `x = x * a`.
     pub fn scale<L>(x: &mut [f32], a: f32) {
         for x in x {

@@ -38,6 +38,11 @@ pub struct Buf {
 impl Buf {
     pub fn new(dtype: DType, values: &[f32]) -> Buf {
         let mut words = vec![0u64; (values.len() * dtype.size()).div_ceil(8).max(1)];
+        if dtype == DType::Bool {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+            bytes.iter_mut().zip(values).for_each(|(b, &v)| *b = u8::from(v != 0.0));
+            return Buf { dtype, len: values.len(), words };
+        }
         // SAFETY: the words hold that many elements.
         unsafe { convert::narrow(dtype, values, words.as_mut_ptr().cast()) };
         Buf { dtype, len: values.len(), words }
@@ -63,6 +68,9 @@ impl Buf {
 
     pub fn get(&self, i: usize) -> f64 {
         assert!(i < self.len);
+        if self.dtype == DType::Bool {
+            return f64::from(bytemuck::cast_slice::<u64, u8>(&self.words)[i]);
+        }
         // SAFETY: i is below the length.
         f64::from(unsafe { convert::read(self.dtype, self.ptr().add(i * self.dtype.size())) })
     }

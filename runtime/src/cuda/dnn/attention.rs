@@ -12,9 +12,8 @@ use cudarc::cudnn::sys::cudnnPointwiseMode_t as Pointwise;
 use cudarc::cudnn::sys::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::{Access, Attention, AttentionGrad, Plan};
 
-/// Slots are q, k, v, o, then these, then do, dq, dk, dv; without a mask its slot is not read.
+/// Slots are q, k, v, o, then this, then do, dq, dk, dv.
 const LSE: usize = 4;
-const MASK: usize = 5;
 
 /// Candidates that compile their kernel, as all engines of attention do: a plan has few such graphs,
 /// since layers share them, and each takes much of a step.
@@ -28,7 +27,7 @@ const TRUSTED: usize = 91_501;
 
 /// The accesses of attention in the order of its slots.
 pub(super) fn slots(a: &Attention) -> Vec<&Access> {
-    vec![&a.q, &a.k, &a.v, &a.o, &a.lse, a.mask.as_ref().unwrap_or(&a.lse)]
+    vec![&a.q, &a.k, &a.v, &a.o, &a.lse]
 }
 
 /// The accesses of its gradient in the order of its slots.
@@ -66,6 +65,13 @@ impl<'p> Scores<'p> {
         }
         if a.causal && a.tq != a.tk {
             return Err("causal attention with unequal numbers of queries and keys".into());
+        }
+        if a.mask.is_some() {
+            // Its engines keep one number of a row, the logarithm of its sum. Where a mask leaves no
+            // key, every score is as large as the mask's numbers, next to which f32 holds nothing of
+            // that logarithm, and the gradient's probabilities are not those of the forward pass; what
+            // engines make of rows of minus infinity is not documented. No mask is known to do neither.
+            return Err("under a mask cuDNN's statistics do not give every row's gradient".into());
         }
         Ok(Scores { b: Builder::new(dnn.api), plan, a, io })
     }
@@ -108,19 +114,12 @@ impl<'p> Scores<'p> {
         self.b.tensor(&dims, &dense(&dims), Format::F32, home)
     }
 
-    /// `scale · q kᵀ`, masked.
+    /// `scale · q kᵀ`, minus infinity where causality hides a key.
     fn scores(&mut self, q: &Tensor, kt: &Tensor) -> Result<Tensor, Refusal> {
         let dims = self.extents(self.a.tq, self.a.tk);
         let product = self.b.tensor(&dims, &dense(&dims), Format::F32, Home::Nowhere)?;
         self.b.matmul(q, kt, &product)?;
         let mut s = self.scaled(&product)?;
-        if let Some(mask) = &self.a.mask {
-            let mask = self.mask(mask)?;
-            let y = self.b.inner(&s, Format::F32)?;
-            let add = Pointwise::CUDNN_POINTWISE_ADD;
-            self.b.pointwise(add, Format::F32, &s, Some(&mask), None, &y)?;
-            s = y;
-        }
         if self.a.causal {
             let row = self.b.index(2, &s)?;
             let column = self.b.index(3, &s)?;
@@ -155,24 +154,6 @@ impl<'p> Scores<'p> {
         Ok(out)
     }
 
-    /// The additive mask; what it repeats along has extent 1 there.
-    fn mask(&mut self, a: &Access) -> Result<Tensor, Refusal> {
-        let format = Format::of(dtype(self.plan, a.tensor)).ok_or("a mask of another format")?;
-        let mut dims = self.extents(self.a.tq, self.a.tk);
-        for (d, &s) in dims.iter_mut().zip(&a.strides) {
-            if s == 0 {
-                *d = 1;
-            }
-        }
-        let mut strides = dense(&dims);
-        for (out, &s) in strides.iter_mut().zip(&a.strides) {
-            if s != 0 {
-                *out = s;
-            }
-        }
-        self.b.tensor(&dims, &strides, format, Home::Slot(MASK))
-    }
-
     /// A probability-like tensor with queries and keys exchanged, in the operands' format.
     fn exchanged(&mut self, x: &Tensor) -> Result<Tensor, Refusal> {
         let [b, h, q, k] = self.extents(self.a.tq, self.a.tk);
@@ -184,7 +165,9 @@ impl<'p> Scores<'p> {
 }
 
 impl Dnn {
-    /// Attention that also stores the logarithms of its denominators.
+    /// Attention that also stores the logarithms of its denominators, as one number each; what that
+    /// loses, [`Attention::low`], is as small as the rounding of the scores themselves where no mask
+    /// makes them large, and 0 takes its place.
     pub(super) fn build_attention(&self, a: &Attention, plan: &Plan) -> Result<Graph, Refusal> {
         let mut s = Scores::new(self, plan, a)?;
         let q = s.stored(&a.q, a.tq, 0)?;
@@ -232,10 +215,10 @@ impl Dnn {
         let vt = s.transposed(&a.v, a.tk, 2)?;
         let o = s.stored(&a.o, a.tq, 3)?;
         let stats = s.statistics()?;
-        let d_o = s.stored(&g.d_o, a.tq, 6)?;
-        let d_q = s.stored(&g.d_q, a.tq, 7)?;
-        let d_k = s.stored(&g.d_k, a.tk, 8)?;
-        let d_v = s.stored(&g.d_v, a.tk, 9)?;
+        let d_o = s.stored(&g.d_o, a.tq, 5)?;
+        let d_q = s.stored(&g.d_q, a.tq, 6)?;
+        let d_k = s.stored(&g.d_k, a.tk, 7)?;
+        let d_v = s.stored(&g.d_v, a.tk, 8)?;
         let mul = Pointwise::CUDNN_POINTWISE_MUL;
         let sub = Pointwise::CUDNN_POINTWISE_SUB;
 

@@ -220,7 +220,7 @@ fn attention(plan: &mut Plan, d: DType, s: [u64; 4], causal: bool) -> Attention 
     let all = heads * width;
     let qkv = tensor(plan, d, &[batch, t, 3 * all]);
     let out = tensor(plan, d, &[batch, t, all]);
-    let lse = tensor(plan, DType::F32, &[batch, heads, t]);
+    let [lse, low] = [(); 2].map(|()| tensor(plan, DType::F32, &[batch, heads, t]));
     let n = |x: u64| x as i64;
     let part = |i: u64| Access {
         tensor: qkv,
@@ -236,11 +236,14 @@ fn attention(plan: &mut Plan, d: DType, s: [u64; 4], causal: bool) -> Attention 
         scale: 1.0 / (width as f32).sqrt(),
         causal,
         mask: None,
+        fill: None,
+        safe: false,
         q: part(0),
         k: part(1),
         v: part(2),
         o: Access { tensor: out, offset: 0, strides: vec![n(t * all), n(width), n(all), 1] },
         lse: Access { tensor: lse, offset: 0, strides: vec![n(heads * t), n(t), 1] },
+        low: Access { tensor: low, offset: 0, strides: vec![n(heads * t), n(t), 1] },
     }
 }
 

@@ -6,7 +6,31 @@
 #define OWN (WARPS * MT * 16)
 #define KSTEPS (DP / 16)
 #define LOG2E 1.4426950408889634f
+// What the f32 nearest to log2 e and to ln 2 lack.
+#define LOG2E_LOW 1.9259630335e-8f
 #define LN2 0.6931471805599453f
+#define LN2_LOW -1.9046542999577e-9f
+
+// The logarithm of a row's sum, high + low, as the kernels take it away from scores. Scores without a
+// mask are products in base 2, an exponent is one multiplication and addition; a mask's numbers may be
+// as large as f32 holds, and their scores stay in base e until the row's maximum is taken away.
+__device__ __forceinline__ void statistics(float high, float low, float &h, float &l) {
+#if RAW_MAX
+  h = high * LOG2E;
+  l = high == infinity() ? 0.0f : fmaf(high, LOG2E, -h) + (high * LOG2E_LOW + low * LOG2E);
+#else
+  h = high;
+  l = low * LOG2E;
+#endif
+}
+// The probability of a product, or of a masked score.
+__device__ __forceinline__ float weight(float x, float scale2, float h, float l) {
+#if RAW_MAX
+  return k_exp2(fmaf(x, scale2, -h) - l);
+#else
+  return k_exp2(fmaf(x - h, LOG2E, -l));
+#endif
+}
 
 struct View {
   const T *p;

@@ -61,7 +61,7 @@ fn tensor_cut(which: Which, d: u64, mask: bool, facts: &Facts) -> Option<Cut> {
     list.iter().find_map(|&(warps, mt, tile, resident)| {
         let own = warps * mt * 16;
         let rows = if which == Which::Forward { own } else { 2 * own } + 4 * tile;
-        let vectors = if which == Which::Keys { 16 * tile } else { 0 };
+        let vectors = if which == Which::Keys { 24 * tile } else { 0 };
         let shared = rows * (dp + 8) * 2 + vectors;
         let fits = shared <= u64::from(facts.shared_per_block);
         fits.then_some(Cut { own, tile, warps, mt, shared, resident })
@@ -106,17 +106,18 @@ fn pairs(plan: &Plan, a: &Access, format: DType, d: u64) -> bool {
         && d.is_multiple_of(2)
 }
 
-/// Writes o and lse.
+/// Writes o, lse and low.
 ///
 /// # Errors
 /// `R0131` for sizes beyond 2^31, `R0132` for heads that no block's shared memory holds.
 pub fn lower_attention(plan: &Plan, a: &Attention, facts: &Facts, out: &mut Lowered) -> Result<()> {
-    let one = kernel(plan, a, None, Which::Forward, [0; 2], facts)?;
+    let one = kernel(plan, a, None, Which::Forward, [0; 3], facts)?;
     out.tasks.push(Task::Launch(one));
     Ok(())
 }
 
-/// Writes the gradients of q, k and v: a pass for Σ d_o o, one over keys, one over queries.
+/// Writes the gradients of q, k and v: a pass for Σ d_o o and which rows have a gradient, one over keys,
+/// one over queries.
 ///
 /// # Errors
 /// As [`lower_attention`].
@@ -128,8 +129,8 @@ pub fn lower_attention_grad(
 ) -> Result<()> {
     let a = &g.forward;
     let rows = a.batch * a.heads * a.tq;
-    let delta = out.reserve(rows * 4);
-    let lse2 = out.reserve(rows * 4);
+    let statistics = [(); 3].map(|()| out.reserve(rows * 4));
+    let [delta, high, rest] = statistics;
     let mut head = Head::default();
     head.alias("OT", c_type(dtype(plan, &a.o)))
         .alias("GT", c_type(dtype(plan, &g.d_o)))
@@ -138,21 +139,24 @@ pub fn lower_attention_grad(
     p.pointer("OT", "o", address(plan, &a.o));
     p.pointer("GT", "d_o", address(plan, &g.d_o));
     p.pointer("float", "lse", address(plan, &a.lse));
+    p.pointer("float", "low", address(plan, &a.low));
     p.pointer_mut("float", "delta", Arg::Scratch { offset: delta });
-    p.pointer_mut("float", "lse2", Arg::Scratch { offset: lse2 });
+    p.pointer_mut("float", "high", Arg::Scratch { offset: high });
+    p.pointer_mut("float", "rest", Arg::Scratch { offset: rest });
     p.i64("rows", rows as i64);
     p.i64("tq", a.tq as i64);
     p.i64("heads", a.heads as i64);
     p.strides("o", &a.o.strides);
     p.strides("d_o", &g.d_o.strides);
     p.strides("lse", &a.lse.strides);
+    p.strides("low", &a.low.strides);
     let grid = [small("rows of attention", rows.div_ceil(8))?, 1, 1];
     let text = include_str!("attention_delta.cuh");
     let first =
         launch("attention_delta", &[], &head, text, p, Size { grid, threads: 256, shared: 0 });
     out.tasks.push(Task::Launch(first));
     for which in [Which::Keys, Which::Queries] {
-        let one = kernel(plan, a, Some(g), which, [delta, lse2], facts)?;
+        let one = kernel(plan, a, Some(g), which, statistics, facts)?;
         out.tasks.push(Task::Launch(one));
     }
     Ok(())
@@ -163,7 +167,7 @@ fn kernel(
     a: &Attention,
     grad: Option<&AttentionGrad>,
     which: Which,
-    [delta, lse2]: [u64; 2],
+    [delta, high, rest]: [u64; 3],
     facts: &Facts,
 ) -> Result<Launch> {
     let mut read = vec![("q", &a.q), ("k", &a.k), ("v", &a.v)];
@@ -185,6 +189,8 @@ fn kernel(
 
     let mut head = Head::default();
     head.constant("D", a.d).flag("CAUSAL", a.causal).flag("MASK", a.mask.is_some());
+    let select = a.mask.as_ref().is_some_and(|m| dtype(plan, m) == DType::Bool);
+    head.flag("SELECT", select).flag("SAFE", a.safe);
     let names = ["q", "k", "v", "d_o"];
     let types = ["QT", "KT", "VT", "GT"];
     if tensor {
@@ -224,6 +230,7 @@ fn kernel(
         p.pointer("MaskT", "mask", address(plan, m));
         p.strides("mask", &m.strides);
     }
+    head.text(include_str!("attention_scores.cuh"));
     if tensor {
         head.text(include_str!("attention.cuh"));
     }
@@ -234,9 +241,12 @@ fn kernel(
     if which == Which::Forward {
         p.pointer_mut("float", "lse", address(plan, &a.lse));
         p.strides("lse", &a.lse.strides);
+        p.pointer_mut("float", "low", address(plan, &a.low));
+        p.strides("low", &a.low.strides);
     } else {
         p.pointer("float", "delta", Arg::Scratch { offset: delta });
-        p.pointer("float", "lse2", Arg::Scratch { offset: lse2 });
+        p.pointer("float", "high", Arg::Scratch { offset: high });
+        p.pointer("float", "low", Arg::Scratch { offset: rest });
     }
     let rows = if which == Which::Keys { a.tk } else { a.tq };
     let blocks = rows.div_ceil(cut.own);
@@ -247,6 +257,9 @@ fn kernel(
         p.add("int", name, Arg::I32(small("sizes of attention", v)?.cast_signed()));
     }
     p.f32("scale", a.scale);
+    if select {
+        p.f32("fill", a.fill.unwrap_or(f32::NEG_INFINITY));
+    }
     let n = if tensor { slices(a.d).1 as u32 } else { 1 };
     let grid = [small("blocks of attention", blocks * heads_all)?, n, 1];
     let (family, text) = match which {

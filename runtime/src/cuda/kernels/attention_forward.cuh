@@ -56,10 +56,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
       for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          s[m][n][e] *= scale2;
+          s[m][n][e] *= scale;
 #if MASK
           int i = q0 + (warp * MT + m) * 16 + (e >> 1) * 8 + (lane >> 2), j = j0 + n * 8 + (lane & 3) * 2 + (e & 1);
-          if (i < tq && j < tk) s[m][n][e] += widen(mask_h[i * mask_s2 + j * mask_s3]) * LOG2E;
+          if (i < tq && j < tk) s[m][n][e] = MASKED(s[m][n][e], mask_h[i * mask_s2 + j * mask_s3]);
 #endif
         }
 #endif
@@ -74,11 +74,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
             if (j >= tk || (CAUSAL && j > i + tk - tq)) s[m][n][e] = -infinity();
           }
     }
-#if RAW_MAX
-    const float unit = scale2;
-#else
-    const float unit = 1.0f;
-#endif
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -89,15 +84,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
         high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
         high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
         // A row without visible keys so far has nothing to rescale.
-        float base = high == -infinity() ? 0.0f : high * unit;
-        float shrink = k_exp2(top[m][i] * unit - base);
+#if RAW_MAX
+        float base = high == -infinity() ? 0.0f : high * scale2;
+        float shrink = k_exp2(top[m][i] * scale2 - base);
+#else
+        float base = high == -infinity() ? 0.0f : high;
+        float shrink = k_exp2((top[m][i] - base) * LOG2E);
+#endif
         top[m][i] = high;
         float part = 0.0f;
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
           for (int e = 2 * i; e < 2 * i + 2; e++) {
-            s[m][n][e] = k_exp2(fmaf(s[m][n][e], unit, -base));
+#if RAW_MAX
+            s[m][n][e] = k_exp2(fmaf(s[m][n][e], scale2, -base));
+#else
+            s[m][n][e] = k_exp2((s[m][n][e] - base) * LOG2E);
+#endif
             part += s[m][n][e];
           }
         sum[m][i] = sum[m][i] * shrink + part;
@@ -118,16 +122,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
       float all = sum[m][i];
       all += __shfl_xor_sync(0xffffffffu, all, 1);
       all += __shfl_xor_sync(0xffffffffu, all, 2);
-      factor[m][i] = all == 0.0f ? 0.0f : 1.0f / all;
+      const bool none = all == 0.0f;
+      factor[m][i] = none ? NONE(0.0f) : 1.0f / all;
       int r = q0 + (warp * MT + m) * 16 + i * 8 + (lane >> 2);
 #if RAW_MAX
-      float high = top[m][i] * scale;
+      // From base 2, in which the maximum was taken away, with what the product loses.
+      const float base = top[m][i] * scale2, high = base * LN2;
+      const float rest = logf(all) + (fmaf(base, LN2, -high) + base * LN2_LOW);
 #else
-      float high = top[m][i] * LN2;
+      const float high = top[m][i], rest = logf(all);
 #endif
-      if ((lane & 3) == 0 && blockIdx.y == 0 && r < tq)
-        lse[b * lse_s0 + h * lse_s1 + r * lse_s2] =
-            all == 0.0f ? -infinity() : (top[m][i] == -infinity() ? all : high + logf(all));
+      if ((lane & 3) == 0 && blockIdx.y == 0 && r < tq) {
+        float lost = 0.0f;
+        float log = none ? NONE(-infinity()) : (top[m][i] == -infinity() ? all : two_sum(high, rest, lost));
+        lse[b * lse_s0 + h * lse_s1 + r * lse_s2] = log;
+        low[b * low_s0 + h * low_s1 + r * low_s2] = lost;
+      }
     }
   store(o + b * o_s0 + h * o_s1, o_s2, o_s3, PAIR_O, o_acc, factor, q0 + warp * MT * 16, tq, col0);
 }

@@ -2,7 +2,7 @@
 extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
   extern __shared__ __align__(128) unsigned char dyn_smem[];
   T *ks = (T *)dyn_smem, *vs = ks + OWN * ROW, *qs = vs + OWN * ROW, *gs = qs + 2 * TILE * ROW;
-  float *ls = (float *)(gs + 2 * TILE * ROW), *ds = ls + 2 * TILE;
+  float *hs = (float *)(gs + 2 * TILE * ROW), *ls = hs + 2 * TILE, *ds = ls + 2 * TILE;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const u32 bh = blockIdx.x % (u32)pairs;
   // Blocks that most queries see first.
@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
   const View kv = {k + b * k_s0 + h * k_s1, k_s2, k_s3};
   const View vv = {v + b * v_s0 + h * v_s1, v_s2, v_s3};
   const View gv = {d_o + b * d_o_s0 + h * d_o_s1, d_o_s2, d_o_s3};
-  const float *lse_h = lse2 + (i64)bh * tq, *delta_h = delta + (i64)bh * tq;
+  const float *high_h = high + (i64)bh * tq, *low_h = low + (i64)bh * tq, *delta_h = delta + (i64)bh * tq;
 #if MASK
   const MaskT *mask_h = mask + b * mask_s0 + h * mask_s1;
 #endif
@@ -27,7 +27,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
     for (int i = threadIdx.x; i < TILE; i += THREADS) {
       int r = t * TILE + i;
       // No query: its weights are exp(-infinity).
-      ls[at * TILE + i] = r < tq ? lse_h[r] : infinity();
+      bool query = r < tq;
+      statistics(query ? high_h[r] : infinity(), query ? low_h[r] : 0.0f, hs[at * TILE + i], ls[at * TILE + i]);
       ds[at * TILE + i] = r < tq ? delta_h[r] : 0.0f;
     }
   };
@@ -62,14 +63,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int c = n * 8 + (lane & 3) * 2 + (e & 1);
-          float x = s[m][n][e] * scale2;
+          float x = s[m][n][e];
+#if !RAW_MAX
+          x *= scale;
+#endif
 #if MASK
           {
             int i = i0 + c, j = k0 + row + m * 16 + (e >> 1) * 8 + (lane >> 2);
-            if (i < tq && j < tk) x += widen(mask_h[i * mask_s2 + j * mask_s3]) * LOG2E;
+            if (i < tq && j < tk) x = MASKED(x, mask_h[i * mask_s2 + j * mask_s3]);
           }
 #endif
-          x = k_exp2(x - ls[at * TILE + c]);
+          x = weight(x, scale2, hs[at * TILE + c], ls[at * TILE + c]);
           if (edge && k0 + row + m * 16 + (e >> 1) * 8 + (lane >> 2) > i0 + c + tk - tq) x = 0.0f;
           s[m][n][e] = x;
         }

@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
         const int c = j0 + tx + 16 * j;
         s[i][j] *= scale;
 #if MASK
-        if (r < tq && c < tk) s[i][j] += widen(mask_h[r * mask_s2 + c * mask_s3]);
+        if (r < tq && c < tk) s[i][j] = MASKED(s[i][j], mask_h[r * mask_s2 + c * mask_s3]);
 #endif
         if (c >= tk || (CAUSAL && c > r + tk - tq)) s[i][j] = -infinity();
         high = fmaxf(high, s[i][j]);
@@ -159,16 +159,19 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
     float all = sum[i];
 #pragma unroll
     for (int d = 8; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
-    factor[i] = all == 0.0f ? 0.0f : 1.0f / all;
-    if (tx == 0 && r < tq)
-      lse[b * lse_s0 + h * lse_s1 + r * lse_s2] =
-          all == 0.0f ? -infinity() : (top[i] == -infinity() ? all : top[i] + logf(all));
+    const bool none = all == 0.0f;
+    factor[i] = none ? NONE(0.0f) : 1.0f / all;
+    if (tx == 0 && r < tq) {
+      float lost = 0.0f;
+      float log = none ? NONE(-infinity()) : (top[i] == -infinity() ? all : two_sum(top[i], logf(all), lost));
+      lse[b * lse_s0 + h * lse_s1 + r * lse_s2] = log;
+      low[b * low_s0 + h * low_s1 + r * low_s2] = lost;
+    }
   }
   store(o + b * o_s0 + h * o_s1, o_s2, o_s3, acc, factor, q0, tq);
 #else
   const GT *g_h = d_o + b * d_o_s0 + h * d_o_s1;
-  const float *lse_h = lse2 + (i64)bh * tq, *delta_h = delta + (i64)bh * tq;
-  const float ln2 = 0.6931471805599453f;
+  const float *high_h = high + (i64)bh * tq, *low_h = low + (i64)bh * tq, *delta_h = delta + (i64)bh * tq;
 #if KEYS
   float *ks = (float *)dyn_smem, *vs = ks + OWN * ROW, *qs = vs + OWN * ROW, *gs = qs + TILE * ROW;
   float *ws = gs + TILE * ROW, *us = ws + OWN * PROW;
@@ -195,9 +198,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
         if (key < tk && query < tq && !(CAUSAL && key > query + tk - tq)) {
           float x = s[i][j] * scale;
 #if MASK
-          x += widen(mask_h[query * mask_s2 + key * mask_s3]);
+          x = MASKED(x, mask_h[query * mask_s2 + key * mask_s3]);
 #endif
-          w = expf(x - lse_h[query] * ln2);
+          w = expf((x - high_h[query]) - low_h[query]);
           u = w * (dp[i][j] - delta_h[query]);
         }
         ws[(ty + 16 * i) * PROW + tx + 16 * j] = w;
@@ -243,9 +246,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
         if (key < tk && query < tq && !(CAUSAL && key > query + tk - tq)) {
           float x = s[i][j] * scale;
 #if MASK
-          x += widen(mask_h[query * mask_s2 + key * mask_s3]);
+          x = MASKED(x, mask_h[query * mask_s2 + key * mask_s3]);
 #endif
-          u = expf(x - lse_h[query] * ln2) * (dp[i][j] - delta_h[query]);
+          u = expf((x - high_h[query]) - low_h[query]) * (dp[i][j] - delta_h[query]);
         }
         ws[(ty + 16 * i) * PROW + tx + 16 * j] = u;
       }

@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
   load_tile<TILE, VEC_V>(vs, vv, 0, tk);
   cp_async_commit();
 
-  float acc[MT][SLICE / 8][4], l2[MT][2], dl[MT][2], factor[MT][2];
+  float acc[MT][SLICE / 8][4], hs[MT][2], ls[MT][2], dl[MT][2], factor[MT][2];
 #pragma unroll
   for (int m = 0; m < MT; m++) {
 #pragma unroll
@@ -34,7 +34,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int r = q0 + row + m * 16 + i * 8 + (lane >> 2);
-      l2[m][i] = r < tq ? lse2[(i64)bh * tq + r] : infinity();
+      bool query = r < tq;
+      statistics(query ? high[(i64)bh * tq + r] : infinity(), query ? low[(i64)bh * tq + r] : 0.0f, hs[m][i], ls[m][i]);
       dl[m][i] = r < tq ? delta[(i64)bh * tq + r] : 0.0f;
       factor[m][i] = scale;
     }
@@ -61,11 +62,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int i = q0 + row + m * 16 + (e >> 1) * 8 + (lane >> 2), j = j0 + n * 8 + (lane & 3) * 2 + (e & 1);
-          float x = s[m][n][e] * scale2;
-#if MASK
-          if (i < tq && j < tk) x += widen(mask_h[i * mask_s2 + j * mask_s3]) * LOG2E;
+          float x = s[m][n][e];
+#if !RAW_MAX
+          x *= scale;
 #endif
-          x = k_exp2(x - l2[m][e >> 1]);
+#if MASK
+          if (i < tq && j < tk) x = MASKED(x, mask_h[i * mask_s2 + j * mask_s3]);
+#endif
+          x = weight(x, scale2, hs[m][e >> 1], ls[m][e >> 1]);
           if (edge && (j >= tk || (CAUSAL && j > i + tk - tq))) x = 0.0f;
           s[m][n][e] = x * (dp[m][n][e] - dl[m][e >> 1]);
         }

@@ -113,6 +113,8 @@ pub(super) struct AttentionSample {
     pub scale: f32,
     pub causal: bool,
     pub mask: Option<DType>,
+    pub fill: Option<f32>,
+    pub safe: bool,
     /// q, k, v, o and cotangents.
     pub dtypes: [DType; 5],
     /// Order of batch, head, position, channel in memory.
@@ -131,6 +133,8 @@ impl AttentionSample {
             scale: 1.0 / (d as f32).sqrt(),
             causal: false,
             mask: None,
+            fill: None,
+            safe: false,
             dtypes: [dtype; 5],
             axes: [0, 2, 1, 3],
             pad: 0,
@@ -144,7 +148,7 @@ impl AttentionSample {
         let mut view = |dtype, dims: &[u64]| s.tensor(dtype, dims, &self.axes, self.pad);
         let (q_, k, v, o) = (view(tq, &q), view(tk, &kv), view(tv, &kv), view(to, &q));
         let (d_o, d_q, d_k, d_v) = (view(tg, &q), view(tq, &q), view(tk, &kv), view(tv, &kv));
-        let lse = s.dense(DType::F32, &[self.batch, self.heads, self.tq]);
+        let [lse, low] = [(); 2].map(|()| s.dense(DType::F32, &[self.batch, self.heads, self.tq]));
         let mask = self.mask.map(|dtype| {
             // One mask for all heads.
             let mut m = s.dense(dtype, &[self.batch, self.tq, self.tk]);
@@ -161,11 +165,14 @@ impl AttentionSample {
                 scale: self.scale,
                 causal: self.causal,
                 mask,
+                fill: self.fill,
+                safe: self.safe,
                 q: q_,
                 k,
                 v,
                 o,
                 lse,
+                low,
             },
             d_o,
             d_q,
@@ -346,10 +353,15 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
     ] {
         let mut a = AttentionSample::new(dtype, 256, 256, d);
         a.causal = causal;
-        a.mask = mask.then_some(dtype);
-        let g = a.build(&mut s);
-        lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
-        lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
+        // A mask that is added, and one that chooses, where rows without keys are 0.
+        let masks: &[_] = if mask { &[Some(dtype), Some(DType::Bool)] } else { &[None] };
+        for &mask in masks {
+            a.mask = mask;
+            a.safe = mask == Some(DType::Bool);
+            let g = a.build(&mut s);
+            lower_attention(&s.plan, &g.forward, facts, &mut out).expect(fine);
+            lower_attention_grad(&s.plan, &g, facts, &mut out).expect(fine);
+        }
     }
     // Rows that are no whole vectors, and formats that no tensor core takes together.
     let mut apart = AttentionSample::new(Bf16, 64, 64, 20);

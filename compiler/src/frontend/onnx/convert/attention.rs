@@ -1,23 +1,41 @@
-//! The `Attention` operator of opset 23.
+//! The `Attention` operator of opsets 23 to 25, by the operations that its specification names; those
+//! that the attention kernels do become one again when composite operations are recognised.
 
-use super::words;
+use super::{known, words};
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::node::fail;
-use crate::ir::{Real, ValueId};
+use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
-use precast_plan::Kind;
+use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
+
+const ATTRIBUTES: &[&str] = &[
+    "is_causal",
+    "kv_num_heads",
+    "left_window_size",
+    "q_num_heads",
+    "qk_matmul_output_mode",
+    "right_window_size",
+    "scale",
+    "softcap",
+    // Softmax is computed in f32 whatever is asked.
+    "softmax_precision",
+];
+
+/// Which results hold scores, `qk_matmul_output_mode`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Product,
+    Capped,
+    Masked,
+    Probabilities,
+}
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     if call.op != "Attention" {
         return Ok(None);
     }
+    known(call, ATTRIBUTES, 7)?;
     let a = &call.attrs;
-    if call.input(4).is_some() || call.input(5).is_some() || (1..4).any(|i| call.wants(i)) {
-        return Err(fail("P0206", "`Attention` with a key-value cache or scores as a result"));
-    }
-    if a.real("softcap", 0.0)? != 0.0 {
-        return Err(fail("P0206", "`Attention` with a soft cap"));
-    }
     let [q, k, v] = [cx.real(call, 0)?, cx.real(call, 1)?, cx.real(call, 2)?];
     let rank = cx.graph.shape(q).rank();
     let heads = |name: &str| -> Res<usize> {
@@ -33,42 +51,230 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     } else {
         (q, k, v)
     };
-    let shape = cx.graph.shape(q).to_vec();
-    if shape.len() != 4 {
-        return Err(words(format!("{shape:?} is not [batch, heads, length, size]")));
+    let (k, v, past) = cached(cx, call, k, v)?;
+    let (qs, ks) = (cx.graph.shape(q).to_vec(), cx.graph.shape(k).to_vec());
+    if qs.len() != 4 || ks.len() != 4 {
+        return Err(words(format!("{qs:?} and {ks:?} are not [batch, heads, length, size]")));
     }
-    let (k, v) = (repeat_heads(cx, k, shape[1])?, repeat_heads(cx, v, shape[1])?);
+    let [batch, heads, tq, _] = qs[..] else { unreachable!("four axes") };
+    let full = [batch, heads, tq, ks[2]];
+    let (keys, values) = (repeat_heads(cx, k, heads)?, repeat_heads(cx, v, heads)?);
     let scale = match a.real("scale", 0.0)? {
-        0.0 => 1.0 / (shape[3] as f64).sqrt(),
+        0.0 => 1.0 / (qs[3] as f64).sqrt(),
         s => s,
     };
-    let causal = a.int("is_causal", 0)? != 0;
-    let keys = cx.graph.shape(k).to_vec();
-    if causal && keys[2] != shape[2] {
-        return Err(fail("P0206", "causal `Attention` with other numbers of queries and keys"));
+    let shown = match a.int("qk_matmul_output_mode", 0)? {
+        0 => Shown::Product,
+        1 => Shown::Capped,
+        2 => Shown::Masked,
+        3 => Shown::Probabilities,
+        n => return Err(fail("P0206", format!("`qk_matmul_output_mode` is {n}"))),
+    };
+
+    let kt = cx.transpose(keys, &[0, 1, 3, 2])?;
+    let product = cx.one("scores", ops::MatMul::plain(), &[q, kt])?;
+    let product = cx.one("scaled", ops::Scale { by: Real(scale) }, &[product])?;
+    let capped = capped(cx, product, a.real("softcap", 0.0)?)?;
+    let mask = masks(cx, call, past, &full)?;
+    let mut scores = capped;
+    if let Some(added) = mask.added {
+        scores = cx.one("masked", ops::Binary { f: B::Add }, &[scores, added])?;
     }
-    let mut inputs = vec![q, k, v];
-    if let Some(mask) = call.input(3).cloned() {
-        let full = [shape[0], shape[1], shape[2], keys[2]];
-        let m = cx.spread(&mask, &full)?;
-        inputs.push(match cx.kind(&mask)? {
-            Kind::Real => m,
-            Kind::Bool => {
-                let (zero, off) = (cx.full(0.0, &full)?, cx.full(f64::NEG_INFINITY, &full)?);
-                cx.one("mask", ops::Select {}, &[m, zero, off])?
-            }
-            Kind::Int => return Err(fail("P0207", "the mask is integer")),
-        });
+    if let Some(kept) = mask.kept {
+        let never = cx.full(f64::NEG_INFINITY, &full)?;
+        scores = cx.one("masked", ops::Select {}, &[kept, scores, never])?;
     }
-    let masked = inputs.len() == 4;
-    let y = cx.one("", ops::Attention { scale: Real(scale), causal, masked }, &inputs)?;
+    let mut p = cx.one("softmax", ops::Softmax { log: false }, &[scores])?;
+    if mask.hides_rows {
+        // A query that sees no key gets 0.
+        let same = cx.one("same", ops::Binary { f: B::Eq }, &[p, p])?;
+        let nan = cx.one("nan", ops::Unary { f: U::Not }, &[same])?;
+        let zero = cx.full(0.0, &full)?;
+        p = cx.one("safe", ops::Select {}, &[nan, zero, p])?;
+    }
+    let y = cx.one("", ops::MatMul::plain(), &[p, values])?;
     let y = if rank == 3 {
+        let width = cx.graph.shape(y)[3];
         let t = cx.transpose(y, &[0, 2, 1, 3])?;
-        cx.reshape(t, &[shape[0], shape[2], shape[1] * shape[3]])?
+        cx.reshape(t, &[batch, tq, heads * width])?
     } else {
         y
     };
-    Ok(Some(vec![Val::Node(y)]))
+    let shown = match shown {
+        Shown::Product => product,
+        Shown::Capped => capped,
+        Shown::Masked => scores,
+        Shown::Probabilities => p,
+    };
+    Ok(Some([y, k, v, shown].map(Val::Node).to_vec()))
+}
+
+/// Keys and values behind those of a cache, and how many it has.
+fn cached(
+    cx: &mut Importer,
+    call: &Call,
+    k: ValueId,
+    v: ValueId,
+) -> Res<(ValueId, ValueId, Option<usize>)> {
+    match (call.input(4).is_some(), call.input(5).is_some()) {
+        (false, false) => Ok((k, v, None)),
+        (true, true) if call.input(6).is_none() => {
+            let (pk, pv) = (cx.real(call, 4)?, cx.real(call, 5)?);
+            let past = cx.graph.shape(pk).get(2).copied().unwrap_or(0);
+            let k = cx.one("present_key", ops::Concat { axis: 2 }, &[pk, k])?;
+            let v = cx.one("present_value", ops::Concat { axis: 2 }, &[pv, v])?;
+            Ok((k, v, Some(past)))
+        }
+        (true, true) => Err(fail("P0206", "`past_key` and `nonpad_kv_seqlen` together")),
+        _ => Err(fail("P0206", "one of `past_key` and `past_value` without the other")),
+    }
+}
+
+/// `cap · tanh(x / cap)`.
+fn capped(cx: &mut Importer, x: ValueId, cap: f64) -> Res<ValueId> {
+    if cap == 0.0 {
+        return Ok(x);
+    }
+    if cap < 0.0 {
+        return Err(fail("P0206", format!("`softcap` is {cap}")));
+    }
+    let x = cx.one("uncapped", ops::Scale { by: Real(1.0 / cap) }, &[x])?;
+    let x = cx.one("tanh", ops::Unary { f: U::Tanh }, &[x])?;
+    cx.one("capped", ops::Scale { by: Real(cap) }, &[x])
+}
+
+/// What hides keys, spread over [batch, heads, queries, keys].
+#[derive(Default)]
+struct Masks {
+    /// Reals that are added to the scores.
+    added: Option<ValueId>,
+    /// Bools, false where a score counts as −∞.
+    kept: Option<ValueId>,
+    /// Whether a query may be left without a key.
+    hides_rows: bool,
+}
+
+fn masks(cx: &mut Importer, call: &Call, past: Option<usize>, full: &[usize; 4]) -> Res<Masks> {
+    let (tq, tk) = (full[2], full[3]);
+    let mut out = Masks::default();
+    let mut kept = vec![];
+    if let Some(mask) = call.input(3).cloned() {
+        out.hides_rows = true;
+        let mask = lengthened(cx, &mask, tk)?;
+        match cx.kind(&mask)? {
+            Kind::Real => out.added = Some(cx.spread(&mask, full)?),
+            Kind::Bool => kept.push(mask),
+            Kind::Int => return Err(fail("P0207", "the mask is integer")),
+        }
+    }
+    let window = |name: &str| -> Res<Option<i64>> {
+        match call.attrs.int(name, -1)? {
+            -1 => Ok(None),
+            n if n >= 0 => Ok(Some(n)),
+            n => Err(fail("P0206", format!("`{name}` is {n}"))),
+        }
+    };
+    let (left, right) = (window("left_window_size")?, window("right_window_size")?);
+    let causal = call.attrs.int("is_causal", 0)? != 0;
+    // Keys up to so many behind and before the position of a query, which is its own plus an offset.
+    let right = if causal { Some(right.unwrap_or(0).min(0)) } else { right };
+    // How far each key is behind each query's place in its block.
+    let ahead = |i: usize, j: usize| j as i64 - i as i64;
+    match call.input(6).cloned() {
+        None => {
+            let offset = past.unwrap_or(0) as i64;
+            if left.is_some() || right.is_some() {
+                let sees = |i: usize, j: usize| {
+                    right.is_none_or(|r| ahead(i, j) - offset <= r)
+                        && left.is_none_or(|l| offset - ahead(i, j) <= l)
+                };
+                let bools: Vec<bool> = (0..tq)
+                    .flat_map(|i| (0..tk).map(move |j| (i, j)))
+                    .map(|(i, j)| sees(i, j))
+                    .collect();
+                out.hides_rows |= bools.chunks(tk.max(1)).any(|row| !row.contains(&true));
+                let data = ConstData::from_bool([1, 1, tq, tk], &bools);
+                kept.push(Val::Node(cx.one("window", ops::Const { data }, &[])?));
+            }
+        }
+        Some(lengths) => {
+            out.hides_rows = true;
+            if cx.shape(&lengths)? != [full[0]] || cx.kind(&lengths)? != Kind::Int {
+                return Err(words("`nonpad_kv_seqlen` is not one integer for each sample".into()));
+            }
+            let lengths = cx.value(&lengths)?;
+            let lengths = cx.reshape(lengths, &[full[0], 1, 1, 1])?;
+            // Bools `a(i, j) ≤ length`, or `length ≤ a(i, j)`.
+            let mut within =
+                |cx: &mut Importer, a: Vec<i64>, dims: [usize; 2], least: bool| -> Res<()> {
+                    let shape = [full[0], 1, dims[0], dims[1]];
+                    let data = ConstData::from_i64([1, 1, dims[0], dims[1]], &a);
+                    let a = cx.one("distance", ops::Const { data }, &[])?;
+                    let (a, n) = (
+                        cx.spread(&Val::Node(a), &shape)?,
+                        cx.spread(&Val::Node(lengths), &shape)?,
+                    );
+                    let x = if least { [a, n] } else { [n, a] };
+                    kept.push(Val::Node(cx.one("window", ops::Binary { f: B::Le }, &x)?));
+                    Ok(())
+                };
+            // Key j counts where j + 1 ≤ length.
+            within(cx, (1..=tk as i64).collect(), [1, tk], true)?;
+            // The offset is the length less the number of queries.
+            let table = |f: &dyn Fn(i64) -> i64| -> Vec<i64> {
+                (0..tq).flat_map(|i| (0..tk).map(move |j| ahead(i, j))).map(f).collect()
+            };
+            if let Some(r) = right {
+                within(cx, table(&|d| d - r + tq as i64), [tq, tk], true)?;
+            }
+            if let Some(l) = left {
+                within(cx, table(&|d| d + l + tq as i64), [tq, tk], false)?;
+            }
+        }
+    }
+    for mask in kept {
+        out.kept = Some(match out.kept {
+            None => {
+                let s = [vec![1; 4 - cx.shape(&mask)?.len().min(4)], cx.shape(&mask)?].concat();
+                cx.spread(&mask, &s)?
+            }
+            Some(x) => both(cx, x, &mask)?,
+        });
+    }
+    if let Some(x) = out.kept {
+        out.kept = Some(cx.spread(&Val::Node(x), full)?);
+    }
+    Ok(out)
+}
+
+/// A mask for fewer keys than there are: the others are hidden.
+fn lengthened(cx: &mut Importer, mask: &Val, keys: usize) -> Res<Val> {
+    let mut shape = cx.shape(mask)?;
+    let Some(last) = shape.last_mut() else { return Ok(mask.clone()) };
+    if *last == keys || *last == 1 || *last > keys {
+        return Ok(mask.clone());
+    }
+    let axis = cx.shape(mask)?.len() - 1;
+    *last = keys - *last;
+    let ones = vec![1; shape.len()];
+    let data = match cx.kind(mask)? {
+        Kind::Real => ConstData::from_f32(ones, &[f32::NEG_INFINITY]),
+        Kind::Bool => ConstData::from_bool(ones, &[false]),
+        Kind::Int => return Err(fail("P0207", "the mask is integer")),
+    };
+    let hidden = cx.one("hidden", ops::Const { data }, &[])?;
+    let hidden = cx.spread(&Val::Node(hidden), &shape)?;
+    let mask = cx.value(mask)?;
+    Ok(Val::Node(cx.one("mask", ops::Concat { axis }, &[mask, hidden])?))
+}
+
+/// `x ∧ y` over what both are spread to.
+fn both(cx: &mut Importer, x: ValueId, y: &Val) -> Res<ValueId> {
+    let (a, b) = (cx.graph.shape(x).to_vec(), cx.shape(y)?);
+    let b = [vec![1; a.len().saturating_sub(b.len())], b].concat();
+    let joint: Vec<usize> = a.iter().zip(&b).map(|(&a, &b)| if a == 1 { b } else { a }).collect();
+    let (x, y) = (cx.spread(&Val::Node(x), &joint)?, cx.spread(y, &joint)?);
+    cx.one("mask", ops::Binary { f: B::And }, &[x, y])
 }
 
 /// [b,t,h·d] → [b,h,t,d].

@@ -14,6 +14,7 @@ mod order;
 mod pool;
 mod recurrence;
 mod reduce;
+mod rotary;
 
 use super::fold;
 use super::import::{Call, Importer, Res, Val};
@@ -127,6 +128,7 @@ pub const SUPPORTED: &[&str] = &[
     "Reshape",
     "Resize",
     "ReverseSequence",
+    "RotaryEmbedding",
     "Round",
     "ScatterElements",
     "ScatterND",
@@ -227,6 +229,7 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         reduce::convert,
         pool::convert,
         attention::convert,
+        rotary::convert,
         loss::convert,
         recurrence::convert,
     ] {
@@ -284,4 +287,18 @@ fn folded(call: &Call) -> Res<Option<Tensor>> {
 /// Turns words about operands into a message.
 fn words(e: String) -> super::Diagnostic {
     fail("P0214", e)
+}
+
+/// Refuses attributes and operands that a converter does not read: none is ignored.
+fn known(call: &Call, attributes: &[&str], operands: usize) -> Res<()> {
+    for a in &call.attrs.0.attribute {
+        let name = a.name.as_deref().unwrap_or_default();
+        if !attributes.contains(&name) {
+            return Err(fail("P0206", format!("attribute `{name}` of `{}` is not known", call.op)));
+        }
+    }
+    match (operands..call.inputs.len()).find(|&i| call.input(i).is_some()) {
+        Some(i) => Err(fail("P0206", format!("operand {i} of `{}` is not known", call.op))),
+        None => Ok(()),
+    }
 }

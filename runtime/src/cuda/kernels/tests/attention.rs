@@ -11,7 +11,7 @@ use precast_plan::{Access, DType};
 ///
 /// With tensor cores the weights and their cotangents are rounded to `unit`, so that an output may
 /// be off by half a unit of each of its terms; otherwise by f32 rounding of sums.
-fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
+fn check(a: &AttentionSample, facts: &Facts, hidden: Option<f64>) {
     let mut s = Sample::new();
     let g = a.build(&mut s);
     let f = &g.forward;
@@ -21,15 +21,22 @@ fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
     }
     let (batch, heads) = (a.batch as usize, a.heads as usize);
     let (tq, tk, d) = (a.tq as usize, a.tk as usize, a.d as usize);
+    let bools = a.mask == Some(DType::Bool);
     if let Some(mask) = &f.mask {
-        m.random(mask.tensor, 9);
+        if !bools {
+            m.random(mask.tensor, 9);
+        }
         for b in 0..batch {
-            for j in 0..tk {
-                if hidden_row {
-                    m.set(mask, &[b, 0, 3, j], f64::NEG_INFINITY);
-                }
-                if j % 5 == 1 {
-                    m.set(mask, &[b, 0, tq - 1, j], f64::NEG_INFINITY);
+            for i in 0..tq {
+                for j in 0..tk {
+                    let hide = (hidden.is_some() && i == 3) || (i == tq - 1 && j % 5 == 1);
+                    match (bools, hide) {
+                        (true, _) => m.set(mask, &[b, 0, i, j], f64::from(!hide)),
+                        (false, true) => {
+                            m.set(mask, &[b, 0, i, j], hidden.unwrap_or(f64::NEG_INFINITY));
+                        }
+                        (false, false) => {}
+                    }
                 }
             }
         }
@@ -76,13 +83,20 @@ fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
                     if a.causal && j > i + tk - tq {
                         return f64::NEG_INFINITY;
                     }
-                    let mask = f.mask.as_ref().map_or(0.0, |x| m.get(x, &[b, h, i, j]));
-                    dot(&q[i], &k[j]) * f64::from(a.scale) + mask
+                    let score = dot(&q[i], &k[j]) * f64::from(a.scale);
+                    match f.mask.as_ref().map(|x| m.get(x, &[b, h, i, j])) {
+                        None => score,
+                        Some(keep) if bools && keep != 0.0 => score,
+                        Some(_) if bools => a.fill.map_or(f64::NEG_INFINITY, f64::from),
+                        // As f32 holds it: beside a large number of a mask, nothing of the score.
+                        Some(mask) => f64::from(score as f32 + mask as f32),
+                    }
                 };
                 let scores: Vec<f64> = (0..tk).map(score).collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let lse = m.get(&f.lse, &[b, h, i]);
                 if top == f64::NEG_INFINITY {
+                    assert!(a.safe);
                     assert_eq!(lse, f64::NEG_INFINITY);
                     assert!(o[i].iter().all(|&x| x == 0.0));
                     assert!(row(&g.d_q, i).iter().all(|&x| x == 0.0));
@@ -91,7 +105,7 @@ fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
                 let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 let want = top + sum.ln();
                 assert!((lse - want).abs() < 1e-5 * (1.0 + want.abs()), "lse {lse}, not {want}");
-                let p: Vec<f64> = scores.iter().map(|s| (s - want).exp()).collect();
+                let p: Vec<f64> = scores.iter().map(|s| (s - top).exp() / sum).collect();
                 let delta = dot(&o[i], &go[i]);
                 let ds: Vec<f64> = (0..tk).map(|j| p[j] * (dot(&go[i], &v[j]) - delta)).collect();
                 let scale = f64::from(a.scale);
@@ -130,14 +144,119 @@ fn check(a: &AttentionSample, facts: &Facts, hidden_row: bool) {
 fn causal_bf16() {
     let mut a = AttentionSample::new(DType::Bf16, 150, 150, 64);
     a.causal = true;
-    check(&a, &large(), false);
+    check(&a, &large(), None);
 }
 
 #[test]
 fn masked_f16_with_a_hidden_row() {
     let mut a = AttentionSample::new(DType::F16, 70, 131, 64);
     a.mask = Some(DType::F32);
-    check(&a, &large(), true);
+    a.safe = true;
+    check(&a, &large(), Some(f64::NEG_INFINITY));
+}
+
+/// Rows of which a mask leaves nothing are uniform, whatever finite number hides.
+#[test]
+fn finite_numbers_that_hide_whole_rows() {
+    for hidden in [f32::MIN, -1e9, -1e4] {
+        for (dtype, mask) in [
+            (DType::Bf16, DType::F32),
+            (DType::F32, DType::F32),
+            (DType::F16, DType::Bool),
+            (DType::F32, DType::Bool),
+        ] {
+            let mut a = AttentionSample::new(dtype, 20, 40, 32);
+            (a.mask, a.heads) = (Some(mask), 1);
+            if mask == DType::Bool {
+                a.fill = Some(hidden);
+            }
+            check(&a, &large(), Some(f64::from(hidden)));
+        }
+    }
+}
+
+#[test]
+fn bools_that_hide_whole_rows_of_safe_attention() {
+    for dtype in [DType::Bf16, DType::F32] {
+        let mut a = AttentionSample::new(dtype, 20, 40, 32);
+        (a.mask, a.safe, a.causal) = (Some(DType::Bool), true, dtype == DType::F32);
+        check(&a, &large(), Some(f64::NEG_INFINITY));
+    }
+}
+
+/// Without a mask too: scores that are large and alike.
+#[test]
+fn large_scores_that_are_alike() {
+    for (dtype, scale) in [(DType::Bf16, 1.0), (DType::F32, 1.0), (DType::Bf16, -1.0)] {
+        let mut a = AttentionSample::new(dtype, 16, 48, 16);
+        (a.heads, a.scale) = (1, scale);
+        let mut s = Sample::new();
+        let g = a.build(&mut s);
+        let f = &g.forward;
+        let mut m = Memory::new(&s.plan);
+        m.random(f.v.tensor, 3);
+        m.random(g.d_o.tensor, 4);
+        for i in 0..48 {
+            for c in 0..16 {
+                let x = if c == 0 { 16384.0 } else { 0.0 };
+                m.set(&f.k, &[0, 0, i, c], x);
+                if i < 16 {
+                    m.set(&f.q, &[0, 0, i, c], x);
+                }
+            }
+        }
+        let mut out = Lowered::default();
+        lower_attention(&s.plan, f, &large(), &mut out).expect("it lowers");
+        m.run(&out, 5);
+        let mut out = Lowered::default();
+        lower_attention_grad(&s.plan, &g, &large(), &mut out).expect("it lowers");
+        m.run(&out, 6);
+        for c in 0..16 {
+            let sum: f64 = (0..16).map(|i| m.get(&g.d_o, &[0, 0, i, c])).sum();
+            for j in 0..48 {
+                let got = m.get(&g.d_v, &[0, 0, j, c]);
+                let near = rounding(dtype, 1.0) + 1e-5;
+                assert!((got - sum / 48.0).abs() < near, "{dtype} {scale}: {got}, {}", sum / 48.0);
+            }
+        }
+    }
+}
+
+/// Softmax of minus infinity alone is NaN, unless attention is safe.
+#[test]
+fn rows_without_keys_are_not_a_number() {
+    for dtype in [DType::Bf16, DType::F32] {
+        let mut a = AttentionSample::new(dtype, 16, 24, 16);
+        (a.mask, a.heads) = (Some(DType::Bool), 1);
+        let mut s = Sample::new();
+        let g = a.build(&mut s);
+        let f = &g.forward;
+        let mut m = Memory::new(&s.plan);
+        for (i, x) in [&f.q, &f.k, &f.v, &g.d_o].into_iter().enumerate() {
+            m.random(x.tensor, i as u64 + 1);
+        }
+        let mask = f.mask.as_ref().expect("a mask");
+        for i in 0..16 {
+            for j in 0..24 {
+                m.set(mask, &[0, 0, i, j], f64::from(i != 3));
+            }
+        }
+        // Nothing comes of the row, since its cotangent is 0.
+        for c in 0..16 {
+            m.set(&g.d_o, &[0, 0, 3, c], 0.0);
+        }
+        let mut out = Lowered::default();
+        lower_attention(&s.plan, f, &large(), &mut out).expect("it lowers");
+        m.run(&out, 5);
+        assert!(m.get(&f.o, &[0, 0, 3, 0]).is_nan() && m.get(&f.lse, &[0, 0, 3]).is_nan());
+        assert!(m.get(&f.o, &[0, 0, 4, 0]).is_finite());
+        let mut out = Lowered::default();
+        lower_attention_grad(&s.plan, &g, &large(), &mut out).expect("it lowers");
+        m.run(&out, 6);
+        for x in [&g.d_q, &g.d_k, &g.d_v] {
+            assert!((0..16).all(|i| m.get(x, &[0, 0, i, 0]).is_finite()));
+        }
+    }
 }
 
 #[test]
@@ -145,7 +264,7 @@ fn more_keys_than_queries() {
     let mut a = AttentionSample::new(DType::Bf16, 65, 133, 128);
     a.causal = true;
     a.heads = 1;
-    check(&a, &tiny(), false);
+    check(&a, &tiny(), None);
 }
 
 #[test]
@@ -157,7 +276,7 @@ fn channels_that_are_no_multiple_of_a_fragment() {
         a.pad = pad;
         a.axes = axes;
         a.scale = -0.3;
-        check(&a, &large(), false);
+        check(&a, &large(), None);
     }
 }
 
@@ -166,7 +285,7 @@ fn heads_wider_than_a_block_accumulates() {
     let mut a = AttentionSample::new(DType::F16, 40, 40, 160);
     a.heads = 1;
     a.causal = true;
-    check(&a, &large(), false);
+    check(&a, &large(), None);
 }
 
 #[test]
@@ -174,10 +293,11 @@ fn f32_and_mixed_formats() {
     let mut a = AttentionSample::new(DType::F32, 70, 90, 33);
     a.causal = true;
     a.mask = Some(DType::Bf16);
-    check(&a, &large(), false);
+    check(&a, &large(), None);
     let mut a = AttentionSample::new(DType::F32, 30, 40, 136);
     a.dtypes = [DType::F32, DType::Bf16, DType::F16, DType::F16, DType::F32];
     a.heads = 1;
     a.mask = Some(DType::F32);
-    check(&a, &tiny(), true);
+    a.safe = true;
+    check(&a, &tiny(), Some(f64::NEG_INFINITY));
 }

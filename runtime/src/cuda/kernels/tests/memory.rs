@@ -72,13 +72,14 @@ impl Memory {
         // SAFETY: an element of this format.
         unsafe { p.copy_to_nonoverlapping(bits.as_mut_ptr(), dtype.size().min(4)) };
         let bits = u32::from_le_bytes(bits);
-        if dtype == DType::U8 { f64::from(bits) } else { f64::from(dtype.decode(bits)) }
+        let byte = matches!(dtype, DType::U8 | DType::Bool);
+        if byte { f64::from(bits) } else { f64::from(dtype.decode(bits)) }
     }
 
     pub fn set(&mut self, a: &Access, i: &[usize], x: f64) {
         let (dtype, p) = self.element(a, i);
         let bits = match dtype {
-            DType::I64 | DType::I32 | DType::U8 => (x as i64).cast_unsigned(),
+            DType::I64 | DType::I32 | DType::U8 | DType::Bool => (x as i64).cast_unsigned(),
             _ => u64::from(dtype.encode(x as f32)),
         };
         let bytes = bits.to_le_bytes();

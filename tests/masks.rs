@@ -1,0 +1,47 @@
+//! Attention under each way of hiding keys, some samples without any, against PyTorch's gradients in
+//! f64; `tests/peers/make_masks.py` wrote the graphs of both exporters.
+
+mod common;
+
+use common::Fixture;
+use precast_plan::{Kernel, Plan};
+
+const SGD: &str = "kind = \"sgd\"\nlr = 0.1";
+
+fn gradients(model: &str, policy: &str, allowed: f64) -> Plan {
+    let f = Fixture::open("masks");
+    let plan = f.compile(model, policy, SGD, true).plan;
+    let (mut session, batch) = f.session(plan.clone());
+    session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+    f.check_gradients(&session, 4 * 10 + 2, |_| allowed);
+    plan
+}
+
+#[test]
+fn gradients_f32() {
+    for model in ["model.onnx", "dynamo.onnx"] {
+        let plan = gradients(model, "f32", 1e-5);
+        // All but the probabilities that something else reads first.
+        let fused = |k: &Kernel| matches!(k, Kernel::AttentionGrad(_));
+        assert_eq!(plan.micro.iter().filter(|s| fused(&s.kernel)).count(), 9, "{model}");
+    }
+}
+
+#[test]
+fn gradients_in_16_bits() {
+    for policy in ["bf16", "f16"] {
+        gradients("model.onnx", policy, 0.05);
+    }
+}
+
+/// Forms of ONNX's own operators.
+#[test]
+fn attention_and_rotary_embedding_of_onnx() {
+    let f = Fixture::open("attention");
+    for (policy, allowed) in [("f32", 1e-5), ("bf16", 0.05)] {
+        let plan = f.compile("model.onnx", policy, SGD, true).plan;
+        let (mut session, batch) = f.session(plan);
+        session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+        f.check_gradients(&session, 9 * 3 + 2 + 1 + 1, |_| allowed);
+    }
+}

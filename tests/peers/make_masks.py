@@ -1,0 +1,158 @@
+"""Writes tests/fixtures/masks: attention under each way of hiding keys, one sample of which has none
+left, with gradients in f64; the graphs of both exporters.
+
+    python3 tests/peers/make_masks.py
+
+The form is that of the other fixtures (tests/fixtures/README.md); weights are inside the graphs. Which
+keys count follows from the first channel of x, so that masks are made in the graph.
+"""
+
+import os
+
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OUT = os.path.join(HERE, "..", "fixtures", "masks")
+MIN = torch.finfo(torch.float32).min
+SAMPLES, LENGTH, WIDTH, HEADS = 4, 6, 8, 2
+
+
+def chosen(fill):
+    """Scores of keys that do not count are `fill`."""
+    return lambda q, k, v, keep, exact: scores(q, k).masked_fill(~keep[:, None], fill).softmax(-1) @ v
+
+
+def added(number):
+    """`number` is added to them; beside the most negative f32 nothing is left of a score."""
+
+    def run(q, k, v, keep, exact):
+        mask = (1.0 - keep[:, None].to(q.dtype)) * number
+        return (scores(q, k) + mask).softmax(-1) @ v
+
+    return run
+
+
+def scores(q, k):
+    return q @ k.transpose(-1, -2) / WIDTH**0.5
+
+
+def sdpa(mask):
+    def run(q, k, v, keep, exact):
+        q, k, v = [x.view(SAMPLES, LENGTH, HEADS, -1).transpose(1, 2) for x in (q, k, v)]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask(keep[:, None, None], q.dtype))
+        return y.transpose(1, 2).reshape(SAMPLES, LENGTH, WIDTH)
+
+    return run
+
+
+def future():
+    return torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+
+
+def both(q, k, v, keep, exact):
+    """Causality chosen, padding added: where both hide, the sum is minus infinity."""
+    s = scores(q, k).masked_fill(future(), MIN)
+    return (s + (1.0 - keep[:, None].to(q.dtype)) * MIN).softmax(-1) @ v
+
+
+def guarded(q, k, v, keep, exact):
+    """Probabilities that something else reads first. PyTorch's own gradient of the guard is NaN."""
+    s = scores(q, k)
+    some = keep[:, None].any(-1, keepdim=True)
+    if exact:
+        p = s.masked_fill(~keep[:, None] & some, -torch.inf).softmax(-1) * some
+    else:
+        p = s.masked_fill(~keep[:, None], -torch.inf).softmax(-1)
+        p = torch.where(p.isnan(), 0.0, p)
+    return torch.tanh(p) @ v
+
+
+WAYS = {
+    "choose_min": chosen(MIN),
+    "choose_1e9": chosen(-1e9),
+    "choose_1e4": chosen(-1e4),
+    "choose_1e3": chosen(-1e3),
+    "add_min": added(MIN),
+    "sdpa_bool": sdpa(lambda keep, dtype: keep),
+    "sdpa_causal": sdpa(lambda keep, dtype: keep & ~future()),
+    "sdpa_float": sdpa(lambda keep, dtype: (~keep).to(dtype) * MIN),
+    "both": both,
+    "guarded": guarded,
+}
+
+
+class Net(nn.Module):
+    """Every way in a branch of its own, so that no fault hides behind another."""
+
+    def __init__(self):
+        super().__init__()
+        for part in "qkv":
+            ways = {n: nn.Linear(WIDTH, WIDTH, bias=part == "v") for n in WAYS}
+            setattr(self, part, nn.ModuleDict(ways))
+        self.head = nn.Linear(WIDTH * len(WAYS), 5)
+        self.exact = False
+
+    def forward(self, x):
+        keep = x[:, :, 0] > 0
+        parts = []
+        for name, way in WAYS.items():
+            q, k, v = 3 * self.q[name](x), self.k[name](x), self.v[name](x)
+            parts.append(torch.tanh(way(q, k, v, keep, self.exact)).mean(1))
+        return self.head(torch.cat(parts, 1))
+
+
+def gradients(net, x, t, dtype):
+    net = net.to(dtype)
+    net.zero_grad()
+    loss = F.cross_entropy(net(x.to(dtype)), t)
+    loss.backward()
+    found = {n: p.grad.double().clone() for n, p in net.named_parameters()}
+    net.float()
+    return loss.item(), found
+
+
+def strip(path):
+    """Takes out where in the source each node comes from."""
+    model = onnx.load(path)
+    for thing in [model, model.graph, *model.graph.node, *model.graph.value_info]:
+        del thing.metadata_props[:]
+        thing.doc_string = ""
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+
+
+def main():
+    os.makedirs(OUT, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(1234)
+    net = Net().train()
+    x, t = torch.randn(SAMPLES, LENGTH, WIDTH), torch.randint(0, 5, (SAMPLES,))
+    x[:, :, 0] = x[:, :, 0].abs()
+    x[1, :3, 0] *= -1  # padding at the left
+    x[2, :, 0] *= -1  # nothing but padding
+    net.exact = True
+    loss, exact = gradients(net, x, t, torch.float64)
+    _, single = gradients(net, x, t, torch.float32)
+    worst = max(float((single[n] - g).norm() / g.norm()) for n, g in exact.items())
+    print(f"PyTorch in f32 is at most {worst:.1e} away")
+    net.exact = False
+    names = {"input_names": ["x"], "output_names": ["logits"]}
+    torch.onnx.export(
+        net, (x,), os.path.join(OUT, "model.onnx"), dynamo=False, opset_version=17,
+        training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False, **names)  # fmt: skip
+    torch.onnx.export(
+        net, (x,), os.path.join(OUT, "dynamo.onnx"), dynamo=True, opset_version=18,
+        external_data=False, optimize=False, **names)  # fmt: skip
+    strip(os.path.join(OUT, "dynamo.onnx"))
+    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
+    reference = {f"grad.{n}": g.contiguous() for n, g in exact.items()}
+    reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)
+    save_file(reference, os.path.join(OUT, "reference.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
