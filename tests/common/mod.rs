@@ -219,13 +219,18 @@ pub fn lower(train: &Graph, policy: Policy) -> Plan {
 
 /// As [`lower`], with the graph that was scheduled.
 pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
-    let target = Target::shipped("cpu-generic").expect("shipped");
+    lowered_for(train, policy, "cpu-generic")
+}
+
+/// As [`lowered`], for a target of a shipped description.
+pub fn lowered_for(train: &Graph, policy: Policy, target: &str) -> (Graph, Plan) {
+    let target = Target::shipped(target).expect("shipped");
     let train = simplify::simplify(train).unwrap_or_else(|e| panic!("{e}"));
     let modes = egraph::Modes { plain: Some(&train), scaled: None };
     let outcome = egraph::run(modes, &PrecisionOptions::new(policy), &target)
         .unwrap_or_else(|e| panic!("{e}"));
     let options = emit::Options {
-        capabilities: Capabilities::CPU,
+        capabilities: Capabilities::of(&target, false),
         accumulate: 1,
         seed: 0,
         target: target.summary(),

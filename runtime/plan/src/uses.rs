@@ -1,10 +1,11 @@
 //! Which elements of which tensors a step reads and writes.
 
 use crate::dtype::{DType, Kind};
+use crate::needs::needs;
 use crate::program::{BinaryOp, Instr, Reg};
 use crate::schema::{
     Access, Attention, ConvGeometry, ConvKind, Epilogue, EpilogueKind, Gather, Gemm, Instance,
-    Kernel, Math, MaxPool, Operand, ProgramId, TensorId,
+    Kernel, MaxPool, Operand, ProgramId, TensorId,
 };
 use crate::validate::{Context, MAX_ELEMENTS, MAX_RANK, kind_is};
 
@@ -32,6 +33,11 @@ struct Collector<'a, 'b> {
 /// The uses of a kernel; faults of its own are reported to `cx`. Accesses are not yet checked
 /// against their tensors' bounds.
 pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
+    for need in needs(kernel) {
+        if let Some(fault) = cx.plan.lacks(&need) {
+            cx.error(place, fault);
+        }
+    }
     let mut c = Collector { cx, place, list: vec![] };
     match kernel {
         Kernel::Rows(r) => {
@@ -45,7 +51,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
             if c.sizes(&[b0, b1, g.m, g.n, g.k]) {
                 c.operand("a", &g.a, vec![b0, b1, g.m, g.k], Kind::Real);
                 c.operand("b", &g.b, vec![b0, b1, g.k, g.n], Kind::Real);
-                c.math(g.math, &g.a, &g.b);
                 c.epilogue(&g.epilogue, dims);
                 c.sums(g);
             }
@@ -63,7 +68,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 };
                 c.operand("a", &k.a, a, Kind::Real);
                 c.operand("b", &k.b, b, Kind::Real);
-                c.math(k.math, &k.a, &k.b);
                 c.epilogue(&k.epilogue, out);
             }
         }
@@ -134,14 +138,6 @@ impl Collector<'_, '_> {
         self.typed(what, a, dims, kind, true);
     }
 
-    fn exactly(&mut self, what: &'static str, a: &Access, dtype: DType) {
-        if let Some(d) = self.dtype(what, a)
-            && d != dtype
-        {
-            self.error(format!("{what} is {d}, not {dtype}"));
-        }
-    }
-
     /// Whether sizes are at least 1 and their product is within reach.
     fn sizes(&mut self, sizes: &[u64]) -> bool {
         let n = sizes.iter().try_fold(1u64, |n, &d| n.checked_mul(d).filter(|&n| n > 0));
@@ -208,16 +204,6 @@ impl Collector<'_, '_> {
         }
     }
 
-    /// TF32 is a way of multiplying f32.
-    fn math(&mut self, math: Math, a: &Access, b: &Access) {
-        for (name, x) in [("a", a), ("b", b)] {
-            let Some(d) = self.dtype(name, x) else { continue };
-            if math == Math::Tf32 && d != DType::F32 {
-                self.error(format!("operand {name} of a TF32 product is {d}, not f32"));
-            }
-        }
-    }
-
     /// An accumulator that is scaled is read by that multiplication alone.
     fn scale(&mut self, e: &Epilogue, scale: u32) {
         let (p, k) = (&self.cx.plan.programs[e.program as usize], scale as usize);
@@ -279,7 +265,6 @@ impl Collector<'_, '_> {
         if !matches!(g.epilogue.kind, EpilogueKind::Store | EpilogueKind::Accumulate) {
             self.error("a product that sums an operand only stores or accumulates its result");
         }
-        self.exactly("operand sums", &s.out, DType::F32);
         let n = if s.operand == Operand::A { g.m } else { g.n };
         self.result("operand sums", &s.out, vec![n], Kind::Real);
     }
@@ -380,7 +365,6 @@ impl Collector<'_, '_> {
             self.operand("mask", m, vec![a.batch, a.heads, a.tq, a.tk], Kind::Real);
         }
         self.typed("o", &a.o, q, Kind::Real, forward);
-        self.exactly("lse", &a.lse, DType::F32);
         self.typed("lse", &a.lse, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
     }
 
@@ -395,7 +379,6 @@ impl Collector<'_, '_> {
         let (x, y) = (vec![g.n, g.c, g.h, g.w], vec![g.n, g.o, g.oh, g.ow]);
         self.typed("x", &p.x, x, Kind::Real, !forward);
         self.typed("y", &p.y, y.clone(), Kind::Real, forward);
-        self.exactly("index", &p.index, DType::U8);
         self.typed("index", &p.index, y, Kind::Int, forward);
     }
 
@@ -411,9 +394,5 @@ impl Collector<'_, '_> {
         self.typed("table", &g.table, vec![g.table_rows, g.width], kind, scatter);
         self.operand("ids", &g.ids, vec![g.rows], Kind::Int);
         self.typed("out", &g.out, vec![g.rows, g.width], kind, !scatter);
-        // Reals are rounded to the result's format; integers and booleans are copied.
-        if let (Some(d), true) = (self.dtype("table", &g.table), kind != Kind::Real) {
-            self.exactly("out", &g.out, d);
-        }
     }
 }

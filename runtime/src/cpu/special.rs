@@ -2,7 +2,7 @@
 
 use super::exec::Memory;
 use super::kernels::attention::{Attention, Backward, View4};
-use super::kernels::gather::{BadIndex, Indices, gather_rows, scatter_add_rows};
+use super::kernels::gather::{BadIndex, Indices, Matrix, gather_rows, scatter_add_rows};
 use super::kernels::pool::MaxPool2d;
 use super::pool::Pool;
 use super::reorder::Reorder;
@@ -36,21 +36,14 @@ pub enum Special {
         forward: bool,
         reorder: Box<Reorder>,
     },
+    /// Rows out of the table, or, with `add`, added to it.
     Gather {
-        table: *const u8,
+        table: Matrix,
         rows: usize,
         width: usize,
         ids: Indices,
-        dtypes: (DType, DType),
-        out: *mut u8,
-    },
-    ScatterAdd {
-        table: *mut f32,
-        rows: usize,
-        width: usize,
-        ids: Indices,
-        out: *const u8,
-        dtype: DType,
+        out: Matrix,
+        add: bool,
     },
 }
 
@@ -83,12 +76,9 @@ impl Ctx<'_> {
         View4 { ptr, dtype, strides: [s[0], s[1], s[2], s[3]].map(|s| s as isize) }
     }
 
-    fn dense(&self, what: &str, a: &Access, dims: &[u64]) -> Result<(*mut u8, DType)> {
-        let dims: Vec<usize> = dims.iter().map(|&n| n as usize).collect();
-        if super::exec::dense(&a.strides, &dims) {
-            return Ok(self.first(a));
-        }
-        Err(Error::new("R0108", format!("{what} is not dense")))
+    fn matrix(&self, a: &Access) -> Matrix {
+        let (ptr, dtype) = self.first(a);
+        Matrix { ptr, dtype, strides: [a.strides[0], a.strides[1]].map(|s| s as isize) }
     }
 
     fn attention(&self, a: &plan::Attention) -> Result<(Attention, *mut f32)> {
@@ -108,23 +98,20 @@ impl Ctx<'_> {
             causal: a.causal,
             scale: a.scale,
         };
-        let (lse, _) = self.dense("lse", &a.lse, &[a.batch, a.heads, a.tq])?;
+        let (lse, _) = self.first(&a.lse);
         Ok((problem, lse.cast()))
     }
 
-    fn ids(&self, g: &plan::Gather) -> Result<Indices> {
-        let (ptr, dtype) = self.dense("ids", &g.ids, &[g.rows])?;
-        if !matches!(dtype, DType::I64 | DType::I32) {
-            return Err(Error::new("R0110", format!("ids of format {dtype}")).help("i64 or i32"));
-        }
-        Ok(Indices { ptr, dtype, len: g.rows as usize })
+    fn ids(&self, g: &plan::Gather) -> Indices {
+        let (ptr, dtype) = self.first(&g.ids);
+        Indices { ptr, dtype, len: g.rows as usize, stride: g.ids.strides[0] as isize }
     }
 }
 
 /// Binds the kernel if it is one of these.
 ///
 /// # Errors
-/// If the CPU kernels do not take the layout or the formats.
+/// If the CPU kernels do not do what is asked, or memory cannot be had.
 pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Special>> {
     let c = Ctx { plan, memory };
     Ok(Some(match kernel {
@@ -166,7 +153,7 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
             let (x_dims, y_dims) = (dims([g.n, g.c, g.h, g.w]), dims([g.n, g.o, g.oh, g.ow]));
             let forward = matches!(kernel, Kernel::MaxPool(_));
             let (from, to) = (c.bound(&p.x), c.bound(&p.y));
-            let (dtype, y_dtype) = (from.dtype, to.dtype);
+            let dtype = from.dtype;
             let mut r = Reorder::default();
             let (x, y, index) = if forward {
                 let x = r.read(from, &x_dims)?;
@@ -176,29 +163,16 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
                 (x, r.read(to, &y_dims)?, r.read(c.bound(&p.index), &y_dims)?)
             };
             let reorder = Box::new(r);
-            if dtype != y_dtype {
-                return Err(Error::new(
-                    "R0111",
-                    format!("max pooling between {dtype} and {y_dtype}"),
-                ));
-            }
             Special::MaxPool { problem, x, y, index, dtype, forward, reorder }
         }
-        Kernel::Gather(g) => {
-            let (table, from) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
-            let (out, to) = c.dense("the result", &g.out, &[g.rows, g.width])?;
-            let (rows, width) = (g.table_rows as usize, g.width as usize);
-            Special::Gather { table, rows, width, ids: c.ids(g)?, dtypes: (from, to), out }
-        }
-        Kernel::ScatterAdd(g) => {
-            let (table, dtype) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
-            if dtype != DType::F32 {
-                return Err(Error::new("R0110", format!("rows are added into {dtype}, not f32")));
-            }
-            let (out, dtype) = c.dense("the rows", &g.out, &[g.rows, g.width])?;
-            let (rows, width) = (g.table_rows as usize, g.width as usize);
-            Special::ScatterAdd { table: table.cast(), rows, width, ids: c.ids(g)?, out, dtype }
-        }
+        Kernel::Gather(g) | Kernel::ScatterAdd(g) => Special::Gather {
+            table: c.matrix(&g.table),
+            rows: g.table_rows as usize,
+            width: g.width as usize,
+            ids: c.ids(g),
+            out: c.matrix(&g.out),
+            add: matches!(kernel, Kernel::ScatterAdd(_)),
+        },
         Kernel::Rows(_) | Kernel::Gemm(_) | Kernel::Conv(_) => return Ok(None),
     }))
 }
@@ -215,7 +189,7 @@ impl Special {
             Special::AttentionGrad { problem, .. } => problem.backward_scratch_bytes(),
             Special::MaxPool { problem, forward: true, .. } => problem.forward_scratch_bytes(),
             Special::MaxPool { problem, .. } => problem.backward_scratch_bytes(),
-            Special::Gather { .. } | Special::ScatterAdd { .. } => 0,
+            Special::Gather { .. } => 0,
         }
     }
 
@@ -253,12 +227,13 @@ impl Special {
                     }
                     reorder.after(pool);
                 }
-                Special::Gather { table, rows, width, ids, dtypes, out } => {
-                    gather_rows(table, (rows, width), ids, dtypes, out).map_err(bad_index)?;
-                }
-                Special::ScatterAdd { table, rows, width, ids, out, dtype } => {
-                    scatter_add_rows(table, (rows, width), ids, out, dtype, false)
-                        .map_err(bad_index)?;
+                Special::Gather { table, rows, width, ids, out, add } => {
+                    let size = (rows, width);
+                    match add {
+                        false => gather_rows(table, size, ids, out),
+                        true => scatter_add_rows(table, size, ids, out, false),
+                    }
+                    .map_err(bad_index)?;
                 }
             }
         }
