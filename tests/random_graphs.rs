@@ -7,74 +7,19 @@ mod random;
 #[path = "../compiler/tests/semantics/rng.rs"]
 #[allow(dead_code, reason = "every test binary uses a part")]
 mod rng;
+mod run_case;
+#[path = "../compiler/tests/semantics/views.rs"]
+#[allow(dead_code, reason = "every test binary uses a part")]
+mod views;
 
 use precast_compiler::ir::{Graph, Result_, ValueId};
 use precast_compiler::ops::{Cast, Lowering, Op};
 use precast_compiler::precision::Policy;
-use precast_compiler::reference::{self, Data, Evaluated, Tensor, eval, eval_with};
+use precast_compiler::reference::{self, eval, eval_with};
 use precast_plan::{DType, Plan};
-use precast_runtime::data::batch_of;
-use precast_runtime::tensors::Element;
-use precast_runtime::{HostTensor, Options, Session};
 use random::{RandomCase, describe};
+use run_case::{distance, run};
 use std::collections::{BTreeMap, BTreeSet};
-
-fn host(t: &Tensor) -> HostTensor<'static> {
-    let shape: Vec<u64> = t.shape().iter().map(|&n| n as u64).collect();
-    match &t.data {
-        Data::Real(v) => {
-            HostTensor::from_f32(&shape, &v.iter().map(|&x| x as f32).collect::<Vec<_>>())
-        }
-        Data::Int(v) => {
-            let size = t.ty.dtype.size();
-            let bytes: Vec<u8> = v.iter().flat_map(|x| x.to_le_bytes()[..size].to_vec()).collect();
-            HostTensor { element: Element::Plan(t.ty.dtype), shape, bytes: bytes.into() }
-        }
-        Data::Bool(_) => panic!("no input is a bool"),
-    }
-}
-
-/// All results of one step, by name.
-fn run(plan: &Plan, case: &RandomCase, threads: usize) -> Vec<(String, Vec<f32>)> {
-    let none: BTreeMap<String, HostTensor> = BTreeMap::new();
-    let options = Options { threads, ..Options::default() };
-    let mut s = Session::new(plan.clone(), &none, &options).unwrap_or_else(|e| panic!("{e}"));
-    for (name, t) in &case.vars {
-        // A parameter that nothing reads has no tensor.
-        if plan.tensors.iter().any(|t| t.name == *name) {
-            s.write(name, &host(t)).unwrap_or_else(|e| panic!("{e}"));
-        }
-    }
-    let fed: Vec<(&str, HostTensor)> =
-        case.inputs.iter().map(|(n, t)| (n.as_str(), host(t))).collect();
-    let wanted = s.wanted();
-    let fed: Vec<_> =
-        fed.into_iter().filter(|(n, _)| wanted.iter().any(|w| w.name == *n)).collect();
-    let batch = batch_of(&wanted, &fed).unwrap_or_else(|e| panic!("{e}"));
-    s.micro(&batch).unwrap_or_else(|e| panic!("{e}"));
-    plan.results
-        .iter()
-        .map(|r| (r.name.clone(), s.result(&r.name).unwrap_or_else(|e| panic!("{e}")).to_f32()))
-        .collect()
-}
-
-/// Largest distance of a result from what it should be, relative to the largest element.
-fn distance(have: &[(String, Vec<f32>)], want: &Evaluated) -> (f64, String) {
-    let mut worst = (0.0, String::new());
-    assert_eq!(have.len(), want.results.len());
-    for (name, values) in have {
-        let exact = want.results[name].reals();
-        assert_eq!(values.len(), exact.len(), "{name}");
-        let size = exact.iter().fold(1.0, |m: f64, x| m.max(x.abs()));
-        for (a, b) in values.iter().zip(exact) {
-            let e = (f64::from(*a) - b).abs() / size;
-            if e > worst.0 || e.is_nan() {
-                worst = (if e.is_nan() { f64::INFINITY } else { e }, name.clone());
-            }
-        }
-    }
-    worst
-}
 
 /// A value of a graph that was scheduled, in one that rounds where the plan does.
 #[derive(Clone)]
@@ -222,4 +167,36 @@ fn plans_in_16_bits_round_where_they_store() {
     }
     assert!(off.len() <= 4, "{off:?}");
     assert!(narrow > 60, "{narrow} plans with bf16 in them");
+}
+
+/// The plan of a case for a target, run by the CPU backend whatever the target.
+fn follows(case: &RandomCase, target: &str, what: &str) {
+    let g = case.differentiated();
+    let (_, mut plan) = common::lowered_for(target, &g, Policy::F32);
+    plan.target.device = "cpu".into();
+    let want = eval(&g, &case.inputs, &case.vars).unwrap_or_else(|e| panic!("{e}"));
+    let (e, name) = distance(&run(&plan, case, 2), &want);
+    assert!(e <= 2e-5, "{what} for {target}, {name}: off by {e:e}\n{}", describe(case));
+}
+
+/// Plans of both kinds of target, for kernels all of whose operands are views.
+#[test]
+fn kernels_take_any_view() {
+    for kernel in views::KERNELS {
+        for seed in 0..60 {
+            let case = views::of_kernel(kernel, seed);
+            let what = format!("`{kernel}`, seed {seed}");
+            ["cpu-generic", "h100"].iter().for_each(|t| follows(&case, t, &what));
+        }
+    }
+}
+
+/// Sums of branches that are enlarged: fusion splits their axes, and a plan's spaces have few.
+#[test]
+fn enlarged_branches_make_valid_plans() {
+    for seed in 0..150 {
+        let case = views::of_branches(seed);
+        let what = format!("branches, seed {seed}");
+        ["cpu-generic", "h100"].iter().for_each(|t| follows(&case, t, &what));
+    }
 }

@@ -4,7 +4,7 @@ use precast_plan::{DType, RecurrentCell, Squash, Way};
 use precast_runtime::cpu::kernels::attention::{Attention, Backward, View4};
 use precast_runtime::cpu::kernels::conv::{Conv2d, ConvPlan};
 use precast_runtime::cpu::kernels::conv_wgrad::ConvWeightGradPlan;
-use precast_runtime::cpu::kernels::gather::{Indices, gather_rows, scatter_add_rows};
+use precast_runtime::cpu::kernels::gather::{Indices, Matrix, gather_rows, scatter_add_rows};
 use precast_runtime::cpu::kernels::gemm::{Gemm, MatMut, MatRef, Shape, scratch_bytes};
 use precast_runtime::cpu::kernels::pool::MaxPool2d;
 use precast_runtime::cpu::kernels::recurrence::{
@@ -173,9 +173,11 @@ fn no_kernel_allocates() {
                 recurrence.backward(&back, &mut scratch);
                 pool.forward(p[0], p[1], args.as_mut_ptr(), T, &mut scratch);
                 pool.backward(p[1], args.as_ptr(), p[2], T, &mut scratch);
-                let which = Indices { ptr: indices.as_ptr().cast(), dtype: DType::I64, len: 500 };
-                gather_rows(p[0], (7, 100), which, (T, T), p[1]).expect("indices in range");
-                scatter_add_rows(p[2].cast(), (7, 100), which, p[1], T, false)
+                let ptr = indices.as_ptr().cast();
+                let which = Indices { ptr, dtype: DType::I64, len: 500, stride: 1 };
+                let rows = |i: usize| Matrix { ptr: p[i], dtype: T, strides: [100, 1] };
+                gather_rows(rows(0), (7, 100), which, rows(1)).expect("indices in range");
+                scatter_add_rows(rows(2), (7, 100), which, rows(1), false)
                     .expect("indices in range");
             }
         };

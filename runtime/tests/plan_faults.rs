@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::mlp;
+use common::{Builder, mlp};
 use precast_plan::{Plan, Storage};
 use precast_runtime::{Backend, CpuBackend, Phase};
 use serde_json::{Value, json};
@@ -211,4 +211,83 @@ fn each_rule_has_a_message() {
 #[test]
 fn the_text_form() {
     insta::assert_snapshot!(mlp().to_string());
+}
+
+/// What kernels ask of their operands (`plan/src/needs.rs`), for every kernel that asks.
+#[test]
+fn operands_that_kernels_do_not_take() {
+    use precast_plan::{Access, Attention, ConvGeometry, DType, Gather, Kernel, MaxPool, Role};
+    let refused = |make: &dyn Fn(&mut Builder) -> Kernel| -> String {
+        let mut b = Builder::new();
+        let kernel = make(&mut b);
+        b.plan.micro.push(Builder::step("step", kernel));
+        let faults = b.plan.validate().expect_err("a kernel does not take this");
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let keep = |b: &mut Builder, name: &str, dtype: DType, shape: &[u64]| -> Access {
+        let t = b.keep(name, dtype, shape, Role::Buffer, precast_plan::Init::Zeros);
+        b.all(t)
+    };
+    let gather = |b: &mut Builder, [table, ids, out]: [DType; 3]| Gather {
+        rows: 3,
+        width: 4,
+        table_rows: 5,
+        table: keep(b, "table", table, &[5, 4]),
+        ids: keep(b, "ids", ids, &[3]),
+        out: keep(b, "out", out, &[3, 4]),
+    };
+    use DType::{Bf16, Bool, F32, I32, I64};
+    let said = refused(&|b| Kernel::Gather(gather(b, [F32, Bool, F32])));
+    assert!(said.contains("ids is bool, not i32 or i64 or u8"), "{said}");
+    let said = refused(&|b| Kernel::Gather(gather(b, [I64, I32, I32])));
+    assert!(said.contains("out is i32, but the table is i64"), "{said}");
+    let said = refused(&|b| Kernel::ScatterAdd(gather(b, [Bf16, I32, F32])));
+    assert!(said.contains("the table is bf16, not f32"), "{said}");
+    let pool = |b: &mut Builder, y: DType, index: DType| MaxPool {
+        geometry: ConvGeometry {
+            n: 1,
+            c: 2,
+            h: 4,
+            w: 4,
+            o: 2,
+            kh: 2,
+            kw: 2,
+            oh: 2,
+            ow: 2,
+            stride: [2, 2],
+            pad: [0; 4],
+            dilation: [1, 1],
+            groups: 1,
+        },
+        x: keep(b, "x", F32, &[1, 2, 4, 4]),
+        y: keep(b, "y", y, &[1, 2, 2, 2]),
+        index: keep(b, "index", index, &[1, 2, 2, 2]),
+    };
+    let said = refused(&|b| Kernel::MaxPool(pool(b, Bf16, DType::U8)));
+    assert!(said.contains("y is bf16, but x is f32"), "{said}");
+    let said = refused(&|b| Kernel::MaxPoolGrad(pool(b, F32, I32)));
+    assert!(said.contains("index is i32, not u8"), "{said}");
+    let said = refused(&|b| {
+        let mut row = |name: &str| keep(b, name, F32, &[1, 1, 3, 4]);
+        let (q, k, v, o) = (row("q"), row("k"), row("v"), row("o"));
+        let lse = Access { strides: vec![6, 6, 2], ..keep(b, "lse", F32, &[1, 1, 6]) };
+        let (batch, heads, tq, tk, d) = (1, 1, 3, 3, 4);
+        let (scale, causal, mask) = (1.0, false, None);
+        Kernel::Attention(Attention {
+            batch,
+            heads,
+            tq,
+            tk,
+            d,
+            scale,
+            causal,
+            mask,
+            q,
+            k,
+            v,
+            o,
+            lse,
+        })
+    });
+    assert!(said.contains("lse is not dense"), "{said}");
 }

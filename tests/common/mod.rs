@@ -251,7 +251,7 @@ pub fn lowered(train: &Graph, policy: Policy) -> (Graph, Plan) {
     lowered_for("cpu-generic", train, policy)
 }
 
-/// As [`lowered`], for a target by its name.
+/// As [`lowered`], for a target of a shipped description.
 pub fn lowered_for(target: &str, train: &Graph, policy: Policy) -> (Graph, Plan) {
     let target = Target::shipped(target).expect("shipped");
     let train = simplify::simplify(train).unwrap_or_else(|e| panic!("{e}"));

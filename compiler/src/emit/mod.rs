@@ -18,7 +18,9 @@ use crate::schedule::fuse::{Group, over_product};
 use crate::schedule::items::{Body, Source};
 use crate::schedule::order::Bundle;
 use crate::schedule::program::Built;
-use crate::schedule::{Capabilities, Schedule, flat, product_strides, rows_of, schedule, table};
+use crate::schedule::{
+    Capabilities, Schedule, flat, product_strides, rows_of, schedule, space, table,
+};
 use precast_plan::{
     Access, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Instr, Kernel, MaxPool, Named,
     Operand, OperandSums, Plan, Program, Role, Rows, Step, Storage, Summary, TargetSummary, Tensor,
@@ -382,69 +384,17 @@ impl Bind<'_> {
     }
 
     fn instance(&self, g: &Group, built: &Built) -> Instance {
-        let kept = g.dims.len() - g.reduced;
-        let list = |list: &[Strided]| -> Vec<Access> {
-            list.iter().map(|a| self.access(a, &g.dims)).collect()
+        let s = space(&self.s.items, g, built).expect("placements were checked");
+        let list = |list: Vec<Strided>| -> Vec<Access> {
+            let bound = |a: Strided| Access {
+                tensor: self.tensor[&a.value],
+                offset: a.offset as u64,
+                strides: a.strides,
+            };
+            list.into_iter().map(bound).collect()
         };
-        let mut inputs = list(&built.inputs);
-        let mut outputs = list(&built.outputs);
-        let infos = built.program.check().expect("programs were checked");
-        for (a, port) in outputs.iter_mut().zip(&built.program.outputs) {
-            if infos[port.reg as usize].row && g.reduced > 0 {
-                a.strides[kept..].fill(0);
-            }
-        }
-        let counted = built
-            .program
-            .code
-            .iter()
-            .any(|i| matches!(i, Instr::Index { .. } | Instr::Uniform { .. }));
-        let mut dims: Vec<u64> = g.dims.iter().map(|&n| n as u64).collect();
-        let mut reduced = g.reduced;
-        if !counted {
-            let merge = |from: usize, to: usize| -> Vec<usize> {
-                // The last axis of every run of axes that all ports step through evenly.
-                let mut keep: Vec<usize> = vec![];
-                for d in (from..to).filter(|&d| g.dims[d] != 1) {
-                    let joins = keep.last().is_some_and(|&l| {
-                        inputs
-                            .iter()
-                            .chain(&outputs)
-                            .all(|a| a.strides[l] == a.strides[d] * g.dims[d] as i64)
-                    });
-                    if joins {
-                        *keep.last_mut().expect("joins a run") = d;
-                    } else {
-                        keep.push(d);
-                    }
-                }
-                keep
-            };
-            let (front, back) = (merge(0, kept), merge(kept, g.dims.len()));
-            let extent = |keep: &[usize], from: usize| -> Vec<u64> {
-                let mut start = from;
-                keep.iter()
-                    .map(|&d| {
-                        let n = g.dims[start..=d].iter().map(|&n| n as u64).product();
-                        start = d + 1;
-                        n
-                    })
-                    .collect()
-            };
-            dims = extent(&front, 0);
-            dims.extend(extent(&back, kept));
-            reduced = back.len();
-            for a in inputs.iter_mut().chain(&mut outputs) {
-                a.strides = front.iter().chain(&back).map(|&d| a.strides[d]).collect();
-            }
-        }
-        // A reduction has an axis to reduce, a space has an axis.
-        if (built.program.reduces() && reduced == 0) || dims.is_empty() {
-            dims.push(1);
-            reduced = usize::from(built.program.reduces());
-            inputs.iter_mut().chain(&mut outputs).for_each(|a| a.strides.push(0));
-        }
-        Instance { dims, reduced: reduced as u32, inputs, outputs }
+        let (inputs, outputs) = (list(s.inputs), list(s.outputs));
+        Instance { dims: s.dims, reduced: s.reduced as u32, inputs, outputs }
     }
 
     fn product(&self, g: &Group, built: &Built, program: u32) -> Kernel {

@@ -343,6 +343,9 @@ pub(crate) fn signature(x: &[&TensorType], kinds: &str) -> Result<(), String> {
 
 /// Refuses a tensor too large for any machine.
 pub(crate) fn fits(t: &TensorType) -> Result<(), String> {
+    if t.shape.rank() > precast_plan::MAX_RANK {
+        return Err(format!("{t} has more than {} axes", precast_plan::MAX_RANK));
+    }
     if t.shape.is_addressable() { Ok(()) } else { Err(format!("{t} is too large")) }
 }
 

@@ -9,6 +9,7 @@
 use super::fuse::{Group, over_product};
 use super::items::{Body, Items, Source, Value};
 use super::program::Built;
+use super::space::holds;
 use super::{affine::Access, affine::Placement};
 use crate::ir::Shape;
 use crate::ir::view::View;
@@ -102,6 +103,7 @@ fn fits(items: &Items, (group, built): &(Group, Option<Built>), v: usize) -> boo
         let Some(a) = items.physical(a, &group.dims) else { return false };
         product.is_none_or(|p| over_product(&group.dims, &a, &p.dims).is_some())
     });
+    let said = said && (product.is_some() || holds(items, group, built));
     let Some(Body::Product { op, operands }) = product.map(|p| &p.body) else { return said };
     let operands = operands.iter().filter(|o| o.0 == v).all(|(_, view)| {
         let a = Access { value: v, offset: view.offset, strides: view.strides.clone() };

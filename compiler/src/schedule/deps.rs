@@ -38,11 +38,11 @@ pub fn readers(items: &Items) -> Vec<Vec<usize>> {
 }
 
 /// Whether the item fills a whole value with a literal that parts are then written over; a part
-/// may be a literal too.
+/// may be a literal too, of fewer elements. The value's extents say nothing: a result may give it others.
 pub fn is_fill(items: &Items, item: &Item) -> bool {
     matches!(item.body, Body::Copy)
         && matches!(item.reads[..], [Read::Literal(_)])
-        && item.dims == items.values[item.writes[0].value].shape
+        && item.dims.iter().product::<usize>() == items.values[item.writes[0].value].elements()
 }
 
 /// Items that must run after each item: readers of what it writes, writers over its zeros, and

@@ -9,6 +9,7 @@ use super::affine::{Access, Matched, Remap, Side, match_axes};
 use super::items::{Body, Items, Read};
 use super::kernels::product_fits;
 use super::program::{Built, build, still};
+use super::space::holds;
 use super::sums::Sums;
 use super::{Capabilities, deps};
 use crate::ir::Phase;
@@ -418,7 +419,11 @@ impl Fuser<'_> {
         if built.inputs.iter().any(|r| built.outputs.iter().any(|w| storage(r) == storage(w))) {
             return None;
         }
-        (g.product.is_none() || product_fits(self.items, &g, &built)).then_some(g)
+        let fits = match g.product {
+            Some(_) => product_fits(self.items, &g, &built),
+            None => holds(self.items, &g, &built),
+        };
+        fits.then_some(g)
     }
 }
 

@@ -18,11 +18,13 @@ pub mod order;
 mod place;
 pub mod program;
 mod recompute;
+mod space;
 mod sums;
 mod taps;
 
 pub use copies::{copy_name, weight_copies};
 pub(crate) use kernels::{dense_lines, flat, lines, product_strides, rows as rows_of, table};
+pub(crate) use space::space;
 
 use crate::diagnostic::Result;
 use crate::ir::Graph;

@@ -4,7 +4,7 @@ use super::affine::Access;
 use super::fuse::Group;
 use super::items::{Body, Item, Items, Read, Source};
 use crate::ops::{Op, ProgramBuilder};
-use precast_plan::{BinaryOp, DType, InPort, Instr, OutPort, Program, Reg};
+use precast_plan::{BinaryOp, DType, InPort, Instr, MAX_CODE, OutPort, Program, Reg};
 use rustc_hash::FxHashMap;
 
 /// A program and what its ports are bound to, over the space of the group. Port 0 of a product's
@@ -81,8 +81,12 @@ fn build_with(
     let built = x.finish();
     let single = group.dims.iter().product::<usize>() == 1;
     let ports = built.inputs.len() + built.outputs.len();
-    if !single && group.items.len() > 1 && (built.program.code.len() > most.0 || ports > most.1) {
+    let code = built.program.code.len();
+    if !single && group.items.len() > 1 && (code > most.0 || ports > most.1) {
         return Err("too large");
+    }
+    if code.max(ports) > MAX_CODE {
+        return Err("more instructions or ports than a plan holds");
     }
     let infos = built.program.check().map_err(|_| "faulty program")?;
     check_levels(group, &built, &infos)?;

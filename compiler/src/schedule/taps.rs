@@ -11,12 +11,13 @@ use super::items::{Items, Source};
 use super::kernels::product_fits;
 use super::order::{Bundle, touched};
 use super::program::{Built, build_within};
+use super::space::holds;
 use crate::ir::Phase;
-use precast_plan::DType;
+use precast_plan::{DType, MAX_CODE};
 use std::collections::BTreeSet;
 
 /// A copy may be larger than a program that is worth running.
-const MOST: (usize, usize) = (usize::MAX, usize::MAX);
+const MOST: (usize, usize) = (MAX_CODE, MAX_CODE);
 
 /// Adds the copies to the steps of forward and backward pass, each before its original, which may
 /// overwrite what both read. Gives the values that are stored for this alone. A few may stay
@@ -60,7 +61,11 @@ fn copy(
     inside.iter().for_each(|&v| items.values[v].dtype = DType::F32);
     let attempt = |stored: &BTreeSet<usize>| -> Option<Built> {
         let built = build_within(items, group, |v| stored.contains(&v), MOST).ok()?;
-        (group.product.is_none() || product_fits(items, group, &built)).then_some(built)
+        let fits = match group.product {
+            Some(_) => product_fits(items, group, &built),
+            None => holds(items, group, &built),
+        };
+        fits.then_some(built)
     };
     let all: BTreeSet<usize> = inside.iter().copied().collect();
     if all.is_empty() {

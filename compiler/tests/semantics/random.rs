@@ -26,20 +26,33 @@ pub struct RandomCase {
     pub vars: IndexMap<String, Tensor>,
 }
 
+/// Leaves and some steps.
+fn random_steps(b: &mut Builder) {
+    b.leaves();
+    let steps = 3 + b.rng.below(28);
+    for _ in 0..steps {
+        if b.edges { b.edge_step() } else { b.step() }
+    }
+}
+
 impl RandomCase {
     /// The same seed gives the same case.
     pub fn new(seed: u64) -> RandomCase {
-        RandomCase::build(seed, false)
+        RandomCase::built(seed, random_steps)
     }
 
     /// A graph full of corners and ties: leaves are halves between −1 and 1, and operations keep
     /// numbers of few bits, so that f32 and f64 agree on which elements are equal.
     #[allow(dead_code, reason = "of the tests that run plans")]
     pub fn at_edges(seed: u64) -> RandomCase {
-        RandomCase::build(seed, true)
+        RandomCase::built(seed, |b| {
+            b.edges = true;
+            random_steps(b);
+        })
     }
 
-    fn build(seed: u64, edges: bool) -> RandomCase {
+    /// What `make` makes, with a loss of all that nothing reads.
+    pub fn built(seed: u64, make: impl FnOnce(&mut Builder)) -> RandomCase {
         let mut rng = Rng(seed);
         rng.next();
         let mut b = Builder {
@@ -47,13 +60,9 @@ impl RandomCase {
             g: Graph::new("random"),
             inputs: IndexMap::new(),
             vars: IndexMap::new(),
-            edges,
+            edges: false,
         };
-        b.leaves();
-        let steps = 3 + b.rng.below(28);
-        for _ in 0..steps {
-            if edges { b.edge_step() } else { b.step() }
-        }
+        make(&mut b);
         let loss = b.loss();
         b.g.results.push(Result_ { name: "loss".into(), value: loss });
         RandomCase { graph: b.g, loss, inputs: b.inputs, vars: b.vars }
@@ -83,8 +92,9 @@ impl RandomCase {
     }
 }
 
-struct Builder {
-    rng: Rng,
+/// Appends to a graph; what it draws comes from one generator.
+pub struct Builder {
+    pub rng: Rng,
     g: Graph,
     inputs: IndexMap<String, Tensor>,
     vars: IndexMap<String, Tensor>,
@@ -169,22 +179,28 @@ impl Builder {
         }
     }
 
-    fn op(&mut self, op: impl Into<Op>, x: &[ValueId]) -> ValueId {
+    pub fn op(&mut self, op: impl Into<Op>, x: &[ValueId]) -> ValueId {
         self.all(op, x)[0]
     }
 
-    fn shape(&self, v: ValueId) -> Vec<usize> {
+    /// The value made last.
+    #[allow(dead_code, reason = "every test binary uses a part")]
+    pub fn last(&self) -> ValueId {
+        ValueId(self.g.value_count() as u32 - 1)
+    }
+
+    pub fn shape(&self, v: ValueId) -> Vec<usize> {
         self.g.shape(v).to_vec()
     }
 
-    fn input(&mut self, t: Tensor) -> ValueId {
+    pub fn input(&mut self, t: Tensor) -> ValueId {
         let name = format!("x{}", self.inputs.len());
         let op = Input::new(&name, &t.ty);
         self.inputs.insert(name, t);
         self.op(op, &[])
     }
 
-    fn param(&mut self, shape: &[usize]) -> ValueId {
+    pub fn param(&mut self, shape: &[usize]) -> ValueId {
         let name = format!("p{}", self.vars.len());
         let t = self.leaf(shape);
         let init = VarInit::Uniform { bound: 1.0, stream: self.vars.len() as u32 };
@@ -244,7 +260,7 @@ impl Builder {
         self.op(Broadcast { shape: shape.to_vec() }, &[c])
     }
 
-    fn bin(&mut self, f: BinaryOp, a: ValueId, b: ValueId) -> ValueId {
+    pub fn bin(&mut self, f: BinaryOp, a: ValueId, b: ValueId) -> ValueId {
         self.op(Binary { f }, &[a, b])
     }
 
@@ -321,7 +337,7 @@ impl Builder {
         }
     }
 
-    fn movement(&mut self, x: ValueId, shape: &[usize]) {
+    pub fn movement(&mut self, x: ValueId, shape: &[usize]) {
         let rank = shape.len();
         if rank == 0 {
             self.op(Reshape { shape: vec![1, 1] }, &[x]);
@@ -383,7 +399,7 @@ impl Builder {
         }
     }
 
-    fn reduction(&mut self, x: ValueId, shape: &[usize]) {
+    pub fn reduction(&mut self, x: ValueId, shape: &[usize]) {
         let axes: Vec<usize> = (0..shape.len()).filter(|_| self.rng.chance(50)).collect();
         if axes.is_empty() {
             return;
@@ -455,7 +471,7 @@ impl Builder {
         }
     }
 
-    fn normalisation(&mut self, x: ValueId, shape: &[usize]) {
+    pub fn normalisation(&mut self, x: ValueId, shape: &[usize]) {
         let rank = shape.len();
         if rank < 2 || shape[rank - 1] < 2 {
             return;

@@ -1,11 +1,12 @@
 //! Which elements of which tensors a step reads and writes.
 
 use crate::dtype::{DType, Kind};
+use crate::needs::needs;
 use crate::program::{BinaryOp, Instr, Reg};
 use crate::recurrence::{RecurrenceShape, RecurrentCell};
 use crate::schema::{
     Access, Attention, ConvGeometry, ConvKind, Epilogue, EpilogueKind, Gather, Gemm, Instance,
-    Kernel, Math, MaxPool, Operand, ProgramId, TensorId,
+    Kernel, MaxPool, Operand, ProgramId, TensorId,
 };
 use crate::validate::{Context, MAX_ELEMENTS, MAX_RANK, kind_is};
 
@@ -36,6 +37,11 @@ struct Collector<'a, 'b> {
 /// The uses of a kernel; faults of its own are reported to `cx`. Accesses are not yet checked
 /// against their tensors' bounds.
 pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
+    for need in needs(kernel) {
+        if let Some(fault) = cx.plan.lacks(&need) {
+            cx.error(place, fault);
+        }
+    }
     let mut c = Collector { cx, place, list: vec![] };
     match kernel {
         Kernel::Rows(r) => {
@@ -49,7 +55,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
             if c.sizes(&[b0, b1, g.m, g.n, g.k]) {
                 c.operand("a", &g.a, vec![b0, b1, g.m, g.k], Kind::Real);
                 c.operand("b", &g.b, vec![b0, b1, g.k, g.n], Kind::Real);
-                c.math(g.math, &g.a, &g.b);
                 c.epilogue(&g.epilogue, dims);
                 c.sums(g);
             }
@@ -67,7 +72,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 };
                 c.operand("a", &k.a, a, Kind::Real);
                 c.operand("b", &k.b, b, Kind::Real);
-                c.math(k.math, &k.a, &k.b);
                 c.epilogue(&k.epilogue, out);
             }
         }
@@ -87,13 +91,12 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 if r.bias.is_some() != shape.cell.has_bias() {
                     c.error(format!("a bias of a {} cell", shape.cell.name()));
                 }
-                c.walked(r.reads(), r.writes(), "kept", &r.kept);
+                c.walked(r.reads(), r.writes());
             }
         }
         Kernel::RecurrenceGrad(g) => {
             if c.recurrence(&g.shape, g.peephole.is_some(), g.lengths.as_ref()) {
-                c.exactly("kept", &g.kept, DType::F32);
-                c.walked(g.reads(), g.writes(), "d_states", &g.d_states);
+                c.walked(g.reads(), g.writes());
             }
         }
         Kernel::MaxPool(p) => c.pool(p, true),
@@ -103,13 +106,9 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
         Kernel::LastIndex(l) => {
             if c.sizes(&[l.rows]) && c.sizes(&[l.table_rows]) {
                 c.operand("ids", &l.ids, vec![l.rows], Kind::Int);
-                c.exactly("out", &l.out, DType::I32);
                 c.result("out", &l.out, vec![l.table_rows], Kind::Int);
                 if l.rows > i32::MAX as u64 {
                     c.error(format!("the places of {} ids do not fit 32 bits", l.rows));
-                }
-                if l.table_rows > 1 && l.out.strides.first() != Some(&1) {
-                    c.error("out is not dense");
                 }
             }
         }
@@ -120,8 +119,8 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 let kind = if d.is_real() { Kind::Real } else { Kind::Int };
                 c.operand("x", &s.x, s.dims.to_vec(), kind);
                 c.result("y", &s.y, s.dims.to_vec(), kind);
-                if kind == Kind::Int {
-                    c.exactly("y", &s.y, DType::I32);
+                if kind == Kind::Int && c.dtype("y", &s.y).is_some_and(|d| d != DType::I32) {
+                    c.error("running sums of integers are i32");
                 }
             }
         }
@@ -132,7 +131,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
             {
                 let kind = if d.is_real() { Kind::Real } else { Kind::Int };
                 c.operand("x", &t.x, t.dims.to_vec(), kind);
-                c.exactly("index", &t.index, DType::I32);
                 c.result("index", &t.index, vec![outer, t.k, inner], Kind::Int);
                 if t.k == 0 || t.k > n || n > i32::MAX as u64 {
                     c.error(format!("the {} largest of {n} elements", t.k));
@@ -190,14 +188,6 @@ impl Collector<'_, '_> {
 
     fn result(&mut self, what: &'static str, a: &Access, dims: Vec<u64>, kind: Kind) {
         self.typed(what, a, dims, kind, true);
-    }
-
-    fn exactly(&mut self, what: &'static str, a: &Access, dtype: DType) {
-        if let Some(d) = self.dtype(what, a)
-            && d != dtype
-        {
-            self.error(format!("{what} is {d}, not {dtype}"));
-        }
     }
 
     /// Whether sizes are at least 1 and their product is within reach.
@@ -266,16 +256,6 @@ impl Collector<'_, '_> {
         }
     }
 
-    /// TF32 is a way of multiplying f32.
-    fn math(&mut self, math: Math, a: &Access, b: &Access) {
-        for (name, x) in [("a", a), ("b", b)] {
-            let Some(d) = self.dtype(name, x) else { continue };
-            if math == Math::Tf32 && d != DType::F32 {
-                self.error(format!("operand {name} of a TF32 product is {d}, not f32"));
-            }
-        }
-    }
-
     /// An accumulator that is scaled is read by that multiplication alone.
     fn scale(&mut self, e: &Epilogue, scale: u32) {
         let (p, k) = (&self.cx.plan.programs[e.program as usize], scale as usize);
@@ -337,7 +317,6 @@ impl Collector<'_, '_> {
         if !matches!(g.epilogue.kind, EpilogueKind::Store | EpilogueKind::Accumulate) {
             self.error("a product that sums an operand only stores or accumulates its result");
         }
-        self.exactly("operand sums", &s.out, DType::F32);
         let n = if s.operand == Operand::A { g.m } else { g.n };
         self.result("operand sums", &s.out, vec![n], Kind::Real);
     }
@@ -449,7 +428,6 @@ impl Collector<'_, '_> {
         }
         self.typed("o", &a.o, q, Kind::Real, forward);
         for (what, x) in [("lse", &a.lse), ("low", &a.low)] {
-            self.exactly(what, x, DType::F32);
             self.typed(what, x, vec![a.batch, a.heads, a.tq], Kind::Real, forward);
         }
     }
@@ -478,9 +456,8 @@ impl Collector<'_, '_> {
         [s.gates_dims(), s.matrix_dims(), s.y_dims(), s.kept_dims()].iter().all(|d| self.sizes(d))
     }
 
-    /// Dense operands and results, one of which is always f32.
-    fn walked(&mut self, reads: Uses, writes: Uses, full: &'static str, a: &Access) {
-        self.exactly(full, a, DType::F32);
+    /// Dense operands and results.
+    fn walked(&mut self, reads: Uses, writes: Uses) {
         for (list, write) in [(reads, false), (writes, true)] {
             for (what, a, dims) in list {
                 self.dense(what, a, &dims);
@@ -513,7 +490,6 @@ impl Collector<'_, '_> {
         let (x, y) = (vec![g.n, g.c, g.h, g.w], vec![g.n, g.o, g.oh, g.ow]);
         self.typed("x", &p.x, x, Kind::Real, !forward);
         self.typed("y", &p.y, y.clone(), Kind::Real, forward);
-        self.exactly("index", &p.index, DType::U8);
         self.typed("index", &p.index, y, Kind::Int, forward);
     }
 
@@ -529,9 +505,5 @@ impl Collector<'_, '_> {
         self.typed("table", &g.table, vec![g.table_rows, g.width], kind, scatter);
         self.operand("ids", &g.ids, vec![g.rows], Kind::Int);
         self.typed("out", &g.out, vec![g.rows, g.width], kind, !scatter);
-        // Reals are rounded to the result's format; integers and booleans are copied.
-        if let (Some(d), true) = (self.dtype("table", &g.table), kind != Kind::Real) {
-            self.exactly("out", &g.out, d);
-        }
     }
 }

@@ -40,7 +40,7 @@ pub const MAX_BYTES: u64 = 1 << 44;
 /// Alignment of tensors, bytes.
 pub const ALIGN: u64 = 64;
 /// Most instructions of a program, and most ports.
-const MAX_CODE: usize = 16_384;
+pub const MAX_CODE: usize = 16_384;
 
 /// What has been learned of a plan so far.
 pub(crate) struct Context<'a> {

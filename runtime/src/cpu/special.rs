@@ -3,7 +3,9 @@
 use super::exec::Memory;
 use super::kernels::along::{self, Lines};
 use super::kernels::attention::{Attention, Backward, View4};
-use super::kernels::gather::{BadIndex, Indices, gather_rows, last_index, scatter_add_rows};
+use super::kernels::gather::{
+    BadIndex, Indices, Matrix, gather_rows, last_index, scatter_add_rows,
+};
 use super::kernels::pool::MaxPool2d;
 use super::kernels::recurrence::{self, Dense, Recurrence};
 use super::pool::Pool;
@@ -46,21 +48,14 @@ pub enum Special {
         problem: Recurrence,
         tensors: Box<recurrence::Backward>,
     },
+    /// Rows out of the table, or, with `add`, added to it.
     Gather {
-        table: *const u8,
+        table: Matrix,
         rows: usize,
         width: usize,
         ids: Indices,
-        dtypes: (DType, DType),
-        out: *mut u8,
-    },
-    ScatterAdd {
-        table: *mut f32,
-        rows: usize,
-        width: usize,
-        ids: Indices,
-        out: *const u8,
-        dtype: DType,
+        out: Matrix,
+        add: bool,
     },
     LastIndex {
         out: *mut i32,
@@ -112,12 +107,9 @@ impl Ctx<'_> {
         View4 { ptr, dtype, strides: [s[0], s[1], s[2], s[3]].map(|s| s as isize) }
     }
 
-    fn dense(&self, what: &str, a: &Access, dims: &[u64]) -> Result<(*mut u8, DType)> {
-        let dims: Vec<usize> = dims.iter().map(|&n| n as usize).collect();
-        if super::exec::dense(&a.strides, &dims) {
-            return Ok(self.first(a));
-        }
-        Err(Error::new("R0108", format!("{what} is not dense")))
+    fn matrix(&self, a: &Access) -> Matrix {
+        let (ptr, dtype) = self.first(a);
+        Matrix { ptr, dtype, strides: [a.strides[0], a.strides[1]].map(|s| s as isize) }
     }
 
     /// A tensor that validation found dense.
@@ -139,10 +131,7 @@ impl Ctx<'_> {
             fill: a.fill.unwrap_or(f32::NEG_INFINITY),
             safe: a.safe,
         };
-        let dims = [a.batch, a.heads, a.tq];
-        let (lse, _) = self.dense("lse", &a.lse, &dims)?;
-        let (low, _) = self.dense("low", &a.low, &dims)?;
-        Ok((problem, [lse.cast(), low.cast()]))
+        Ok((problem, [&a.lse, &a.low].map(|x| self.first(x).0.cast())))
     }
 
     fn lines(&self, a: &Access) -> Lines {
@@ -151,19 +140,16 @@ impl Ctx<'_> {
         Lines { ptr, dtype, strides: [s[0], s[1], s[2]].map(|s| s as isize) }
     }
 
-    fn ids(&self, ids: &Access, rows: u64) -> Result<Indices> {
-        let (ptr, dtype) = self.dense("ids", ids, &[rows])?;
-        if !matches!(dtype, DType::I64 | DType::I32) {
-            return Err(Error::new("R0110", format!("ids of format {dtype}")).help("i64 or i32"));
-        }
-        Ok(Indices { ptr, dtype, len: rows as usize })
+    fn ids(&self, ids: &Access, rows: u64) -> Indices {
+        let (ptr, dtype) = self.first(ids);
+        Indices { ptr, dtype, len: rows as usize, stride: ids.strides[0] as isize }
     }
 }
 
 /// Binds the kernel if it is one of these.
 ///
 /// # Errors
-/// If the CPU kernels do not take the layout or the formats.
+/// If the CPU kernels do not do what is asked, or memory cannot be had.
 pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Special>> {
     let c = Ctx { plan, memory };
     Ok(Some(match kernel {
@@ -234,7 +220,7 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
             let (x_dims, y_dims) = (dims([g.n, g.c, g.h, g.w]), dims([g.n, g.o, g.oh, g.ow]));
             let forward = matches!(kernel, Kernel::MaxPool(_));
             let (from, to) = (c.bound(&p.x), c.bound(&p.y));
-            let (dtype, y_dtype) = (from.dtype, to.dtype);
+            let dtype = from.dtype;
             let mut r = Reorder::default();
             let (x, y, index) = if forward {
                 let x = r.read(from, &x_dims)?;
@@ -244,36 +230,13 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
                 (x, r.read(to, &y_dims)?, r.read(c.bound(&p.index), &y_dims)?)
             };
             let reorder = Box::new(r);
-            if dtype != y_dtype {
-                return Err(Error::new(
-                    "R0111",
-                    format!("max pooling between {dtype} and {y_dtype}"),
-                ));
-            }
             Special::MaxPool { problem, x, y, index, dtype, forward, reorder }
         }
-        Kernel::Gather(g) => {
-            let (table, from) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
-            let (out, to) = c.dense("the result", &g.out, &[g.rows, g.width])?;
-            let (rows, width) = (g.table_rows as usize, g.width as usize);
-            let ids = c.ids(&g.ids, g.rows)?;
-            Special::Gather { table, rows, width, ids, dtypes: (from, to), out }
-        }
-        Kernel::ScatterAdd(g) => {
-            let (table, dtype) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
-            if dtype != DType::F32 {
-                return Err(Error::new("R0110", format!("rows are added into {dtype}, not f32")));
-            }
-            let (out, dtype) = c.dense("the rows", &g.out, &[g.rows, g.width])?;
-            let (rows, width) = (g.table_rows as usize, g.width as usize);
-            let ids = c.ids(&g.ids, g.rows)?;
-            Special::ScatterAdd { table: table.cast(), rows, width, ids, out, dtype }
-        }
-        Kernel::LastIndex(l) => {
-            let (out, _) = c.dense("the result", &l.out, &[l.table_rows])?;
-            let ids = c.ids(&l.ids, l.rows)?;
-            Special::LastIndex { out: out.cast(), rows: l.table_rows as usize, ids }
-        }
+        Kernel::LastIndex(l) => Special::LastIndex {
+            out: c.first(&l.out).0.cast(),
+            rows: l.table_rows as usize,
+            ids: c.ids(&l.ids, l.rows),
+        },
         Kernel::CumSum(s) => Special::CumSum {
             dims: s.dims.map(|n| n as usize),
             exclusive: s.exclusive,
@@ -287,6 +250,14 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
             largest: t.largest,
             x: c.lines(&t.x),
             index: c.lines(&t.index),
+        },
+        Kernel::Gather(g) | Kernel::ScatterAdd(g) => Special::Gather {
+            table: c.matrix(&g.table),
+            rows: g.table_rows as usize,
+            width: g.width as usize,
+            ids: c.ids(&g.ids, g.rows),
+            out: c.matrix(&g.out),
+            add: matches!(kernel, Kernel::ScatterAdd(_)),
         },
         Kernel::Rows(_) | Kernel::Gemm(_) | Kernel::Conv(_) => return Ok(None),
     }))
@@ -307,10 +278,7 @@ impl Special {
             Special::MaxPool { problem, forward: true, .. } => problem.forward_scratch_bytes(),
             Special::MaxPool { problem, .. } => problem.backward_scratch_bytes(),
             Special::TopK { dims, .. } => along::top_k_scratch_bytes(dims[1]),
-            Special::Gather { .. }
-            | Special::ScatterAdd { .. }
-            | Special::LastIndex { .. }
-            | Special::CumSum { .. } => 0,
+            Special::Gather { .. } | Special::LastIndex { .. } | Special::CumSum { .. } => 0,
         }
     }
 
@@ -352,12 +320,13 @@ impl Special {
                     }
                     reorder.after(pool);
                 }
-                Special::Gather { table, rows, width, ids, dtypes, out } => {
-                    gather_rows(table, (rows, width), ids, dtypes, out).map_err(bad_index)?;
-                }
-                Special::ScatterAdd { table, rows, width, ids, out, dtype } => {
-                    scatter_add_rows(table, (rows, width), ids, out, dtype, false)
-                        .map_err(bad_index)?;
+                Special::Gather { table, rows, width, ids, out, add } => {
+                    let size = (rows, width);
+                    match add {
+                        false => gather_rows(table, size, ids, out),
+                        true => scatter_add_rows(table, size, ids, out, false),
+                    }
+                    .map_err(bad_index)?;
                 }
                 Special::LastIndex { out, rows, ids } => {
                     last_index(out, rows, ids).map_err(bad_index)?;
