@@ -271,6 +271,7 @@ fn operands_that_kernels_do_not_take() {
         let mut row = |name: &str| keep(b, name, F32, &[1, 1, 3, 4]);
         let (q, k, v, o) = (row("q"), row("k"), row("v"), row("o"));
         let lse = Access { strides: vec![6, 6, 2], ..keep(b, "lse", F32, &[1, 1, 6]) };
+        let low = Access { strides: vec![3, 3, 1], ..keep(b, "low", F32, &[1, 1, 3]) };
         let (batch, heads, tq, tk, d) = (1, 1, 3, 3, 4);
         let (scale, causal, mask) = (1.0, false, None);
         Kernel::Attention(Attention {
@@ -287,6 +288,9 @@ fn operands_that_kernels_do_not_take() {
             v,
             o,
             lse,
+            low,
+            fill: None,
+            safe: false,
         })
     });
     assert!(said.contains("lse is not dense"), "{said}");

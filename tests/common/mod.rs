@@ -188,7 +188,7 @@ impl Fixture {
             let shape = self.batch.tensor(&key).expect("listed").shape;
             let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
             if name == "targets" {
-                options.target_row = Some(shape[1..].to_vec());
+                options.target_rows.insert(name.into(), shape[1..].to_vec());
             }
             options.shapes.insert(name.into(), shape);
         }

@@ -86,7 +86,8 @@ pub fn cross_entropy(
     }
     let log = b.op(&format!("{prefix}.log_probabilities"), Softmax { log: true }, &[x]);
     let products = b.bin(&format!("{prefix}.products"), BinaryOp::Mul, t, log);
-    let each = b.op(&format!("{prefix}.each"), Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[products]);
+    let each =
+        b.op(&format!("{prefix}.each"), Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[products]);
     let sum = b.op(&format!("{prefix}.sum"), Reduce { f: ReduceOp::Sum, axes: vec![0] }, &[each]);
     let minus = b.un(&format!("{prefix}.minus"), UnaryOp::Neg, sum);
     Ok(b.scale(prefix, minus, 1.0 / rows as f64))

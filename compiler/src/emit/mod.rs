@@ -22,9 +22,8 @@ use crate::schedule::{
     Capabilities, Schedule, flat, product_strides, rows_of, schedule, space, table,
 };
 use precast_plan::{
-    Access, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Instr, Kernel, MaxPool, Named,
-    Operand, OperandSums, Plan, Program, Role, Rows, Step, Storage, Summary, TargetSummary, Tensor,
-    VERSION,
+    Access, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Kernel, MaxPool, Named, Operand,
+    OperandSums, Plan, Program, Role, Rows, Step, Storage, Summary, TargetSummary, Tensor, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

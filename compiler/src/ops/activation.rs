@@ -173,6 +173,7 @@ impl OpDef for Activate {
             Act::Relu => k.x(0).max(Bounds::at(0.0)),
             // Least values: −0.170, −0.171, −0.279.
             Act::Gelu | Act::GeluTanh | Act::Silu => Bounds::new(-0.28, k.x(0).hi.max(0.0)),
+            Act::Softplus => Bounds::new(0.0, k.x(0).hi.max(0.0) + std::f64::consts::LN_2),
         }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {

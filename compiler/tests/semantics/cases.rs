@@ -6,9 +6,7 @@ use precast_compiler::ops::activation::Act;
 use precast_compiler::ops::matmul::Fused;
 use precast_compiler::ops::*;
 use precast_compiler::reference::Tensor;
-use precast_plan::{
-    BinaryOp, DType, Kind, Math, RecurrentCell, ReduceOp, Squash, UnaryOp, Way,
-};
+use precast_plan::{BinaryOp, DType, Kind, Math, RecurrentCell, ReduceOp, Squash, UnaryOp, Way};
 
 /// What a case says of its gradient.
 #[derive(Clone, Debug, PartialEq)]

@@ -208,8 +208,7 @@ fn is_mask(src: &Source, name: &str, init: &Initializer) -> bool {
 
 /// Whether a tensor is small enough to look at, and holds nothing but zeros.
 fn is_zero(src: &Source, name: &str, init: &Initializer) -> bool {
-    if matches!(init.storage, Storage::External { .. })
-        || init.elements() > super::fold::MAX_FOLDED
+    if matches!(init.storage, Storage::External { .. }) || init.elements() > super::fold::MAX_FOLDED
     {
         return false;
     }

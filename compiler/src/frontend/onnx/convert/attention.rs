@@ -1,25 +1,12 @@
 //! The `Attention` operator of opsets 23 to 25, by the operations that its specification names; those
 //! that the attention kernels do become one again when composite operations are recognised.
 
-use super::{known, words};
+use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::node::fail;
 use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
-
-const ATTRIBUTES: &[&str] = &[
-    "is_causal",
-    "kv_num_heads",
-    "left_window_size",
-    "q_num_heads",
-    "qk_matmul_output_mode",
-    "right_window_size",
-    "scale",
-    "softcap",
-    // Softmax is computed in f32 whatever is asked.
-    "softmax_precision",
-];
 
 /// Which results hold scores, `qk_matmul_output_mode`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,7 +21,6 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     if call.op != "Attention" {
         return Ok(None);
     }
-    known(call, ATTRIBUTES, 7)?;
     let a = &call.attrs;
     let [q, k, v] = [cx.real(call, 0)?, cx.real(call, 1)?, cx.real(call, 2)?];
     let rank = cx.graph.shape(q).rank();
