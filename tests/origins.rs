@@ -98,6 +98,11 @@ fn a_row_of_zeros_is_said_and_a_key_keeps_it() {
     assert_eq!(codes(&c.warnings), ["P0232"]);
     let said = text(&c.warnings);
     assert!(said.contains("freeze_rows = { \"e.weight\" = [0] }"), "{said}");
+    // A tied head trains the row: to freeze it would be another network.
+    let c = f.compile_with("tied.onnx", "f32", SGD, "", true);
+    assert_eq!(codes(&c.warnings), ["P0232"]);
+    let said = text(&c.warnings);
+    assert!(!said.contains("freeze_rows") && said.contains("tied head"), "{said}");
 }
 
 #[test]

@@ -5,10 +5,12 @@
 //! buffers and that none of them uses for a parameter.
 
 use super::source::{Initializer, Source, Storage};
-use super::tensor::{Data, Tensor};
+use super::tensor::{Data, Elem, Tensor};
 
 /// Last parts of names that are buffers.
 const NAMES: &[&str] = &[
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
     "anchor_grid",
     "anchor_points",
     "anchors",
@@ -39,19 +41,22 @@ const NAMES: &[&str] = &[
     "original_inv_freq",
     "pixel_mean",
     "pixel_std",
+    "posterior_variance",
     "relative_coords_table",
     "running_std",
     "sin_cached",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
     "strides",
     "zero_k_bias",
 ];
 
 /// Words in the last part of a name that a buffer may have and a parameter seldom has.
 const WORDS: &[&str] = &[
-    "anchor", "anchors", "basis", "buf", "buffer", "cache", "cached", "cis", "const", "constant",
-    "coords", "cos", "filt", "filter", "filters", "freq", "freqs", "grid", "mask", "masked",
-    "masks", "mean", "means", "pe", "queue", "sin", "sigmas", "std", "stds", "stride", "variance",
-    "window",
+    "alphas", "anchor", "anchors", "basis", "betas", "buf", "buffer", "cache", "cached", "cis",
+    "const", "constant", "coords", "cos", "filt", "filter", "filters", "freq", "freqs", "grid",
+    "mask", "masked", "masks", "mean", "means", "pe", "queue", "sin", "sigmas", "std", "stds",
+    "stride", "variance", "window",
 ];
 
 /// Words that say that a name is a parameter's after all.
@@ -61,9 +66,16 @@ fn last(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// Whether the name is one of a buffer.
-pub fn named(name: &str) -> bool {
-    NAMES.contains(&last(name).trim_start_matches('_'))
+/// Whether the name is one of a buffer. `known` says which names the model has: the vectors of a
+/// spectral norm are told by the matrix beside them.
+pub fn named(name: &str, known: &dyn Fn(&str) -> bool) -> bool {
+    let vector = |end: &str| {
+        let matrix = |of: &str| known(&format!("{of}_orig")) || known(&format!("{of}original"));
+        name.strip_suffix(end).is_some_and(|of| {
+            matrix(of) || of.strip_suffix("0.").is_some_and(|of| known(&format!("{of}original")))
+        })
+    };
+    NAMES.contains(&last(name).trim_start_matches('_')) || vector("_u") || vector("_v")
 }
 
 /// Whether the name is one that a buffer may have.
@@ -79,9 +91,15 @@ const MOST: usize = 1 << 22;
 /// last) is one of the position, which `t[p+1] + t[p−1] = 2 cos(ω) t[p]` tells, and its first row is
 /// sin 0 and cos 0. No training leaves a table like that.
 pub fn is_sinusoidal(src: &Source, name: &str, init: &Initializer) -> bool {
-    // [1,rows,columns] is a table too.
-    let wide: Vec<usize> = init.shape.iter().copied().skip_while(|&n| n == 1).collect();
+    // [1,rows,columns] and [rows,1,columns] are tables too.
+    let wide: Vec<usize> = init.shape.iter().copied().filter(|&n| n != 1).collect();
     let &[rows, columns] = &wide[..] else { return false };
+    // What a few roundings of numbers up to 1 may add up to.
+    let near = match init.elem {
+        Elem::Bf16 => 3e-2,
+        Elem::F16 => 6e-3,
+        _ => 2e-3,
+    };
     if rows < 6
         || columns < 2
         || init.elements() > MOST
@@ -91,8 +109,9 @@ pub fn is_sinusoidal(src: &Source, name: &str, init: &Initializer) -> bool {
     }
     let Ok(Tensor { data: Data::Real(v), .. }) = src.literal(name) else { return false };
     let at = |r: usize, c: usize| v[r * columns + c];
-    // An offset of some rows, and a row of zeros for padding, are usual: the first row of the
-    // sinusoid is looked for.
+    // An offset of some rows is usual, so the first row of the sinusoid is looked for, and so is a row
+    // of zeros for padding.
+    let empty = |r: usize| (0..columns).all(|c| at(r, c) == 0.0);
     let first = |r: usize| (0..columns).all(|c| at(r, c) == 0.0 || (at(r, c) - 1.0).abs() < 1e-6);
     let ones = |r: usize| (0..columns).filter(|&c| at(r, c) != 0.0).count();
     let start = (0..rows.min(4)).find(|&r| first(r) && ones(r) == columns / 2);
@@ -100,16 +119,17 @@ pub fn is_sinusoidal(src: &Source, name: &str, init: &Initializer) -> bool {
     let wave = |c: usize| {
         // The steepest of the first rows tells the frequency best.
         let steep = |r: &usize| at(*r, c).abs();
-        let near = start + 1..(start + 9).min(rows - 1);
-        let Some(m) = near.max_by(|a, b| steep(a).total_cmp(&steep(b))) else { return false };
+        let whole = |r: &usize| !(r - 1..=r + 1).any(&empty);
+        let first = (start + 1..(start + 9).min(rows - 1)).filter(whole);
+        let Some(m) = first.max_by(|a, b| steep(a).total_cmp(&steep(b))) else { return false };
         if at(m, c).abs() < 1e-4 {
             // Too slow to move in these rows: sin ω for an ω near 0.
-            return (start..rows).all(|r| at(r, c).abs() <= 1.0 + 1e-6);
+            return (start..rows).all(|r| at(r, c).abs() <= 1.0 + near);
         }
         let twice = (at(m + 1, c) + at(m - 1, c)) / at(m, c);
-        (start + 1..rows - 1).all(|r| {
+        (start + 1..rows - 1).filter(whole).all(|r| {
             let next = twice * at(r, c) - at(r - 1, c);
-            (next - at(r + 1, c)).abs() < 2e-3 && at(r, c).abs() <= 1.0 + 1e-6
+            (next - at(r + 1, c)).abs() < near && at(r, c).abs() <= 1.0 + near
         })
     };
     (0..columns.min(12)).chain([columns - 1]).all(wave)
@@ -134,11 +154,19 @@ mod tests {
 
     #[test]
     fn names_of_buffers_are_told_from_those_of_parameters() {
+        let none = |_: &str| false;
         for name in ["model.rotary.inv_freq", "embed_scale", "final_logits_bias", "_latents_mean"] {
-            assert!(named(name), "{name}");
+            assert!(named(name, &none), "{name}");
         }
-        for name in ["encoder.bias", "logit_scale", "mean", "mask_token", "rope.freqs"] {
-            assert!(!named(name), "{name}");
+        for name in
+            ["encoder.bias", "logit_scale", "mean", "mask_token", "rope.freqs", "fc.weight_v"]
+        {
+            assert!(!named(name, &none), "{name}");
+        }
+        let spectral =
+            |n: &str| ["fc.weight_orig", "c.parametrizations.weight.original"].contains(&n);
+        for name in ["fc.weight_u", "fc.weight_v", "c.parametrizations.weight.0._u"] {
+            assert!(named(name, &spectral), "{name}");
         }
         for name in ["attn.mask", "norm.mean", "pe", "rope.freqs", "queue", "pixel_mask"] {
             assert!(doubtful(name), "{name}");

@@ -376,3 +376,66 @@ fn attributes_and_operands_that_are_not_known_are_refused() {
     let turned = node("RotaryEmbedding", &["x", "x", "x"], &["y"], vec![int("scale", 2)]);
     assert!(refused(model(vec![turned], vec![])).contains("attribute `scale`"));
 }
+
+/// `mean` and `std` of an input, sinusoids in whatever format and shape, and no one else, are buffers
+/// without a name that says so.
+#[test]
+fn what_normalises_an_input_and_sinusoids_are_no_parameters() {
+    let two = |op: &str, a: &str, b: &str, y: &str| node(op, &[a, b], &[y], vec![]);
+    let waves: Vec<f32> = (0..64)
+        .map(|i| {
+            let (row, column) = (f64::from(i / 4), i % 4);
+            let angle = row / 10000f64.powf(f64::from(column / 2) / 2.0);
+            (if column % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+        })
+        .collect();
+    let trained: Vec<f32> =
+        waves.iter().enumerate().map(|(i, x)| x + 0.1 * (i % 3) as f32).collect();
+    let bits = waves.iter().map(|x| i32::from(half::bf16::from_f32(*x).to_bits())).collect();
+    let rounded = TensorProto {
+        name: Some("rounded".into()),
+        dims: vec![16, 1, 4],
+        data_type: Some(elem::BFLOAT16),
+        int32_data: bits,
+        ..TensorProto::default()
+    };
+    let nodes = vec![
+        two("Sub", "x", "mean", "a"),
+        node("Unsqueeze", &["std", "first"], &["d"], vec![]),
+        two("Div", "a", "d", "b"),
+        two("Mul", "b", "gain", "c"),
+        two("Add", "c", "norm.mean", "e"),
+        two("Gather", "waves", "id", "p"),
+        two("Gather", "rounded", "id", "q"),
+        two("Gather", "trained", "id", "r"),
+        node("Concat", &["p", "r"], &["s"], vec![int("axis", 0)]),
+        node("ReduceSum", &["s"], &["t"], vec![]),
+        node("ReduceSum", &["q"], &["u"], vec![]),
+        two("Add", "t", "u", "v"),
+        two("MatMul", "e", "w", "f"),
+        two("Add", "f", "late.mean", "g"),
+        two("Add", "g", "v", "y"),
+    ];
+    let init = vec![
+        tensor("mean", &[3], &[1.0, 2.0, 3.0]),
+        tensor("std", &[3], &[1.0, 2.0, 4.0]),
+        tensor("gain", &[3], &[1.0; 3]),
+        tensor("norm.mean", &[3], &[1.0; 3]),
+        tensor("w", &[3, 3], &[1.0; 9]),
+        tensor("late.mean", &[3], &[1.0; 3]),
+        tensor("waves", &[16, 4], &waves),
+        rounded,
+        tensor("trained", &[16, 4], &trained),
+        ints("first", &[0]),
+        ints("id", &[3]),
+    ];
+    let m = load_in(Path::new("."), &model(nodes, init)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(m.params, ["gain", "w", "late.mean", "trained"]);
+    assert_eq!(m.buffers, ["mean", "std", "norm.mean", "waves", "rounded"]);
+    let said = m.warnings.iter().map(|w| format!("{} {}\n", w.code, w.message)).collect::<String>();
+    insta::assert_snapshot!(said, @r"
+    P0229 not trained, since their names are those of buffers: `mean`, `std`, `norm.mean`
+    P0229 not trained, since they are sinusoids: `waves`, `rounded`
+    P0230 trained, though their names may be those of buffers: `late.mean`
+    ");
+}

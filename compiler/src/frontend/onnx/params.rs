@@ -2,14 +2,15 @@
 //! model has no values for it.
 
 use super::buffers;
+use super::inputs::true_inputs;
 use super::node::{Attrs, Seen};
 use super::origin::{self, Origin};
-use super::proto::NodeProto;
+use super::proto::{NodeProto, ValueInfoProto};
 use super::scalar::{self, Named};
 use super::source::{Initializer, Source, Storage};
-use super::tensor::{Data, Tensor};
+use super::tensor::{Data, Elem, Tensor};
 use crate::ir::VarInit;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an initializer is to the graph, told from how it is used. The first that applies, in this
 /// order, decides: a tied embedding and output projection begins as an embedding.
@@ -67,6 +68,8 @@ pub struct Known {
     pub foreign: usize,
     /// Whether it is a running statistic and a parameter at once: the exporter merged equal values.
     pub merged: bool,
+    /// Whether all that it does is to shift or scale an input of the model.
+    pub of_input: bool,
     pub doubt: Option<Doubt>,
 }
 
@@ -84,12 +87,13 @@ pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, K
     }
     let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
     let origins = origin::origins(src);
+    let near = near_inputs(src);
     let mut out = BTreeMap::new();
     for (name, init) in &src.initializers {
         if !init.elem.is_real() {
             continue;
         }
-        let mut use_ = used(src, name, &init.shape, &readers, &outputs);
+        let mut use_ = used(src, name, &init.shape, &readers, &outputs, &near);
         if trained(name) {
             // Where only constants can be, it stays one.
             out.insert(name.clone(), Known { doubt: None, ..use_ });
@@ -133,7 +137,13 @@ pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, K
                     (Role::Constant, None)
                 }
                 None if scalar && named == Named::Unclear => (Role::Unclear, None),
-                None if buffers::named(name) => (Role::Buffer, Some(Doubt::Name)),
+                None if buffers::named(name, &|n| src.initializers.contains_key(n)) => {
+                    (Role::Buffer, Some(Doubt::Name))
+                }
+                // The mean and the deviation of the data.
+                None if use_.of_input && buffers::doubtful(name) => {
+                    (Role::Buffer, Some(Doubt::Name))
+                }
                 None if waves() => (Role::Buffer, Some(Doubt::Sinusoids)),
                 None if buffers::doubtful(name) => (by_use, Some(Doubt::Trained)),
                 None => (by_use, None),
@@ -152,11 +162,13 @@ fn used(
     shape: &[usize],
     readers: &BTreeMap<&str, Vec<(usize, usize)>>,
     outputs: &[&str],
+    near: &BTreeSet<&str>,
 ) -> Known {
     let mut role = Role::Constant;
     let (mut running, mut learned) = (false, false);
     let (mut scaled, mut away) = (0, false);
-    let mut seen = std::collections::BTreeSet::from([name]);
+    let mut of_input = true;
+    let mut seen = BTreeSet::from([name]);
     let mut work = vec![(name, shape.to_vec())];
     while let Some((value, shape)) = work.pop() {
         if outputs.contains(&value) {
@@ -175,6 +187,8 @@ fn used(
                     let statistic = matches!(r, Role::RunningMean | Role::RunningVar);
                     running |= statistic;
                     learned |= !statistic && r != Role::Constant;
+                    of_input &= node.input.iter().any(|x| near.contains(x.as_str()))
+                        && node.output.iter().all(|y| near.contains(y.as_str()));
                     role = role.min(r);
                 }
                 Use::Moves(shape) => {
@@ -189,7 +203,49 @@ fn used(
     }
     // A module that is used several times reads its own parameters each time.
     let foreign = if away && scaled > 1 { scaled } else { 0 };
-    Known { role, foreign, merged: running && learned, doubt: None }
+    let of_input = of_input && matches!(role, Role::Scale | Role::Bias | Role::Embedding);
+    Known { role, foreign, merged: running && learned, of_input, doubt: None }
+}
+
+/// The model's real inputs, and what shifting and scaling by initializers makes of them.
+fn near_inputs(src: &Source) -> BTreeSet<&str> {
+    let real = |v: &ValueInfoProto| {
+        let tensor = v.r#type.as_ref()?.tensor_type.as_ref()?;
+        Elem::from_onnx(tensor.elem_type?)
+    };
+    // Pictures may come as bytes.
+    let inputs =
+        true_inputs(src).filter(|(_, v)| real(v).is_some_and(|e| e.is_real() || e == Elem::U8));
+    let mut near: BTreeSet<&str> = inputs.map(|(name, _)| name.as_str()).collect();
+    let mut fixed: BTreeSet<&str> = src.initializers.keys().map(String::as_str).collect();
+    for node in &src.graph.node {
+        let op = node.op_type.as_deref().unwrap_or_default();
+        let moves = matches!(
+            op,
+            "Identity"
+                | "Cast"
+                | "Reshape"
+                | "Unsqueeze"
+                | "Squeeze"
+                | "Expand"
+                | "Transpose"
+                | "Slice"
+        );
+        let scales = matches!(op, "Sub" | "Add" | "Mul" | "Div");
+        let known = |x: &String| fixed.contains(x.as_str());
+        let one = |x: &String| near.contains(x.as_str());
+        let of_near = node.input.iter().filter(|x| one(x)).count() == 1
+            && node.input.iter().all(|x| one(x) || known(x));
+        let all_known = node.input.iter().all(known);
+        for y in node.output.iter().filter(|y| !y.is_empty()) {
+            if op == "Constant" || (all_known && (moves || scales)) {
+                fixed.insert(y);
+            } else if of_near && (moves || scales) {
+                near.insert(y);
+            }
+        }
+    }
+    near
 }
 
 /// Whether a tensor holds minus infinity, or nothing but zeros and one very negative number. A

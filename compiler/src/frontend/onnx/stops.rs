@@ -274,10 +274,17 @@ impl Importer<'_> {
                  trained"
             );
             let place = self.src.tensor_place(&name);
-            self.warnings.push(Diagnostic::warning("P0232", message).at(place).help(format!(
-                "ONNX has no `padding_idx`. Where it was one: [train] freeze_rows = {{ \"{name}\" = \
-                 [{row}] }}"
-            )));
+            let lookup = |n: &NodeProto| n.op_type.as_deref() == Some("Gather");
+            let tied = self.src.graph.node.iter().any(|n| !lookup(n) && n.input.contains(&name));
+            let mends = if tied {
+                "Where it was one, a tied head trains the row all the same, and only lookups do not: \
+                 export with dynamo=True and optimize=False, which keeps it"
+                    .to_string()
+            } else {
+                format!("Where it was one: [train] freeze_rows = {{ \"{name}\" = [{row}] }}")
+            };
+            let help = format!("ONNX has no `padding_idx`. {mends}");
+            self.warnings.push(Diagnostic::warning("P0232", message).at(place).help(help));
         }
     }
 }
