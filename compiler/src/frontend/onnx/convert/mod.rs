@@ -31,7 +31,6 @@ pub const SUPPORTED: &[&str] = &[
     "AveragePool",
     "BatchNormalization",
     "BitwiseAnd",
-    "BitwiseNot",
     "BitwiseOr",
     "BitwiseXor",
     "Cast",
