@@ -61,7 +61,7 @@ case("sign", lambda x: torch.sign(x) * x, CORNERS)
 case("trunc", torch.trunc, [0.5, -1.5, 2.0], exporters=DYNAMO)
 case("nan_to_num", lambda x: torch.nan_to_num(x, 1.0, 2.0, -2.0), [0.0, INF, -INF, float("nan"), 3.0],
      exporters=DYNAMO)
-case("is_inf", lambda x: torch.where(torch.isinf(x), torch.zeros_like(x), x), [0.0, INF, -INF, 3.0])
+case("is_inf", lambda x: torch.where(torch.isinf(x), 0.0, x), [0.0, INF, -INF, 3.0])
 
 # Of two.
 PAIRS = ([0.0, 1.0, 2.0, -1.0, 0.0, 3.0], [0.0, 1.0, 3.0, -1.0, 1.0, 0.0])
@@ -78,7 +78,7 @@ case("two_to_the", lambda x: 2.0**x, [-3.0, 0.0, 5.0])
 case("fmod", torch.fmod, [5.0, -5.0, 4.0, 0.0, 7.5], [2.0, 2.0, 2.0, 3.0, -2.0])
 case("remainder", torch.remainder, [5.0, -5.0, 4.0, 0.0, 7.5], [2.0, 2.0, 2.0, 3.0, -2.0])
 # The branch that is not taken has a derivative of 0 times infinity.
-case("where_sqrt", lambda x: torch.where(x > 0, torch.sqrt(x), torch.zeros_like(x)), [0.0, 1.0, 4.0])
+case("where_sqrt", lambda x: torch.where(x > 0, torch.sqrt(x), 0.0), [0.0, 1.0, 4.0])
 case("atan2", torch.atan2, [1.0, -1.0, 2.0], [2.0, 3.0, -1.0], exporters=DYNAMO)
 
 # Activations.
@@ -148,9 +148,7 @@ case("log_sum_exp_written", lambda x: torch.log(torch.exp(x).sum(-1)), [[0.0, 0.
 case("sigmoid_written", lambda x: 1 / (1 + torch.exp(-x)), FAR, truth=torch.sigmoid)
 case("softmax_written", lambda x: (e := torch.exp(x - x.max(-1, keepdim=True)[0])) / e.sum(-1, keepdim=True),
      [[0.0, 0.0, -9.0], [3.0, 3.0, 3.0]], truth=lambda x: F.softmax(x, -1))
-TARGETS = [0.0, 1.0, 0.0, 1.0, 0.5]
-case("bce_with_logits", lambda x: F.binary_cross_entropy_with_logits(x, torch.tensor(TARGETS, dtype=x.dtype)),
-     [-200.0, 200.0, 0.0, -30.0, 4.0])
+case("bce_with_logits", F.binary_cross_entropy_with_logits, [-200.0, 200.0, 0.0, -30.0, 4.0], [0.0, 1.0, 0.0, 1.0, 0.5])
 case("cross_entropy", lambda x: F.cross_entropy(x, torch.tensor([0, 2, 1, 1]), reduction="none"),
      [[10.5, 0.0, 0.0], [0.0, 0.0, 0.0], [30.0, 0.0, 0.0], [-9.0, 20.0, 5.0]])
 
@@ -163,19 +161,21 @@ class Net(nn.Module):
             if isinstance(CASES[n][0], nn.Module):
                 self.add_module(n, CASES[n][0])
 
-    def forward(self, *x):
+    def forward(self, weights, *x):
         x, total = list(x), 0
         for n in self.names:
             f = CASES[n][0] if not hasattr(self, n) else getattr(self, n)
             y = f(*[x.pop(0) for _ in CASES[n][1]])
-            total = total + (y * weights(y)).sum()
+            total = total + (y * weights[: y.numel()].reshape(y.shape)).sum()
         return total
 
 
+# Some of ½, ¾, 1, 1¼, 1½, exact in every format. An input too, for a constant would be a parameter.
+WEIGHTS = torch.arange(32) % 5 * 0.25 + 0.5
+
+
 def weights(y):
-    """Some of ½, ¾, 1, 1¼, 1½ for each element, exact in every format."""
-    n = y.numel()
-    return (torch.arange(n) % 5 * 0.25 + 0.5).to(y.dtype).reshape(y.shape)
+    return WEIGHTS[: y.numel()].to(y.dtype).reshape(y.shape)
 
 
 def main():
@@ -186,7 +186,8 @@ def main():
     saved = {}
     for exporter in BOTH:
         names = [n for n, c in CASES.items() if exporter in c[2]]
-        inputs, labels = [], []
+        inputs, labels = [WEIGHTS], ["weights"]
+        saved["in.weights"] = WEIGHTS
         for n in names:
             _, tensors, _, truth = CASES[n]
             exact = [t.double().requires_grad_() for t in tensors]
@@ -212,16 +213,14 @@ def main():
 
 
 def slim(path):
-    """Leaves of each node's metadata PyTorch's operator alone: stack traces are most of the file."""
+    """Leaves of each node's metadata the call alone: stack traces are most of the file."""
     import onnx
 
     model = onnx.load(path)
     for node in model.graph.node:
         kept = [p for p in node.metadata_props if p.key == "pkg.torch.onnx.fx_node"]
-        kept = [(p.key, p.value.split("](")[0] + "](" if "target=" in p.value else p.value) for p in kept]
         del node.metadata_props[:]
-        for k, v in kept:
-            node.metadata_props.add(key=k, value=v.split("(args")[0])
+        node.metadata_props.extend(kept)
     del model.graph.value_info[:]
     del model.graph.metadata_props[:]
     del model.metadata_props[:]

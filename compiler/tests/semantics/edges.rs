@@ -66,6 +66,7 @@ const TABLE: &[(&str, Edge)] = &[
     ("slice", LINEAR),
     ("softmax.false", At(&["softmax"])),
     ("softmax.true", At(&["log_softmax"])),
+    ("stop_gradient", Smooth("no cotangent flows through it")),
     ("transpose", LINEAR),
     ("unary.abs", At(&["abs", "norm_1", "softsign"])),
     ("unary.acos", At(&["acos"])),

@@ -165,7 +165,10 @@ impl Builder {
                         b.input(t)
                     }));
                 }
-                self.op(Attention { scale: Real(0.5), causal, masked, fill: Real(0.0), safe: false }, &x)
+                self.op(
+                    Attention { scale: Real(0.5), causal, masked, fill: Real(0.0), safe: false },
+                    &x,
+                )
             }
             "gather" | "gather of ints" => {
                 let rest = self.rng.below(3);

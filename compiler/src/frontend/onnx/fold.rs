@@ -65,11 +65,21 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
             acc
         }
         "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal" | "Exp" | "Log"
-        | "Sin" | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" | "IsInf" => {
+        | "Sin" | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" => {
             match unary(op, need(x, 0)?)? {
                 Some(t) => t,
                 None => return Ok(None),
             }
+        }
+        "IsInf" => {
+            let t = need(x, 0)?;
+            let Data::Real(v) = &t.data else {
+                return Err(words(format!("`IsInf` does not take {:?}", t.elem)));
+            };
+            let below = attrs.int("detect_negative", 1)? != 0;
+            let above = attrs.int("detect_positive", 1)? != 0;
+            let is = |x: &f64| x.is_infinite() && if *x < 0.0 { below } else { above };
+            Tensor::new(Elem::Bool, t.shape.clone(), Data::Bool(v.iter().map(is).collect()))
         }
         "Cast" => need(x, 0)?.cast(cast_target(attrs)?),
         "CastLike" => need(x, 0)?.cast(need(x, 1)?.elem),
@@ -218,7 +228,6 @@ fn unary(op: &str, t: &Tensor) -> Res<Option<Tensor>> {
         (Data::Int(v), "Abs") => Data::Int(v.iter().map(|x| x.wrapping_abs()).collect()),
         (Data::Int(v), "Sign") => Data::Int(v.iter().map(|x| x.signum()).collect()),
         (Data::Real(v), "IsNaN") => Data::Bool(v.iter().map(|x| x.is_nan()).collect()),
-        (Data::Real(v), "IsInf") => Data::Bool(v.iter().map(|x| x.is_infinite()).collect()),
         (Data::Real(v), _) => {
             let f: fn(f64) -> f64 = match op {
                 "Neg" => |x| -x,

@@ -303,7 +303,8 @@ impl<'a> Importer<'a> {
             });
         };
         let role = self.roles.get(name).map_or(Role::Constant, |k| k.role);
-        let val = if role.is_constant() {
+        // Of no elements there is nothing to train.
+        let val = if role.is_constant() || init.shape.contains(&0) {
             fold::check_size(&init.shape).map_err(|d| d.at(self.src.tensor_place(name)))?;
             Val::constant(self.src.literal(name)?)
         } else {

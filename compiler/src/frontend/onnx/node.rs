@@ -72,11 +72,9 @@ impl<'a> Attrs<'a> {
         fail("P0206", format!("attribute `{name}` is not {what}"))
     }
 
-    /// PyTorch's operator that torch.export's exporter wrote this node for, such as
-    /// `%relu6 : … call_function[target=torch.ops.aten.relu6.default](…)`; other files lack it.
-    pub fn torch_target(&self) -> Option<&'a str> {
-        let key = Some("pkg.torch.onnx.fx_node");
-        self.node.metadata_props.iter().find(|p| p.key.as_deref() == key)?.value.as_deref()
+    /// The node itself, for what an exporter notes on it.
+    pub fn node(&self) -> &'a NodeProto {
+        self.node
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -48,6 +48,7 @@ forward:
   %cat = concat %x, %x {axis=1}
   %pad = pad %x {starts=[1,0], steps=[1,1], shape=[4,4]}
   %red = reduce %x {f=sum, axes=[0,1]}
+  %stop = stop_gradient %x
   %ext = extremum %x {f=max, axis=1}
   %lsum = log_sum_exp %x {axes=[1]}
   %conv = conv2d %img, %flt {stride=[2,2], pad=[1,1,1,1], dilation=[1,1], groups=1}

@@ -48,13 +48,6 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "IsInf" => one(is_inf(cx, call)?),
         "BitwiseAnd" => one(binary(cx, call, B::And)?),
         "BitwiseOr" => one(binary(cx, call, B::Or)?),
-        "BitwiseNot" => {
-            let v = call.need(0)?.clone();
-            let x = cx.value(&v)?;
-            let shape = cx.graph.shape(x).to_vec();
-            let ones = literal(cx, x, &shape, -1)?;
-            one(cx.one("", ops::Binary { f: B::Sub }, &[ones, x])?)
-        }
         "BitwiseXor" => {
             let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
             let either = cx.one("or", ops::Binary { f: B::Or }, &[a, b])?;

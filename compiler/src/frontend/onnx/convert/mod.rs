@@ -38,7 +38,6 @@ pub const SUPPORTED: &[&str] = &[
     "AveragePool",
     "BatchNormalization",
     "BitwiseAnd",
-    "BitwiseNot",
     "BitwiseOr",
     "BitwiseXor",
     "Cast",

@@ -4,6 +4,7 @@ use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, axis};
 use crate::frontend::onnx::node::fail;
+use crate::frontend::onnx::origin;
 use crate::ir::{Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, Kind, ReduceOp, UnaryOp as U};
@@ -59,6 +60,8 @@ fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let y = if count == 0 && !axes.is_empty() {
         let empty = match call.op {
             "ReduceMean" => return Err(fail("P0214", "the mean of no elements")),
+            "ReduceMax" if bools => 0.0,
+            "ReduceMin" if bools => 1.0,
             "ReduceMax" | "ReduceLogSum" | "ReduceLogSumExp" => f64::NEG_INFINITY,
             "ReduceMin" => f64::INFINITY,
             "ReduceProd" => 1.0,
@@ -160,8 +163,8 @@ fn extremum(
     axes: &[usize],
     f: ReduceOp,
 ) -> Res<ValueId> {
-    let first = match call.attrs.torch_target() {
-        Some(target) => target.contains("aten.max.dim") || target.contains("aten.min.dim"),
+    let first = match origin::call(call.attrs.node()) {
+        Some(from) => matches!(from.target, "aten.max.dim" | "aten.min.dim"),
         None => {
             let norm = matches!(&cx.graph.def(x).op, ops::Op::Unary(u) if u.f == U::Abs);
             cx.src.producer.starts_with("pytorch") && !norm
