@@ -45,11 +45,19 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
         let t = &target.to_f64()[..used * target_row];
         match recipe.loss.kind {
             LossKind::CrossEntropy { ignore_index, class_axis, .. } => {
-                let axis = axis_of_classes(&prediction.shape, &target.shape, class_axis);
+                let soft = prediction.shape == target.shape;
+                let axis = match (soft, class_axis) {
+                    (true, None) => 1,
+                    _ => axis_of_classes(&prediction.shape, &target.shape, class_axis),
+                };
                 let extents = &prediction.shape[axis..];
                 let classes = extents[0] as usize;
                 let inner = extents[1..].iter().product::<u64>() as usize;
-                cross_entropy(&mut sums, x, t, (classes, inner), ignore_index);
+                if soft {
+                    soft_cross_entropy(&mut sums, x, t, (classes, inner));
+                } else {
+                    cross_entropy(&mut sums, x, t, (classes, inner), ignore_index);
+                }
             }
             LossKind::Mse => {
                 sums.loss += x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
@@ -121,11 +129,7 @@ fn cross_entropy(
     (classes, inner): (usize, usize),
     ignore: i64,
 ) {
-    let rows = x.chunks_exact(classes * inner);
-    let rows = rows.flat_map(|part| {
-        (0..inner).map(move |i| part[i..].iter().step_by(inner).copied().collect::<Vec<f64>>())
-    });
-    for (row, &target) in rows.zip(targets) {
+    for (row, &target) in lines(x, (classes, inner)).zip(targets) {
         let target = target as i64;
         if target == ignore {
             continue;
@@ -140,9 +144,40 @@ fn cross_entropy(
     }
 }
 
+/// Lines of classes of a tensor [rows, classes, inner].
+fn lines(x: &[f64], (classes, inner): (usize, usize)) -> impl Iterator<Item = Vec<f64>> {
+    x.chunks_exact(classes * inner).flat_map(move |part| {
+        (0..inner).map(move |i| part[i..].iter().step_by(inner).copied().collect())
+    })
+}
+
+/// `−Σ_c t_c ln softmax(x)_c` of every row, where targets are probabilities. Right is a row whose
+/// largest logit is at the first of its largest probabilities.
+fn soft_cross_entropy(sums: &mut Sums, x: &[f64], targets: &[f64], extents: (usize, usize)) {
+    for (row, t) in lines(x, extents).zip(lines(targets, extents)) {
+        let largest = |v: &[f64]| v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let max = largest(&row);
+        let log = row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
+        sums.loss -= row.iter().zip(&t).map(|(x, t)| t * (x - max - log)).sum::<f64>();
+        let first = |v: &[f64], m: f64| v.iter().position(|x| *x == m);
+        let best = first(&row, max);
+        sums.right += u64::from(best.is_some() && best == first(&t, largest(&t)));
+        sums.count += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn soft_targets_are_held_against_every_class() {
+        let mut sums = Sums::default();
+        soft_cross_entropy(&mut sums, &[0.0, 3f64.ln(), 1.0, 1.0], &[0.25, 0.75, 1.0, 0.0], (2, 1));
+        let want = 0.25 * 4f64.ln() + 0.75 * (4.0f64 / 3.0).ln() + 2f64.ln();
+        assert!((sums.loss - want).abs() < 1e-12, "{}", sums.loss);
+        assert_eq!((sums.count, sums.right), (2, 2));
+    }
 
     #[test]
     fn cross_entropy_is_counted_over_targets_that_count() {

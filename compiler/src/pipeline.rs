@@ -371,10 +371,10 @@ fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
         Op::CrossEntropy(_) => forward.shape(n.inputs[0]).last().copied(),
         _ => None,
     });
-    let tensor = plan
-        .tensors
-        .iter()
-        .position(|t| t.name == recipe.loss.target && matches!(t.storage, Storage::Input { .. }));
+    let tensor = plan.tensors.iter().position(|t| {
+        let input = matches!(t.storage, Storage::Input { .. });
+        t.name == recipe.loss.target && input && !t.dtype.is_real()
+    });
     let found = count.zip(tensor).map(|(count, tensor)| Classes {
         tensor: tensor as u32,
         count: count as u64,

@@ -135,6 +135,9 @@ fn table(plan: &Plan) -> String {
                 Kernel::MaxPoolGrad(_) => "max_pool_grad".into(),
                 Kernel::Gather(_) => "gather".into(),
                 Kernel::ScatterAdd(_) => "scatter_add".into(),
+                Kernel::LastIndex(_) => "last_index".into(),
+                Kernel::CumSum(_) => "cumsum".into(),
+                Kernel::TopK(_) => "top_k".into(),
             };
             writeln!(out, "{phase:6} {what}: {}", s.name).unwrap();
         }

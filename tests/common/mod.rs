@@ -106,6 +106,18 @@ impl Fixture {
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
+    /// Holds all gradients that a session has computed, so many, against PyTorch's.
+    pub fn check_all(&self, session: &Session, count: usize, allowed: f64) {
+        let errors = self.gradient_errors(session);
+        assert_eq!(errors.len(), count, "{errors:?}");
+        let faults: Vec<String> = errors
+            .iter()
+            .filter(|(_, e)| e.is_nan() || *e > allowed)
+            .map(|(name, e)| format!("{name}: {e:.2e}"))
+            .collect();
+        assert!(faults.is_empty(), "allowed {allowed:.1e}\n{}", faults.join("\n"));
+    }
+
     /// PyTorch's own distance between bf16 autocast and f64, by gradient.
     pub fn yardstick(&self) -> impl Fn(&str) -> f64 + use<> {
         let text = std::fs::read_to_string(self.folder.join("meta.json"))
@@ -161,7 +173,11 @@ impl Fixture {
         let mut options = pipeline::Options::default();
         for (name, key) in [(input, format!("in.{input}")), ("targets", "tgt.targets".into())] {
             let shape = self.batch.tensor(&key).expect("listed").shape;
-            options.shapes.insert(name.into(), shape.iter().map(|&n| n as usize).collect());
+            let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
+            if name == "targets" {
+                options.target_row = Some(shape[1..].to_vec());
+            }
+            options.shapes.insert(name.into(), shape);
         }
         (text, options)
     }

@@ -43,6 +43,10 @@ const EACH: &[(&[&str], &[&str], &[&str])] = &[
     (TABLES, &["VEC"], WIDTHS),
     (&["scatter_count", "scatter_start", "scatter_place"], &["IdT"], &["i64", "int"]),
     (&["zero"], &["TableT"], &["float"]),
+    (&["last_index"], &["IdT"], &["i64", "int"]),
+    (&["cumsum"], &["EXCLUSIVE", "REVERSE", "LINE_A_THREAD", "REAL"], BOTH),
+    (&["top_k"], &["LARGEST", "SHARED", "REAL"], BOTH),
+    (&["cumsum", "top_k"], &["XT"], &["float", "f16", "bf16", "i64", "int", "u8"]),
 ];
 
 /// Families, and what has to have these values in one of them or another.

@@ -166,7 +166,10 @@ impl Slack {
             Kernel::MaxPoolGrad(p) => {
                 Slack { sums: sums(p.geometry.kh * p.geometry.kw), inside: 0.0 }
             }
-            // Copies.
+            // In f64, so that only what is stored is rounded.
+            Kernel::CumSum(_) => Slack { sums: sums(1), inside: 0.0 },
+            // Copies and places.
+            Kernel::LastIndex(_) | Kernel::TopK(_) => Slack { sums: 0.0, inside: 0.0 },
             Kernel::Gather(_) | Kernel::MaxPool(_) => Slack { sums: 0.0, inside: 0.0 },
         }
     }
@@ -299,6 +302,9 @@ fn touched(kernel: &Kernel) -> (Vec<&Access>, Vec<&Access>) {
         Kernel::MaxPoolGrad(p) => (vec![&p.y, &p.index], vec![&p.x]),
         Kernel::Gather(g) => (vec![&g.table, &g.ids], vec![&g.out]),
         Kernel::ScatterAdd(g) => (vec![&g.out, &g.ids], vec![&g.table]),
+        Kernel::LastIndex(l) => (vec![&l.ids], vec![&l.out]),
+        Kernel::CumSum(s) => (vec![&s.x], vec![&s.y]),
+        Kernel::TopK(t) => (vec![&t.x], vec![&t.index]),
     }
 }
 
@@ -355,5 +361,8 @@ fn kernel(plan: &Plan, step: &Step) -> String {
         Kernel::ScatterAdd(g) => {
             format!("scatter of {} into {} rows of {}", g.rows, g.table_rows, g.width)
         }
+        Kernel::LastIndex(l) => format!("last of {} ids of {} rows", l.rows, l.table_rows),
+        Kernel::CumSum(s) => format!("running sums of {:?}", s.dims),
+        Kernel::TopK(t) => format!("the {} first of {:?}", t.k, t.dims),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::build::Build;
 use super::names;
+use super::soft;
 use super::spec::{ClassAxis, LossSpec};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{ConstData, Graph, Real, Region, TensorType, ValueId};
@@ -48,8 +49,18 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
             }
             let existing = existing_input(g, target);
             let own = existing.map(|t| g.shape(t).to_vec());
+            // Targets of the logits' extents are probabilities.
+            let row = match (&own, class_axis) {
+                (Some(t), _) => Some(&t[t.len().min(1)..]),
+                (None, ClassAxis::Fits(row) | ClassAxis::Said { row, .. }) => Some(&row[..]),
+                (None, _) => None,
+            };
+            let soft = row.is_some_and(|row| soft::probabilities(&shape, row));
             let axis = match (class_axis, &own) {
-                (ClassAxis::At(axis), _) => given_axis(&shape, *axis)?,
+                (ClassAxis::At(axis) | ClassAxis::Said { axis, .. }, _) => {
+                    given_axis(&shape, *axis)?
+                }
+                _ if soft => soft::only_axis(&shape, target)?,
                 // A target that the model itself takes has extents of its own.
                 (_, Some(t)) => fitting_axis(&shape, &t[t.len().min(1)..], target)?,
                 (ClassAxis::Fits(row), None) => fitting_axis(&shape, row, target)?,
@@ -58,11 +69,15 @@ pub fn attach_loss(g: &mut Graph, spec: &LossSpec) -> Result<ValueId> {
             let t = match existing {
                 Some(t) => t,
                 None => {
-                    let ty = TensorType::new(DType::I64, without(&shape, axis));
+                    let ty = match soft {
+                        true => TensorType::f32(shape.clone()),
+                        false => TensorType::new(DType::I64, without(&shape, axis)),
+                    };
                     declare_input(g, target, &ty)?
                 }
             };
-            cross_entropy(g, p, t, target, axis, ignore_index, label_smoothing)?
+            let kind = if soft { soft::cross_entropy } else { cross_entropy };
+            kind(g, p, t, target, axis, ignore_index, label_smoothing)?
         }
         LossSpec::Mse { .. } => {
             let ty = TensorType::f32(g.shape(p).clone());

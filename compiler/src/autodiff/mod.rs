@@ -6,6 +6,7 @@ mod build;
 mod loss;
 mod machine;
 mod names;
+mod soft;
 mod spec;
 mod stops;
 mod update;

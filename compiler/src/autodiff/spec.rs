@@ -4,7 +4,8 @@
 /// The loss, attached to one result of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LossSpec {
-    /// Mean over targets that are not `ignore_index`, as `torch.nn.functional.cross_entropy`.
+    /// Mean over targets that are not `ignore_index`, as `torch.nn.functional.cross_entropy`; over
+    /// all rows where the targets are probabilities.
     CrossEntropy {
         prediction: String,
         target: String,
@@ -24,6 +25,8 @@ pub enum ClassAxis {
     Last,
     /// As said; negative counts from the end.
     At(i64),
+    /// As said, where the extents of the data's targets are known too, here without the batch.
+    Said { axis: i64, row: Vec<usize> },
     /// The last, or axis 1 as in PyTorch's [n, classes, d1, …]: the one that leaves the extents of
     /// the data's targets, given here without the batch.
     Fits(Vec<usize>),

@@ -56,6 +56,20 @@ pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
             Kernel::ScatterAdd(g) => {
                 c.bytes(&g.out, g.rows * g.width) + c.bytes(&g.table, g.table_rows * g.width)
             }
+            Kernel::LastIndex(l) => c.bytes(&l.ids, l.rows) + c.bytes(&l.out, l.table_rows),
+            Kernel::CumSum(s) => {
+                let n = s.dims.iter().product();
+                c.bytes(&s.x, n) + c.bytes(&s.y, n) + n as f64 * target.simple_ns
+            }
+            Kernel::TopK(t) => {
+                let [outer, n, inner] = t.dims;
+                let (all, found) = (outer * n * inner, outer * t.k * inner);
+                // A comparison sort of every line.
+                let depth = n.max(2).ilog2() + 1;
+                c.bytes(&t.x, all)
+                    + c.bytes(&t.index, found)
+                    + all as f64 * f64::from(depth) * target.simple_ns
+            }
         }
 }
 
@@ -270,6 +284,12 @@ pub fn step_bytes(step: &Step, plan: &Plan) -> u64 {
                 _ => touched(&g.table, &[g.table_rows, g.width]),
             };
             rows + table + g.rows * size(&g.ids)
+        }
+        Kernel::LastIndex(l) => touched(&l.ids, &[l.rows]) + touched(&l.out, &[l.table_rows]),
+        Kernel::CumSum(s) => touched(&s.x, &s.dims) + touched(&s.y, &s.dims),
+        Kernel::TopK(t) => {
+            let [outer, _, inner] = t.dims;
+            touched(&t.x, &t.dims) + touched(&t.index, &[outer, t.k, inner])
         }
     }
 }

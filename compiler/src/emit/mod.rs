@@ -1,5 +1,6 @@
 //! From schedules to the plan.
 
+mod along;
 mod epilogue;
 mod geometry;
 mod watch;
@@ -590,7 +591,10 @@ impl Bind<'_> {
                     out: self.with(&operands[1], seen.to_vec()),
                 })
             }
-            op => panic!("`{}` has no kernel", op.name()),
+            op => {
+                let x = &operands[0];
+                along::kernel(op, &x.1, |strides| self.with(x, strides), write(0))
+            }
         }
     }
 }

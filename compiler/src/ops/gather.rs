@@ -13,6 +13,12 @@ op! {
     ScatterAdd = "scatter_add" { rows: usize }
 }
 
+op! {
+    /// ids […] → i32 [rows]: 1 + the last place (in row-major order) at which `ids` names the row, 0
+    /// where none does. Negative ids count from the end.
+    LastIndex = "last_index" { rows: usize }
+}
+
 impl OpDef for Gather {
     fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         signature(x, ".i")?;
@@ -61,5 +67,24 @@ impl OpDef for ScatterAdd {
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (ids, dy) = (cx.x(0), cx.only_dy(0)?);
         Ok(vec![None, Some(cx.op(Gather {}, &[dy, ids]))])
+    }
+}
+
+impl OpDef for LastIndex {
+    fn infer(&self, x: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        signature(x, "i")?;
+        if i32::try_from(x[0].shape.elements()).is_err() {
+            return Err(format!("the places of {} do not fit 32 bits", x[0]));
+        }
+        Ok(vec![TensorType::new(precast_plan::DType::I32, [self.rows])])
+    }
+    fn class(&self) -> NumericClass {
+        NumericClass::Leaf
+    }
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+    fn gradient(&self, _: &mut GradCx) -> Result<Grads, String> {
+        Ok(vec![None])
     }
 }

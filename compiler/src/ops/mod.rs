@@ -227,7 +227,8 @@ ops! {
     matmul: MatMul;
     conv: Conv2d, Conv2dDataGrad, Conv2dFilterGrad;
     pool: MaxPool2d, MaxPool2dGrad;
-    gather: Gather, ScatterAdd;
+    gather: Gather, ScatterAdd, LastIndex;
+    along: CumSum, TopK;
     stop_gradient: StopGradient;
     softmax: Softmax, SoftmaxGrad;
     layer_norm: LayerNorm, LayerNormGrad, LayerNormParamGrad;

@@ -30,7 +30,8 @@ pub fn spec(recipe: &Recipe, options: &Options, outputs: &[String]) -> Result<Lo
     Ok(match recipe.loss.kind {
         LossKind::CrossEntropy { ignore_index, label_smoothing, class_axis } => {
             let class_axis = match (class_axis, &options.target_row) {
-                (Some(axis), _) => ClassAxis::At(axis),
+                (Some(axis), Some(row)) => ClassAxis::Said { axis, row: row.clone() },
+                (Some(axis), None) => ClassAxis::At(axis),
                 (None, Some(row)) => ClassAxis::Fits(row.clone()),
                 (None, None) => ClassAxis::Last,
             };

@@ -211,7 +211,7 @@ fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static 
     }
     match &node.op {
         Op::Input(_) | Op::Var(_) | Op::Const(_) => return Some("stored in f32 as it arrives"),
-        Op::ScatterAdd(_) => return Some("a sum or statistic is f32"),
+        Op::ScatterAdd(_) | Op::CumSum(_) => return Some("a sum or statistic is f32"),
         Op::Attention(_) if i == 1 => return Some("a statistic is f32"),
         Op::Softmax(s) if s.log => return Some("logarithms of probabilities are f32"),
         _ => {}

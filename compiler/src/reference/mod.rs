@@ -8,6 +8,7 @@
 //! restate them; literals in programs are f32 there, and are so here. Kernels are written out here
 //! a second time, from their documentation.
 
+mod along;
 mod functions;
 mod movement;
 mod products;
@@ -188,6 +189,9 @@ pub fn eval_op(
         Op::MaxPool2dGrad(op) => vec![movement::max_pool_grad(op, x[0], x[1], &y[0])?],
         Op::Gather(op) => vec![movement::gather(op, x[0], x[1], &y[0])?],
         Op::ScatterAdd(op) => vec![movement::scatter_add(op, x[0], x[1], &y[0], opt)?],
+        Op::LastIndex(op) => vec![movement::last_index(op, x[0], &y[0])?],
+        Op::CumSum(op) => vec![along::cumsum(op, x[0], &y[0], opt)],
+        Op::TopK(op) => vec![along::top_k(op, x[0], &y[0])],
         op => match op.lowering() {
             Lowering::View => vec![movement::view(op, x[0], &y[0])],
             Lowering::Assemble => vec![movement::assemble(op, x, &y[0])],

@@ -3,7 +3,7 @@
 use super::Tensor;
 use crate::ir::TensorType;
 use crate::ir::view::View;
-use crate::ops::{Gather, MaxPool2d, MaxPool2dGrad, Op, ScatterAdd};
+use crate::ops::{Gather, LastIndex, MaxPool2d, MaxPool2dGrad, Op, ScatterAdd};
 use precast_plan::{ConvGeometry, DType};
 
 /// Buffer elements of a view in row-major order.
@@ -160,4 +160,12 @@ pub(super) fn scatter_add(
         }
     }
     Ok(out)
+}
+
+pub(super) fn last_index(op: &LastIndex, ids: &Tensor, y: &TensorType) -> Result<Tensor, String> {
+    let mut out = vec![0; op.rows];
+    for (k, r) in rows(ids, op.rows)?.into_iter().enumerate() {
+        out[r] = k as i64 + 1;
+    }
+    Ok(Tensor::new(y.clone(), super::Data::Int(out)))
 }

@@ -17,6 +17,9 @@ pub fn takes(op: &Op, index: usize, view: &View, first: &View, last: bool) -> bo
         Op::Gather(_) if index == 0 => view.is_contiguous() && table(view).is_some(),
         Op::Gather(_) => flat(view).is_some(),
         Op::ScatterAdd(_) if index == 0 => flat(view).is_some(),
+        Op::LastIndex(_) => flat(view).is_some(),
+        Op::CumSum(op) => lines(view, op.axis).is_some(),
+        Op::TopK(op) => lines(view, op.axis).is_some(),
         Op::ScatterAdd(_) => view.is_contiguous() && rows(view, first).is_some(),
         Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) if index < 2 => ordered(),
         Op::MaxPool2d(_) | Op::MaxPool2dGrad(_) => ordered(),
@@ -49,6 +52,20 @@ pub fn rows(view: &View, ids: &View) -> Option<[i64; 2]> {
 pub fn flat(view: &View) -> Option<i64> {
     let n = view.shape.elements();
     view.reshape(&[n].into()).map(|v| v.strides[0])
+}
+
+/// Extents before, of and behind an axis, and the strides of a view seen so.
+pub fn lines(view: &View, axis: usize) -> Option<([u64; 3], [i64; 3])> {
+    let product = |dims: &[usize]| dims.iter().product::<usize>();
+    let shape = &view.shape;
+    let dims = [product(&shape[..axis]), shape[axis], product(&shape[axis + 1..])];
+    let v = view.reshape(&dims.into())?;
+    Some((dims.map(|n| n as u64), [v.strides[0], v.strides[1], v.strides[2]]))
+}
+
+/// Strides of a dense result of the extents of [`lines`].
+pub fn dense_lines([_, n, inner]: [u64; 3]) -> Vec<i64> {
+    vec![(n * inner) as i64, inner as i64, 1]
 }
 
 /// Strides of a table seen as [rows, width].

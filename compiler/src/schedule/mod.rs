@@ -22,7 +22,7 @@ mod sums;
 mod taps;
 
 pub use copies::{copy_name, weight_copies};
-pub(crate) use kernels::{flat, product_strides, rows as rows_of, table};
+pub(crate) use kernels::{dense_lines, flat, lines, product_strides, rows as rows_of, table};
 
 use crate::diagnostic::Result;
 use crate::ir::Graph;

@@ -86,7 +86,13 @@ fn placeable(
     let dense = matches!(
         &writer.body,
         Body::Kernel {
-            op: Op::Gather(_) | Op::ScatterAdd(_) | Op::MaxPool2d(_) | Op::MaxPool2dGrad(_),
+            op: Op::Gather(_)
+                | Op::ScatterAdd(_)
+                | Op::LastIndex(_)
+                | Op::CumSum(_)
+                | Op::TopK(_)
+                | Op::MaxPool2d(_)
+                | Op::MaxPool2dGrad(_),
             ..
         }
     );

@@ -151,8 +151,12 @@ impl<'p> Machine<'p> {
             Kernel::MaxPoolGrad(p) => self.pool_grad(p),
             Kernel::Gather(g) => self.gather(g),
             Kernel::ScatterAdd(g) => self.scatter(g),
-            Kernel::Attention(_) | Kernel::AttentionGrad(_) => {
-                panic!("none of these models has an attention kernel")
+            Kernel::Attention(_)
+            | Kernel::AttentionGrad(_)
+            | Kernel::LastIndex(_)
+            | Kernel::CumSum(_)
+            | Kernel::TopK(_) => {
+                panic!("none of these models has such a kernel")
             }
         }
     }

@@ -177,7 +177,23 @@ fn movement(c: &mut Cases) {
     c.add(Gather {}, &[table, ids.clone()]);
     c.add(Gather {}, &[ints(DType::I64, [3], &[5, 6, 7]), ids.clone()]);
     let dy = c.real([2, 2, 3]);
-    c.add(ScatterAdd { rows: 4 }, &[ids, dy]);
+    c.add(ScatterAdd { rows: 4 }, &[ids.clone(), dy]);
+    c.add(LastIndex { rows: 4 }, &[ids]);
+    let whole = ints(DType::I64, [2, 3], &[5, -6, 7, 1, 2, -9]);
+    for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
+        for axis in 0..3 {
+            let x = c.real([2, 3, 4]);
+            c.add(CumSum { axis, exclusive, reverse }, &[x]);
+        }
+        c.add(CumSum { axis: 1, exclusive, reverse }, std::slice::from_ref(&whole));
+    }
+    for largest in [true, false] {
+        for (axis, k) in [(0, 1), (1, 3), (2, 2)] {
+            let x = c.real([2, 3, 4]);
+            c.add(TopK { axis, k, largest }, &[x]);
+        }
+        c.add(TopK { axis: 1, k: 2, largest }, std::slice::from_ref(&whole));
+    }
 }
 
 fn products(c: &mut Cases) {

@@ -4,6 +4,7 @@
 //! Invariant: this crate knows nothing of the IR and nothing of a device. The compiler writes a
 //! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
 
+mod along;
 mod dtype;
 mod interpret;
 mod json;
@@ -18,6 +19,7 @@ mod uses;
 mod validate;
 mod watch;
 
+pub use along::{CumSum, LastIndex, TopK};
 pub use dtype::{DType, Facts, Kind};
 pub use interpret::{Value, interpret};
 pub use precision::{Precision, round_tf32};

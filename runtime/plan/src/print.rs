@@ -253,6 +253,23 @@ impl fmt::Display for Line<'_> {
             Kernel::ScatterAdd(g) => {
                 write!(f, "scatter_add ({}, {}) -> {}", one(&g.out), one(&g.ids), one(&g.table))?;
             }
+            Kernel::LastIndex(l) => write!(f, "last_index ({}) -> {}", one(&l.ids), one(&l.out))?,
+            Kernel::CumSum(s) => write!(
+                f,
+                "cumsum{}{} ({}) -> {}",
+                if s.exclusive { " exclusive" } else { "" },
+                if s.reverse { " reverse" } else { "" },
+                one(&s.x),
+                one(&s.y)
+            )?,
+            Kernel::TopK(t) => write!(
+                f,
+                "top_k {} {} ({}) -> {}",
+                t.k,
+                if t.largest { "largest" } else { "smallest" },
+                one(&t.x),
+                one(&t.index)
+            )?,
         }
         write!(f, "  # {}", Time(step.predicted_ns))
     }

@@ -5,7 +5,7 @@
 //! register `%i`. A register is *per element*, or *per row* (one value for each index of the kept
 //! axes): loads from ports marked `row`, results of [`Instr::Reduce`], and whatever is computed
 //! from those alone. Arithmetic is f32, `i32` or `bool`; loads widen and stores round, so a cast
-//! inside a program costs nothing.
+//! inside a program costs nothing. An `i64` beyond 32 bits is loaded as the nearest `i32`.
 //!
 //! The meaning is the obvious one: evaluate every instruction at every point of the space, where a
 //! reduction needs all points of its row first. How to block, vectorise or recompute is the

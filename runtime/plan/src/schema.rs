@@ -1,5 +1,6 @@
 //! The plan: one training step, complete, and why it is what it is.
 
+use crate::along::{CumSum, LastIndex, TopK};
 use crate::dtype::DType;
 use crate::precision::Precision;
 use crate::program::{InPort, Instr, OutPort, Program, ReduceOp};
@@ -191,6 +192,9 @@ pub enum Kernel {
     MaxPoolGrad(MaxPool),
     Gather(Gather),
     ScatterAdd(Gather),
+    LastIndex(LastIndex),
+    CumSum(CumSum),
+    TopK(TopK),
 }
 
 /// A strided view: element at index `i` is `tensor[offset + Σ i_d strides_d]`, all in elements.

@@ -81,6 +81,45 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
         Kernel::MaxPoolGrad(p) => c.pool(p, false),
         Kernel::Gather(g) => c.gather(g, false),
         Kernel::ScatterAdd(g) => c.gather(g, true),
+        Kernel::LastIndex(l) => {
+            if c.sizes(&[l.rows]) && c.sizes(&[l.table_rows]) {
+                c.operand("ids", &l.ids, vec![l.rows], Kind::Int);
+                c.exactly("out", &l.out, DType::I32);
+                c.result("out", &l.out, vec![l.table_rows], Kind::Int);
+                if l.rows > i32::MAX as u64 {
+                    c.error(format!("the places of {} ids do not fit 32 bits", l.rows));
+                }
+                if l.table_rows > 1 && l.out.strides.first() != Some(&1) {
+                    c.error("out is not dense");
+                }
+            }
+        }
+        Kernel::CumSum(s) => {
+            if c.sizes(&s.dims)
+                && let Some(d) = c.dtype("x", &s.x)
+            {
+                let kind = if d.is_real() { Kind::Real } else { Kind::Int };
+                c.operand("x", &s.x, s.dims.to_vec(), kind);
+                c.result("y", &s.y, s.dims.to_vec(), kind);
+                if kind == Kind::Int {
+                    c.exactly("y", &s.y, DType::I32);
+                }
+            }
+        }
+        Kernel::TopK(t) => {
+            let [outer, n, inner] = t.dims;
+            if c.sizes(&t.dims)
+                && let Some(d) = c.dtype("x", &t.x)
+            {
+                let kind = if d.is_real() { Kind::Real } else { Kind::Int };
+                c.operand("x", &t.x, t.dims.to_vec(), kind);
+                c.exactly("index", &t.index, DType::I32);
+                c.result("index", &t.index, vec![outer, t.k, inner], Kind::Int);
+                if t.k == 0 || t.k > n || n > i32::MAX as u64 {
+                    c.error(format!("the {} largest of {n} elements", t.k));
+                }
+            }
+        }
     }
     c.list
 }

@@ -1,8 +1,9 @@
 //! Steps whose kernels are neither products nor row programs: attention, pooling, gathered rows.
 
 use super::exec::Memory;
+use super::kernels::along::{self, Lines};
 use super::kernels::attention::{Attention, Backward, View4};
-use super::kernels::gather::{BadIndex, Indices, gather_rows, scatter_add_rows};
+use super::kernels::gather::{BadIndex, Indices, gather_rows, last_index, scatter_add_rows};
 use super::kernels::pool::MaxPool2d;
 use super::pool::Pool;
 use super::reorder::Reorder;
@@ -51,6 +52,25 @@ pub enum Special {
         ids: Indices,
         out: *const u8,
         dtype: DType,
+    },
+    LastIndex {
+        out: *mut i32,
+        rows: usize,
+        ids: Indices,
+    },
+    CumSum {
+        dims: [usize; 3],
+        exclusive: bool,
+        reverse: bool,
+        x: Lines,
+        y: Lines,
+    },
+    TopK {
+        dims: [usize; 3],
+        k: usize,
+        largest: bool,
+        x: Lines,
+        index: Lines,
     },
 }
 
@@ -112,12 +132,18 @@ impl Ctx<'_> {
         Ok((problem, lse.cast()))
     }
 
-    fn ids(&self, g: &plan::Gather) -> Result<Indices> {
-        let (ptr, dtype) = self.dense("ids", &g.ids, &[g.rows])?;
+    fn lines(&self, a: &Access) -> Lines {
+        let (ptr, dtype) = self.first(a);
+        let s = &a.strides;
+        Lines { ptr, dtype, strides: [s[0], s[1], s[2]].map(|s| s as isize) }
+    }
+
+    fn ids(&self, ids: &Access, rows: u64) -> Result<Indices> {
+        let (ptr, dtype) = self.dense("ids", ids, &[rows])?;
         if !matches!(dtype, DType::I64 | DType::I32) {
             return Err(Error::new("R0110", format!("ids of format {dtype}")).help("i64 or i32"));
         }
-        Ok(Indices { ptr, dtype, len: g.rows as usize })
+        Ok(Indices { ptr, dtype, len: rows as usize })
     }
 }
 
@@ -188,7 +214,8 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
             let (table, from) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
             let (out, to) = c.dense("the result", &g.out, &[g.rows, g.width])?;
             let (rows, width) = (g.table_rows as usize, g.width as usize);
-            Special::Gather { table, rows, width, ids: c.ids(g)?, dtypes: (from, to), out }
+            let ids = c.ids(&g.ids, g.rows)?;
+            Special::Gather { table, rows, width, ids, dtypes: (from, to), out }
         }
         Kernel::ScatterAdd(g) => {
             let (table, dtype) = c.dense("the table", &g.table, &[g.table_rows, g.width])?;
@@ -197,8 +224,28 @@ pub fn bind(plan: &Plan, memory: &Memory, kernel: &Kernel) -> Result<Option<Spec
             }
             let (out, dtype) = c.dense("the rows", &g.out, &[g.rows, g.width])?;
             let (rows, width) = (g.table_rows as usize, g.width as usize);
-            Special::ScatterAdd { table: table.cast(), rows, width, ids: c.ids(g)?, out, dtype }
+            let ids = c.ids(&g.ids, g.rows)?;
+            Special::ScatterAdd { table: table.cast(), rows, width, ids, out, dtype }
         }
+        Kernel::LastIndex(l) => {
+            let (out, _) = c.dense("the result", &l.out, &[l.table_rows])?;
+            let ids = c.ids(&l.ids, l.rows)?;
+            Special::LastIndex { out: out.cast(), rows: l.table_rows as usize, ids }
+        }
+        Kernel::CumSum(s) => Special::CumSum {
+            dims: s.dims.map(|n| n as usize),
+            exclusive: s.exclusive,
+            reverse: s.reverse,
+            x: c.lines(&s.x),
+            y: c.lines(&s.y),
+        },
+        Kernel::TopK(t) => Special::TopK {
+            dims: t.dims.map(|n| n as usize),
+            k: t.k as usize,
+            largest: t.largest,
+            x: c.lines(&t.x),
+            index: c.lines(&t.index),
+        },
         Kernel::Rows(_) | Kernel::Gemm(_) | Kernel::Conv(_) => return Ok(None),
     }))
 }
@@ -215,7 +262,11 @@ impl Special {
             Special::AttentionGrad { problem, .. } => problem.backward_scratch_bytes(),
             Special::MaxPool { problem, forward: true, .. } => problem.forward_scratch_bytes(),
             Special::MaxPool { problem, .. } => problem.backward_scratch_bytes(),
-            Special::Gather { .. } | Special::ScatterAdd { .. } => 0,
+            Special::TopK { dims, .. } => along::top_k_scratch_bytes(dims[1]),
+            Special::Gather { .. }
+            | Special::ScatterAdd { .. }
+            | Special::LastIndex { .. }
+            | Special::CumSum { .. } => 0,
         }
     }
 
@@ -259,6 +310,15 @@ impl Special {
                 Special::ScatterAdd { table, rows, width, ids, out, dtype } => {
                     scatter_add_rows(table, (rows, width), ids, out, dtype, false)
                         .map_err(bad_index)?;
+                }
+                Special::LastIndex { out, rows, ids } => {
+                    last_index(out, rows, ids).map_err(bad_index)?;
+                }
+                Special::CumSum { dims, exclusive, reverse, x, y } => {
+                    along::cumsum(dims, exclusive, reverse, x, y);
+                }
+                Special::TopK { dims, k, largest, x, index } => {
+                    along::top_k(dims, k, largest, x, index, scratch);
                 }
             }
         }

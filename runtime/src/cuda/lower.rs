@@ -170,6 +170,9 @@ impl Lowering<'_> {
             Kernel::ScatterAdd(g) => {
                 kernels::lower_scatter_add(plan, g, self.number, facts, &mut l)?;
             }
+            Kernel::LastIndex(i) => kernels::lower_last_index(plan, i, self.number, facts, &mut l)?,
+            Kernel::CumSum(s) => kernels::lower_cumsum(plan, s, facts, &mut l)?,
+            Kernel::TopK(t) => kernels::lower_top_k(plan, t, facts, &mut l)?,
             Kernel::Conv(_) | Kernel::Attention(_) | Kernel::AttentionGrad(_) => {
                 unreachable!("handled above")
             }

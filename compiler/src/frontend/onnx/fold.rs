@@ -96,6 +96,7 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
         }
         "Range" => range(need(x, 0)?, need(x, 1)?, need(x, 2)?)?,
         "CumSum" => cumsum(need(x, 0)?, int(need(x, 1)?)?, attrs)?,
+        "NonZero" => non_zero(need(x, 0)?)?,
         "Trilu" => {
             let k = x.get(1).and_then(Option::as_ref).map_or(Ok(0), int)?;
             trilu(need(x, 0)?, k, attrs.int("upper", 1)? != 0)?
@@ -455,6 +456,21 @@ fn cumsum(t: &Tensor, a: i64, attrs: &Attrs) -> Res<Tensor> {
         }
     }
     Ok(Tensor::new(Elem::F64, t.shape.clone(), Data::Real(out)).cast(t.elem))
+}
+
+/// Coordinates of the elements that are not zero, `[rank, count]`.
+fn non_zero(t: &Tensor) -> Res<Tensor> {
+    check_size(&t.shape)?;
+    let x = t.to_reals();
+    let at: Vec<usize> = (0..x.len()).filter(|&i| x[i] != 0.0).collect();
+    let rank = t.shape.len();
+    check_size(&[rank, at.len()])?;
+    let strides = Shape::new(&t.shape).strides();
+    let coordinates = (0..rank)
+        .flat_map(|d| at.iter().map(move |&i| (d, i)))
+        .map(|(d, i)| (i as i64 / strides[d]) % t.shape[d] as i64)
+        .collect();
+    Ok(Tensor::new(Elem::I64, [rank, at.len()], Data::Int(coordinates)))
 }
 
 fn trilu(t: &Tensor, k: i64, upper: bool) -> Res<Tensor> {

@@ -41,7 +41,7 @@ pub fn torch(system: System, op: &Op, mean: bool, loss: bool) -> Torch {
     }
     match op {
         Op::Softmax(_) => WideResult,
-        Op::LayerNorm(_) | Op::CrossEntropy(_) => Full,
+        Op::LayerNorm(_) | Op::CrossEntropy(_) | Op::CumSum(_) => Full,
         Op::Reduce(r) if r.f == ReduceOp::Sum && !mean => Full,
         Op::Unary(u) => match u.f {
             UnaryOp::Exp
@@ -126,6 +126,9 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         | Op::Iota(_)
         | Op::Cast(_)
         | Op::ScatterAdd(_)
+        | Op::LastIndex(_)
+        | Op::CumSum(_)
+        | Op::TopK(_)
         | Op::GradStats(_)
         | Op::SgdUpdate(_)
         | Op::AdamUpdate(_)

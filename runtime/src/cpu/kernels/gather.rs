@@ -176,6 +176,29 @@ pub unsafe fn scatter_add_rows(
     Ok(())
 }
 
+/// `out[t] = 1 +` the last i with `indices[i] = t`, 0 where there is none.
+///
+/// # Errors
+/// [`BadIndex`] for the first index outside the table; nothing is written then.
+///
+/// # Safety
+/// `out` is dense `[rows]`; it does not overlap the indices.
+///
+/// # Panics
+/// If the indices are not `I64` or `I32`.
+pub unsafe fn last_index(out: *mut i32, rows: usize, indices: Indices) -> Result<(), BadIndex> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        indices.check(rows)?;
+        let out = std::slice::from_raw_parts_mut(out, rows);
+        out.fill(0);
+        for i in 0..indices.len {
+            out[indices.row(i, rows)] = i as i32 + 1;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Buf, Rng, rounding, same_for_any_thread_count};

@@ -4,6 +4,7 @@
 //! Invariants: no kernel allocates; results have the same bits for any number of threads; sums are
 //! in f32 whatever the operands' format.
 
+pub mod along;
 pub mod attention;
 pub mod conv;
 mod conv_depthwise;

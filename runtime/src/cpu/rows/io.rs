@@ -23,6 +23,12 @@ fn lane(x: i32) -> f32 {
     f32::from_bits(x as u32)
 }
 
+/// Integers are computed in 32 bits: what does not fit is the nearest that does, so that an index
+/// out of range stays one.
+fn narrow(x: i64) -> i32 {
+    x.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
+}
+
 fn int(x: f32) -> i32 {
     x.to_bits() as i32
 }
@@ -44,7 +50,7 @@ impl Port {
         unsafe {
             match self.dtype {
                 DType::F32 => p.cast::<f32>().read(),
-                DType::I64 => lane(p.cast::<i64>().read() as i32),
+                DType::I64 => lane(narrow(p.cast::<i64>().read())),
                 DType::I32 => p.cast::<f32>().read(),
                 DType::U8 => lane(i32::from(p.read())),
                 DType::Bool => lane(i32::from(p.read() != 0)),
@@ -82,7 +88,7 @@ impl Port {
                 }
                 (1, DType::I64) => {
                     let src = std::slice::from_raw_parts(self.at(offset).cast::<i64>(), out.len());
-                    out.iter_mut().zip(src).for_each(|(o, &x)| *o = lane(x as i32));
+                    out.iter_mut().zip(src).for_each(|(o, &x)| *o = lane(narrow(x)));
                 }
                 (1, DType::U8) => {
                     let src = std::slice::from_raw_parts(self.at(offset), out.len());

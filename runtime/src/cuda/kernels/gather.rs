@@ -5,7 +5,7 @@ use crate::cuda::launch::{Arg, Facts, Fault, Lowered, Place, Task};
 use crate::error::Result;
 use precast_plan::{Access, Gather, Plan};
 
-fn fault_value(step: u32) -> Arg {
+pub(super) fn fault_value(step: u32) -> Arg {
     Arg::I64((i64::from(step) << 32) | i64::from(Fault::IdOutOfRange as u32))
 }
 

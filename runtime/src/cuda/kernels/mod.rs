@@ -5,6 +5,7 @@
 //! shape to shape goes into arguments, what the inner loops need (formats, tile sizes, which axes
 //! are contiguous) into the text, so that layers share compiled kernels.
 
+mod along;
 mod attention;
 mod conv;
 mod end;
@@ -15,6 +16,7 @@ mod product;
 mod samples;
 mod text;
 
+pub use along::{lower_cumsum, lower_last_index, lower_top_k};
 pub use attention::{lower_attention, lower_attention_grad};
 pub use conv::lower_conv;
 pub use gather::{lower_gather, lower_scatter_add};

@@ -1,14 +1,15 @@
 //! Plans of one step each, for tests and for checks that compile every kernel.
 
 use super::{
-    lower_attention, lower_attention_grad, lower_conv, lower_gather, lower_gemm_fallback,
-    lower_max_pool, lower_max_pool_grad, lower_scatter_add,
+    lower_attention, lower_attention_grad, lower_conv, lower_cumsum, lower_gather,
+    lower_gemm_fallback, lower_last_index, lower_max_pool, lower_max_pool_grad, lower_scatter_add,
+    lower_top_k,
 };
 use crate::cuda::launch::{Facts, Lowered, Source, Task};
 use precast_plan::{
-    Access, Attention, AttentionGrad, BinaryOp, Conv, ConvGeometry, ConvKind, DType, Epilogue,
-    EpilogueKind, Gather, Gemm, InPort, Instr, Math, MaxPool, OutPort, Plan, Program, Storage,
-    Summary, TargetSummary, Tensor, VERSION,
+    Access, Attention, AttentionGrad, BinaryOp, Conv, ConvGeometry, ConvKind, CumSum, DType,
+    Epilogue, EpilogueKind, Gather, Gemm, InPort, Instr, LastIndex, Math, MaxPool, OutPort, Plan,
+    Program, Storage, Summary, TargetSummary, Tensor, TopK, VERSION,
 };
 use std::sync::Arc;
 
@@ -190,6 +191,35 @@ pub(super) fn gather(
     }
 }
 
+pub(super) fn last_index(s: &mut Sample, rows: u64, table_rows: u64, ids: DType) -> LastIndex {
+    let ids = s.dense(ids, &[rows]);
+    LastIndex { rows, table_rows, ids, out: s.dense(DType::I32, &[table_rows]) }
+}
+
+/// Running sums whose operand lies in the order `axes`.
+pub(super) fn cumsum(
+    s: &mut Sample,
+    dims: [u64; 3],
+    [from, to]: [DType; 2],
+    [exclusive, reverse]: [bool; 2],
+    axes: [usize; 3],
+) -> CumSum {
+    let x = s.tensor(from, &dims, &axes, 0);
+    CumSum { dims, exclusive, reverse, x, y: s.dense(to, &dims) }
+}
+
+pub(super) fn top_k(
+    s: &mut Sample,
+    dims: [u64; 3],
+    k: u64,
+    from: DType,
+    largest: bool,
+    axes: [usize; 3],
+) -> TopK {
+    let x = s.tensor(from, &dims, &axes, 0);
+    TopK { dims, k, largest, x, index: s.dense(DType::I32, &[dims[0], k, dims[2]]) }
+}
+
 pub(super) fn pool(
     s: &mut Sample,
     geometry: ConvGeometry,
@@ -270,12 +300,34 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
                 lower_scatter_add(&s.plan, &g, 0, facts, &mut out).expect(fine);
             }
         }
+        for (turned, n) in [(false, 100), (true, 100), (false, 9000)] {
+            let flags = [turned, !turned];
+            let axes = if turned { [0, 2, 1] } else { [0, 1, 2] };
+            for inner in [1, 5] {
+                let c = cumsum(&mut s, [3, n, inner], [dtype, DType::F32], flags, axes);
+                lower_cumsum(&s.plan, &c, facts, &mut out).expect(fine);
+            }
+            let t = top_k(&mut s, [3, n, 2], 7, dtype, turned, axes);
+            lower_top_k(&s.plan, &t, facts, &mut out).expect(fine);
+        }
         for (channels_last, c) in [(false, 8), (true, 8), (true, 3)] {
             let p =
                 pool(&mut s, geometry([2, c, 14, 14], c, [3, 3], 2, 1, 1), dtype, channels_last);
             lower_max_pool(&s.plan, &p, facts, &mut out).expect(fine);
             lower_max_pool_grad(&s.plan, &p, facts, &mut out).expect(fine);
         }
+    }
+    for ids in [DType::I64, DType::I32, DType::U8] {
+        if ids != DType::U8 {
+            let l = last_index(&mut s, 64, 100, ids);
+            lower_last_index(&s.plan, &l, 0, facts, &mut out).expect(fine);
+        }
+        for (flags, inner) in [([false, false], 1), ([true, true], 1), ([false, true], 5)] {
+            let c = cumsum(&mut s, [3, 100, inner], [ids, DType::I32], flags, [0, 1, 2]);
+            lower_cumsum(&s.plan, &c, facts, &mut out).expect(fine);
+        }
+        let t = top_k(&mut s, [3, 64, 2], 7, ids, true, [0, 1, 2]);
+        lower_top_k(&s.plan, &t, facts, &mut out).expect(fine);
     }
     use DType::{Bf16, F16, F32};
     for (dtype, d, causal, mask) in [

@@ -128,7 +128,8 @@ DEVICE float widen(f16 x) { return half_value(x.bits); }
 DEVICE float widen(bf16 x) { return bfloat_value(x.bits); }
 DEVICE float widen(f8e4m3 x) { return eight_value<4>(x.bits); }
 DEVICE float widen(f8e5m2 x) { return eight_value<5>(x.bits); }
-DEVICE int widen(i64 x) { return (int)x; }
+// What 32 bits do not hold is the nearest that they do.
+DEVICE int widen(i64 x) { return x > 2147483647ll ? 2147483647 : x < -2147483648ll ? -2147483647 - 1 : (int)x; }
 DEVICE int widen(int x) { return x; }
 DEVICE int widen(u8 x) { return x; }
 DEVICE bool widen(flag x) { return x.bits != 0; }

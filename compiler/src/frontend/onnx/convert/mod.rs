@@ -1,12 +1,15 @@
 //! One converter per ONNX operator, in files by family.
 
 mod attention;
+mod einsum;
 mod elementwise;
+mod grid;
 mod index;
 mod linear;
 mod loss;
 mod movement;
 mod norm;
+mod order;
 mod pool;
 mod reduce;
 
@@ -20,6 +23,8 @@ pub const SUPPORTED: &[&str] = &[
     "Abs",
     "Add",
     "And",
+    "ArgMax",
+    "ArgMin",
     "Attention",
     "AveragePool",
     "BatchNormalization",
@@ -28,6 +33,7 @@ pub const SUPPORTED: &[&str] = &[
     "Ceil",
     "Celu",
     "Clip",
+    "Compress",
     "Concat",
     "Constant",
     "ConstantOfShape",
@@ -38,11 +44,13 @@ pub const SUPPORTED: &[&str] = &[
     "DepthToSpace",
     "Div",
     "Dropout",
+    "Einsum",
     "Elu",
     "Equal",
     "Erf",
     "Exp",
     "Expand",
+    "EyeLike",
     "Flatten",
     "Floor",
     "Gather",
@@ -54,9 +62,11 @@ pub const SUPPORTED: &[&str] = &[
     "GlobalMaxPool",
     "Greater",
     "GreaterOrEqual",
+    "GridSample",
     "GroupNormalization",
     "HardSigmoid",
     "HardSwish",
+    "Hardmax",
     "Identity",
     "InstanceNormalization",
     "IsInf",
@@ -76,7 +86,9 @@ pub const SUPPORTED: &[&str] = &[
     "Mod",
     "Mul",
     "Neg",
+    "NonZero",
     "Not",
+    "OneHot",
     "Or",
     "PRelu",
     "Pad",
@@ -95,7 +107,10 @@ pub const SUPPORTED: &[&str] = &[
     "Relu",
     "Reshape",
     "Resize",
+    "ReverseSequence",
     "Round",
+    "ScatterElements",
+    "ScatterND",
     "Selu",
     "SequenceAt",
     "SequenceConstruct",
@@ -118,6 +133,7 @@ pub const SUPPORTED: &[&str] = &[
     "Sum",
     "Tanh",
     "Tile",
+    "TopK",
     "Transpose",
     "Trilu",
     "Unsqueeze",
@@ -154,6 +170,9 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     for family in [
         movement::convert,
         index::convert,
+        order::convert,
+        einsum::convert,
+        grid::convert,
         elementwise::convert,
         linear::convert,
         norm::convert,

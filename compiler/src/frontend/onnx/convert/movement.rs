@@ -6,6 +6,7 @@ use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, Move, axis, part};
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
+use crate::ir::ValueId;
 use crate::ops;
 use precast_plan::Kind;
 
@@ -151,13 +152,20 @@ fn block_moves(call: &Call, from: &[usize]) -> Res<Result<Vec<Move>, String>> {
     let b = call.attrs.int("blocksize", 0)?;
     let b = usize::try_from(b).ok().filter(|b| (1..=1 << 15).contains(b));
     let b = b.ok_or_else(|| fail("P0206", "`blocksize` is not positive"))?;
+    let mode = call.attrs.string("mode", "DCR")?;
+    let channels_first = match mode.as_str() {
+        "CRD" => true,
+        "DCR" => false,
+        other => return Err(fail("P0206", format!("`{}` with mode \"{other}\"", call.op))),
+    };
     if call.op == "SpaceToDepth" {
         if !h.is_multiple_of(b) || !w.is_multiple_of(b) {
             return Ok(Err(format!("{from:?} does not consist of blocks of {b}")));
         }
+        let perm = if channels_first { vec![0, 1, 3, 5, 2, 4] } else { vec![0, 3, 5, 1, 2, 4] };
         return Ok(Ok(vec![
             Move::Reshape(vec![n, c, h / b, b, w / b, b]),
-            Move::Transpose(vec![0, 3, 5, 1, 2, 4]),
+            Move::Transpose(perm),
             Move::Reshape(vec![n, c * b * b, h / b, w / b]),
         ]));
     }
@@ -165,9 +173,10 @@ fn block_moves(call: &Call, from: &[usize]) -> Res<Result<Vec<Move>, String>> {
         return Ok(Err(format!("{c} channels are not blocks of {b}")));
     }
     let k = c / (b * b);
-    let (split, perm) = match call.attrs.string("mode", "DCR")?.as_str() {
-        "CRD" => (vec![n, k, b, b, h, w], vec![0, 1, 4, 2, 5, 3]),
-        _ => (vec![n, b, b, k, h, w], vec![0, 3, 4, 1, 5, 2]),
+    let (split, perm) = if channels_first {
+        (vec![n, k, b, b, h, w], vec![0, 1, 4, 2, 5, 3])
+    } else {
+        (vec![n, b, b, k, h, w], vec![0, 3, 4, 1, 5, 2])
     };
     Ok(Ok(vec![
         Move::Reshape(split),
@@ -252,23 +261,23 @@ fn concat(cx: &mut Importer, call: &Call) -> Res<Val> {
     Ok(Val::Node(cx.one("", ops::Concat { axis: a }, &parts)?))
 }
 
-/// Padding with a constant: placement into zeros, and where the constant is not 0, into it.
+/// Padding with a constant: placement into zeros, and where the constant is not 0, into it. With
+/// elements of the tensor itself: parts of it beside it, one axis after the other.
 fn pad(cx: &mut Importer, call: &Call) -> Res<Val> {
     let mode = call.attrs.string("mode", "constant")?;
-    if mode != "constant" {
+    if !["constant", "reflect", "edge", "wrap"].contains(&mode.as_str()) {
         return Err(fail("P0206", format!("`Pad` with mode \"{mode}\"")));
     }
-    let x = cx.real(call, 0)?;
+    let v = call.need(0)?.clone();
+    let x = cx.value(&v)?;
     let from = cx.graph.shape(x).to_vec();
-    let pads = call.ints(1)?.ok_or_else(|| words("no pads".into()))?;
-    let fill = call.literal(2)?.map_or(Some(0.0), Tensor::scalar);
-    let fill = fill.ok_or_else(|| words("the fill is not a scalar".into()))?;
+    let pads = call.ints_or(1, "pads")?.ok_or_else(|| words("no pads".into()))?;
     let list = match call.ints(3)? {
-        Some(l) => {
-            l.iter().map(|&a| axis(a, from.len())).collect::<Result<Vec<_>, _>>().map_err(words)?
-        }
-        None => (0..from.len()).collect(),
+        Some(l) => moves::axes(&l, from.len())
+            .and_then(|_| l.iter().map(|&a| axis(a, from.len())).collect::<Result<Vec<_>, _>>()),
+        None => Ok((0..from.len()).collect()),
     };
+    let list = list.map_err(words)?;
     if pads.len() != 2 * list.len() {
         return Err(words(format!("{} pads for {} axes", pads.len(), list.len())));
     }
@@ -293,12 +302,29 @@ fn pad(cx: &mut Importer, call: &Call) -> Res<Val> {
         x,
         &[Move::Slice { starts, sizes: sizes.clone(), steps: vec![1; from.len()] }],
     )?;
-    let starts: Vec<usize> = before.iter().map(|&b| b.max(0) as usize).collect();
-    let shape: Vec<usize> =
-        (0..from.len()).map(|d| sizes[d] + starts[d] + after[d].max(0) as usize).collect();
-    if shape == sizes {
+    let sides: Vec<[usize; 2]> =
+        before.iter().zip(&after).map(|(&b, &a)| [b.max(0) as usize, a.max(0) as usize]).collect();
+    if sides.iter().all(|s| *s == [0, 0]) {
         return Ok(Val::Node(x));
     }
+    if mode != "constant" {
+        let mut x = x;
+        for (d, &side) in sides.iter().enumerate() {
+            x = beside(cx, x, d, side, &mode)?;
+        }
+        return Ok(Val::Node(x));
+    }
+    let shape: Vec<usize> = sizes.iter().zip(&sides).map(|(n, [b, a])| n + b + a).collect();
+    let fill = call.input(2).cloned();
+    if !cx.graph.ty(x).is_real() {
+        return filled(cx, x, &sides, fill);
+    }
+    let fill = match call.literal(2)? {
+        Some(t) => t.scalar(),
+        None => Some(call.attrs.real("value", 0.0)?),
+    };
+    let fill = fill.ok_or_else(|| words("the fill is not a scalar".into()))?;
+    let starts: Vec<usize> = sides.iter().map(|s| s[0]).collect();
     let op = ops::Pad { starts: starts.clone(), steps: vec![1; from.len()], shape: shape.clone() };
     let y = cx.one("", op, &[x])?;
     if fill == 0.0 {
@@ -317,4 +343,83 @@ fn pad(cx: &mut Importer, call: &Call) -> Res<Val> {
     let mask = cx.spread(&Val::constant(mask), &shape)?;
     let fill = cx.full(fill, &shape)?;
     Ok(Val::Node(cx.one("filled", ops::Select {}, &[mask, y, fill])?))
+}
+
+/// Integers and booleans padded with a constant.
+fn filled(cx: &mut Importer, x: ValueId, sides: &[[usize; 2]], fill: Option<Val>) -> Res<Val> {
+    let bool = cx.graph.ty(x).kind() == Kind::Bool;
+    let zero = if bool { Data::Bool(vec![false]) } else { Data::Int(vec![0]) };
+    let elem = if bool { Elem::Bool } else { Elem::I64 };
+    let fill = fill.unwrap_or_else(|| Val::constant(Tensor::new(elem, [], zero)));
+    let cast = match &fill {
+        Val::Const(t) if !bool => Some(Val::constant(t.cast(Elem::I64))),
+        _ => None,
+    };
+    let fill = cast.unwrap_or(fill);
+    let mut x = x;
+    for (d, &[before, after]) in sides.iter().enumerate() {
+        let mut parts = vec![x];
+        for (at, n) in [(0, before), (usize::MAX, after)] {
+            if n > 0 {
+                let mut shape = cx.graph.shape(x).to_vec();
+                shape[d] = n;
+                let part = cx.spread(&fill, &shape)?;
+                parts.insert(at.min(parts.len()), part);
+            }
+        }
+        if parts.len() > 1 {
+            x = cx.one("", ops::Concat { axis: d }, &parts)?;
+        }
+    }
+    Ok(Val::Node(x))
+}
+
+/// One axis padded with the tensor's own elements: mirrored without the edge, the edge repeated, or
+/// from the other end.
+fn beside(
+    cx: &mut Importer,
+    x: ValueId,
+    d: usize,
+    [before, after]: [usize; 2],
+    mode: &str,
+) -> Res<ValueId> {
+    let from = cx.graph.shape(x).to_vec();
+    let n = from[d];
+    let most = match mode {
+        "reflect" => n.saturating_sub(1),
+        "wrap" => n,
+        _ if n == 0 => 0,
+        _ => usize::MAX,
+    };
+    if before.max(after) > most {
+        let text = format!("`Pad` with mode \"{mode}\" of {} beside {n}", before.max(after));
+        return Err(fail("P0206", text));
+    }
+    let mut parts = vec![];
+    for (first, count) in [(true, before), (false, after)] {
+        if count > 0 {
+            let (start, step) = match (mode, first) {
+                ("reflect", true) => (before, -1),
+                ("reflect", false) => (n - 2, -1),
+                ("wrap", true) => (n - before, 1),
+                ("wrap", false) | (_, true) => (0, 1),
+                (_, false) => (n - 1, 1),
+            };
+            let edge = mode == "edge";
+            let (mut starts, mut steps) = (vec![0; from.len()], vec![1; from.len()]);
+            (starts[d], steps[d]) = (start, step);
+            let mut sizes = from.clone();
+            sizes[d] = if edge { 1 } else { count };
+            let mut moves = vec![Move::Slice { starts, sizes: sizes.clone(), steps }];
+            if edge {
+                sizes[d] = count;
+                moves.push(Move::Broadcast(sizes));
+            }
+            parts.push(cx.move_value(x, &moves)?);
+        }
+        if first {
+            parts.push(x);
+        }
+    }
+    if parts.len() == 1 { Ok(x) } else { cx.one("", ops::Concat { axis: d }, &parts) }
 }

@@ -1,5 +1,6 @@
 //! Kernels on the software device against loops in f64.
 
+mod along;
 mod attention;
 mod memory;
 mod moves;

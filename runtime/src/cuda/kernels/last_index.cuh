@@ -1,0 +1,9 @@
+// out[t] = 1 + the last r with ids[r] = t; out is cleared before.
+extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
+  for (u32 r = blockIdx.x * 256u + threadIdx.x; r < rows; r += gridDim.x * 256u) {
+    i64 id = (i64)ids[(i64)r * ids_s0];
+    if (id < 0) id += table_rows;
+    if (id < 0 || id >= table_rows) atomicCAS(fault, 0ull, fault_value);
+    else atomicMax(&out[id], (int)r + 1);
+  }
+}
