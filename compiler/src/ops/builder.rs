@@ -1,6 +1,27 @@
 //! Builds the instruction list of a row program; equal instructions are one.
 
 use precast_plan::{BinaryOp, Instr, ReduceOp, Reg, UnaryOp};
+use rustc_hash::FxHashMap;
+
+/// An instruction as numbers: its kind, its function, its operands.
+pub(crate) type Key = (u8, u32, [u32; 3]);
+
+/// Literals are one where their bits are: -0.0 and 0.0 differ, a NaN equals itself.
+fn key(i: &Instr) -> Key {
+    match *i {
+        Instr::Load { port } => (0, port, [0; 3]),
+        Instr::Real(x) => (1, x.to_bits(), [0; 3]),
+        Instr::Int(x) => (2, x.cast_unsigned(), [0; 3]),
+        Instr::Bool(x) => (3, u32::from(x), [0; 3]),
+        Instr::Index { axis } => (4, axis, [0; 3]),
+        Instr::Unary(f, a) => (5, f as u32, [a, 0, 0]),
+        Instr::Binary(f, a, b) => (6, f as u32, [a, b, 0]),
+        Instr::Select { cond, then, otherwise } => (7, 0, [cond, then, otherwise]),
+        Instr::Round(d, a) => (8, d as u32, [a, 0, 0]),
+        Instr::Reduce(f, a) => (9, f as u32, [a, 0, 0]),
+        Instr::Uniform { seed, step, stream } => (10, stream, [seed, step, 0]),
+    }
+}
 
 /// Appends instructions and hands out registers.
 #[derive(Debug, Default)]
@@ -11,20 +32,18 @@ pub struct ProgramBuilder {
     /// The last axis of the operation's iteration space, and its extent.
     pub last_axis: usize,
     pub last_extent: usize,
+    /// Registers by what they hold.
+    pub(crate) seen: FxHashMap<Key, Reg>,
 }
 
 impl ProgramBuilder {
     pub fn push(&mut self, i: Instr) -> Reg {
-        // Literals are one where their bits are: -0.0 and 0.0 differ, a NaN equals itself.
-        let same = |c: &Instr| match (c, &i) {
-            (Instr::Real(a), Instr::Real(b)) => a.to_bits() == b.to_bits(),
-            (a, b) => *a == *b,
-        };
-        if let Some(at) = self.code.iter().position(same) {
-            return at as Reg;
+        let next = self.code.len() as Reg;
+        let reg = *self.seen.entry(key(&i)).or_insert(next);
+        if reg == next {
+            self.code.push(i);
         }
-        self.code.push(i);
-        (self.code.len() - 1) as Reg
+        reg
     }
     pub fn real(&mut self, x: f64) -> Reg {
         self.push(Instr::Real(x as f32))

@@ -6,6 +6,7 @@ use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{Move, part};
 use crate::frontend::onnx::node::fail;
+use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, ReduceOp, UnaryOp as U};
@@ -24,10 +25,33 @@ enum Mode {
     Cubic,
 }
 
-/// An element that is read along one axis: its place, whether it exists, its share.
-struct Tap {
+impl Mode {
+    /// The place of the first element that is read, from the largest whole place that is not behind
+    /// the one asked for, and the share of each in the distance t from it: coefficients of 1, t, t², t³.
+    /// Keys' kernel with a = -0.75 for `Cubic`.
+    fn taps(self) -> (f64, &'static [[f64; 4]]) {
+        const A: f64 = -0.75;
+        match self {
+            Mode::Nearest => (0.0, &[[1.0, 0.0, 0.0, 0.0]]),
+            Mode::Linear => (0.0, &[[1.0, -1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]),
+            Mode::Cubic => (
+                -1.0,
+                &[
+                    [0.0, A, -2.0 * A, A],
+                    [1.0, 0.0, -(A + 3.0), A + 2.0],
+                    [0.0, -A, 2.0 * A + 3.0, -(A + 2.0)],
+                    [0.0, 0.0, A, -A],
+                ],
+            ),
+        }
+    }
+}
+
+/// Elements that are read along one axis, over `[taps, places…]`: where, whether they exist, with which
+/// share.
+struct Taps {
     place: ValueId,
-    exists: Option<ValueId>,
+    exists: ValueId,
     share: Option<ValueId>,
 }
 
@@ -102,89 +126,89 @@ impl Plane<'_, '_> {
         }
     }
 
-    /// An element at a whole place.
-    fn tap(&mut self, place: ValueId, share: Option<ValueId>, n: usize) -> Res<Tap> {
-        let (zero, last) = (self.number(0.0)?, self.number(n as f64 - 1.0)?);
-        let above = self.bin(B::Le, zero, place)?;
-        let below = self.bin(B::Le, place, last)?;
-        let inside = self.bin(B::And, above, below)?;
-        // A place far outside, or no number, is read at 0 and counts nothing.
-        let at = self.select(inside, place, zero)?;
-        let place = self.un(U::ToInt, at)?;
-        Ok(Tap { place, exists: Some(inside), share })
-    }
-
     /// What is read along an axis of `n` elements at a normalised place in [-1, 1].
     fn taps(
-        &mut self,
+        mut self,
         g: ValueId,
         n: usize,
         align: bool,
         mode: Mode,
         padding: Padding,
-    ) -> Res<Vec<Tap>> {
+    ) -> Res<Taps> {
         // -1 and 1 are the centres of the first and last element where `align`, else their edges.
         let x = self.plus(g, 1.0)?;
-        let x = if align {
+        let mut x = if align {
             self.times(x, (n as f64 - 1.0) / 2.0)?
         } else {
             let x = self.times(x, n as f64 / 2.0)?;
             self.plus(x, -0.5)?
         };
-        match mode {
-            Mode::Nearest => {
-                let x = self.padded(x, n, align, padding)?;
-                let at = self.un(U::RoundEven, x)?;
-                Ok(vec![self.tap(at, None, n)?])
-            }
-            Mode::Linear => {
-                let x = self.padded(x, n, align, padding)?;
-                let first = self.un(U::Floor, x)?;
-                let next = self.plus(first, 1.0)?;
-                let (near, far) = (self.bin(B::Sub, next, x)?, self.bin(B::Sub, x, first)?);
-                Ok(vec![self.tap(first, Some(near), n)?, self.tap(next, Some(far), n)?])
-            }
-            Mode::Cubic => {
-                let first = self.un(U::Floor, x)?;
-                let t = self.bin(B::Sub, x, first)?;
-                let mut taps = Vec::with_capacity(4);
-                for i in 0..4i32 {
-                    let at = self.plus(first, f64::from(i - 1))?;
-                    let at = self.padded(at, n, align, padding)?;
-                    let at = self.un(U::RoundEven, at)?;
-                    let share = self.cubic(t, i)?;
-                    taps.push(self.tap(at, Some(share), n)?);
-                }
-                Ok(taps)
-            }
+        if mode != Mode::Cubic {
+            x = self.padded(x, n, align, padding)?;
         }
+        let whole = if mode == Mode::Nearest { U::RoundEven } else { U::Floor };
+        let first = self.un(whole, x)?;
+        let (from, shares) = mode.taps();
+        let count = shares.len();
+        let t = if count > 1 { Some(self.bin(B::Sub, x, first)?) } else { None };
+        let first = self.plus(first, from)?;
+        // From here on over taps and places.
+        let places = std::mem::take(&mut self.shape);
+        self.shape = [vec![count], places.clone()].concat();
+        let wide = |p: &mut Self, v: ValueId| {
+            let thin = [vec![1], places.clone()].concat();
+            let shape = p.shape.clone();
+            p.cx.move_value(v, &[Move::Reshape(thin), Move::Broadcast(shape)])
+        };
+        let mut at = wide(&mut self, first)?;
+        if count > 1 {
+            let k = self.cx.one("tap", ops::Iota { shape: self.shape.clone(), axis: 0 }, &[])?;
+            let k = self.un(U::ToReal, k)?;
+            at = self.bin(B::Add, at, k)?;
+        }
+        if mode == Mode::Cubic && padding != Padding::Zeros {
+            // Mirrors between elements fall on whole places.
+            at = self.padded(at, n, align, padding)?;
+            at = self.un(U::RoundEven, at)?;
+        }
+        let share = match t {
+            None => None,
+            Some(t) => {
+                let t = wide(&mut self, t)?;
+                Some(self.polynomial(t, shares)?)
+            }
+        };
+        let (zero, last) = (self.number(0.0)?, self.number(n as f64 - 1.0)?);
+        let above = self.bin(B::Le, zero, at)?;
+        let below = self.bin(B::Le, at, last)?;
+        let exists = self.bin(B::And, above, below)?;
+        // A place outside, or no number, is read at 0 and counts nothing.
+        let at = self.select(exists, at, zero)?;
+        let place = self.un(U::ToInt, at)?;
+        Ok(Taps { place, exists, share })
     }
 
-    /// Keys' kernel with a = -0.75 at the distances t + 1, t, 1 - t, 2 - t.
-    fn cubic(&mut self, t: ValueId, i: i32) -> Res<ValueId> {
-        const A: f64 = -0.75;
-        let d = match i {
-            0 => self.plus(t, 1.0)?,
-            1 => t,
-            _ => {
-                let minus = self.un(U::Neg, t)?;
-                self.plus(minus, f64::from(i - 1))?
+    /// By Horner's scheme, the coefficients along the first axis.
+    fn polynomial(&mut self, t: ValueId, shares: &[[f64; 4]]) -> Res<ValueId> {
+        let mut sum: Option<ValueId> = None;
+        for degree in (0..4).rev() {
+            let c: Vec<f64> = shares.iter().map(|s| s[degree]).collect();
+            if let Some(s) = sum {
+                sum = Some(self.bin(B::Mul, s, t)?);
             }
-        };
-        // Horner's scheme.
-        let terms = if i == 1 || i == 2 {
-            [A + 2.0, -(A + 3.0), 0.0, 1.0]
-        } else {
-            [A, -5.0 * A, 8.0 * A, -4.0 * A]
-        };
-        let mut sum = self.times(d, terms[0])?;
-        for (k, c) in terms[1..].iter().enumerate() {
-            sum = self.plus(sum, *c)?;
-            if k < 2 {
-                sum = self.bin(B::Mul, sum, d)?;
+            if c.iter().all(|c| *c == 0.0) {
+                continue;
             }
+            let mut shape = vec![1; self.shape.len()];
+            shape[0] = c.len();
+            let c = Val::constant(Tensor::new(Elem::F32, shape, Data::Real(c)));
+            let c = self.cx.spread(&c, &self.shape)?;
+            sum = Some(match sum {
+                None => c,
+                Some(s) => self.bin(B::Add, s, c)?,
+            });
         }
-        Ok(sum)
+        Ok(sum.expect("a share"))
     }
 }
 
@@ -228,57 +252,46 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     for d in 0..space {
         let one = [part(&places, places.len() - 1, space - 1 - d, 1), Move::Reshape(shape.clone())];
         let g = cx.move_value(grid, &one)?;
-        axes.push(Plane { cx: &mut *cx, shape: shape.clone() }.taps(
-            g,
-            from[2 + d],
-            align,
-            mode,
-            padding,
-        )?);
+        let plane = Plane { cx: &mut *cx, shape: shape.clone() };
+        axes.push(plane.taps(g, from[2 + d], align, mode, padding)?);
     }
     // Channels are rows of a table.
     let mut last: Vec<usize> = (0..from.len()).filter(|d| *d != 1).collect();
     last.push(1);
     let table = cx.transpose(x, &last)?;
     let table = cx.reshape(table, &[rows, channels])?;
-    let mut layer = shape.clone();
-    layer.insert(0, 1);
-    let count = axes.iter().map(Vec::len).product::<usize>();
-    let (mut ids, mut shares) = (vec![], vec![]);
-    for corner in 0..count {
-        let mut row = cx.one("batch", ops::Iota { shape: shape.clone(), axis: 0 }, &[])?;
-        let (mut share, mut exists): (Option<ValueId>, Option<ValueId>) = (None, None);
-        let mut rest = corner;
-        let mut p = Plane { cx: &mut *cx, shape: shape.clone() };
-        for (d, taps) in axes.iter().enumerate() {
-            let tap = &taps[rest % taps.len()];
-            rest /= taps.len();
-            let by = whole(p.cx, from[2 + d], &p.shape)?;
-            row = p.bin(B::Mul, row, by)?;
-            row = p.bin(B::Add, row, tap.place)?;
-            share = match (share, tap.share) {
-                (Some(a), Some(b)) => Some(p.bin(B::Mul, a, b)?),
-                (a, b) => a.or(b),
-            };
-            exists = match (exists, tap.exists) {
-                (Some(a), Some(b)) => Some(p.bin(B::And, a, b)?),
-                (a, b) => a.or(b),
-            };
+    // Over the taps of every axis, and places.
+    let taps = mode.taps().1.len();
+    let all = [vec![taps; space], shape.clone()].concat();
+    let mut p = Plane { cx: &mut *cx, shape: all.clone() };
+    let mut row = p.cx.one("batch", ops::Iota { shape: all.clone(), axis: space }, &[])?;
+    let (mut share, mut exists): (Option<ValueId>, Option<ValueId>) = (None, None);
+    for (d, axis) in axes.iter().enumerate() {
+        let mut thin = [vec![1; space], shape.clone()].concat();
+        thin[d] = taps;
+        let wide = [Move::Reshape(thin), Move::Broadcast(all.clone())];
+        let by = whole(p.cx, from[2 + d], &p.shape)?;
+        row = p.bin(B::Mul, row, by)?;
+        let place = p.cx.move_value(axis.place, &wide)?;
+        row = p.bin(B::Add, row, place)?;
+        if let Some(s) = axis.share {
+            let s = p.cx.move_value(s, &wide)?;
+            share = Some(match share {
+                None => s,
+                Some(all) => p.bin(B::Mul, all, s)?,
+            });
         }
-        let one = p.number(1.0)?;
-        let mut share = share.unwrap_or(one);
-        if let Some(exists) = exists {
-            let zero = p.number(0.0)?;
-            share = p.select(exists, share, zero)?;
-        }
-        ids.push(cx.reshape(row, &layer)?);
-        shares.push(cx.reshape(share, &layer)?);
+        let e = p.cx.move_value(axis.exists, &wide)?;
+        exists = Some(match exists {
+            None => e,
+            Some(all) => p.bin(B::And, all, e)?,
+        });
     }
-    let joined = |cx: &mut Importer, list: &[ValueId]| match list {
-        [one] => Ok(*one),
-        list => cx.one("taps", ops::Concat { axis: 0 }, list),
-    };
-    let (ids, shares) = (joined(cx, &ids)?, joined(cx, &shares)?);
+    let (zero, one) = (p.number(0.0)?, p.number(1.0)?);
+    let exists = exists.expect("an axis of space");
+    let share = p.select(exists, share.unwrap_or(one), zero)?;
+    let flat = [vec![taps.pow(space as u32)], shape.clone()].concat();
+    let (ids, shares) = (cx.reshape(row, &flat)?, cx.reshape(share, &flat)?);
     let read = cx.one("read", ops::Gather {}, &[table, ids])?;
     let all = cx.graph.shape(read).to_vec();
     let mut thin = all.clone();
