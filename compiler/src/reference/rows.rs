@@ -62,10 +62,10 @@ pub fn program_of(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> (RowSpec, Pr
 
 fn builder(dims: &[usize], reduced: usize) -> ProgramBuilder {
     ProgramBuilder {
-        code: Vec::new(),
         row_elements: dims[dims.len() - reduced..].iter().product(),
         last_axis: dims.len().saturating_sub(1),
         last_extent: dims.last().copied().unwrap_or(1),
+        ..ProgramBuilder::default()
     }
 }
 
