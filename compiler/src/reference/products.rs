@@ -154,6 +154,11 @@ impl<'a> Scores<'a> {
         (h * self.tk + j) * self.d
     }
 
+    /// Whether something else stands in the place of a score, which then has no gradient.
+    fn replaced(&self, h: usize, i: usize, j: usize) -> bool {
+        matches!(self.mask, Mask::Kept(keep, _) if !keep[(h * self.tq + i) * self.tk + j])
+    }
+
     /// Scores of query `i` with the keys it sees; keys after those are not seen.
     fn row(&self, h: usize, i: usize, opt: &Options) -> Vec<f64> {
         // Query i sees keys j ≤ i + tk − tq.
@@ -256,6 +261,9 @@ pub(super) fn attention_grad(
                 let key = s.key(h, j);
                 let p = opt.round((opt.round(score - lse[row]) - low[row]).exp());
                 axpy(&mut dv[key..][..s.d], p, doi, opt);
+                if s.replaced(h, i, j) {
+                    continue;
+                }
                 let dp = dot(doi, &v[key..][..s.d], opt);
                 let ds = opt.round(opt.round(p * (dp - delta)) * s.scale);
                 axpy(&mut dq[at..][..s.d], ds, &s.k[key..][..s.d], opt);

@@ -21,10 +21,6 @@ const LAYERS: usize = 4;
 /// A score at most this is nothing beside another that is not hidden.
 const NOTHING: f64 = -1e9;
 
-/// To add a number at most this to a score is to put it in the score's place, in f32 and in f64, for
-/// scores up to 1e22: half a unit in its last place is more. So it is for −∞.
-const ABSORBS: f64 = -1e38;
-
 fn product(m: &Matcher, v: ValueId) -> Option<(ValueId, ValueId)> {
     let n = m.graph.def(v);
     (n.op == MatMul::plain().into()).then(|| (n.inputs[0], n.inputs[1]))
@@ -173,13 +169,14 @@ fn all_select(layers: &[Layer]) -> bool {
     layers.iter().all(|l| fill(l).is_some_and(|f| Some(f) == fill(&layers[0])))
 }
 
-/// Whether one mask is the same as all layers, on every row: selections of one number, or sums, among
-/// which a selection may be where adding its number is the same as putting it there.
+/// Whether one mask is the same as all layers, on every row and in its gradient: selections of one number,
+/// or sums, among which a selection of −∞ may be. That of a finite number may not: where a row is of such
+/// numbers alone they have probabilities, and a score that one of them replaced has no gradient.
 fn representable(m: &Matcher, layers: &[Layer]) -> bool {
     let fits = |l: &Layer| match *l {
         // Attention's mask is data: a learned bias keeps its sum, and with it its gradient.
         Layer::Add(v) => !trained(m.graph, v),
-        Layer::Select { fill, .. } => fill <= ABSORBS,
+        Layer::Select { fill, .. } => fill == f64::NEG_INFINITY,
     };
     let fills = |l: &Layer| matches!(l, Layer::Select { fill, .. } if *fill < f64::INFINITY);
     all_select(layers) && layers.iter().all(fills) || layers.iter().all(fits)

@@ -458,6 +458,15 @@ impl Attention {
                     let scale = self.mask_scores(at, t.mask, prow);
                     rows::probabilities(prow, scale, high, low);
                     rows::softmax_grad(prow, drow, delta, self.scale);
+                    if let Some(mask) = t.mask.filter(|m| m.dtype == DType::Bool) {
+                        // What stands in the place of a score is no function of q and k.
+                        let (keep, step) = (mask.at([b, h, q0 + i, 0]), mask.strides[3]);
+                        for (j, d) in drow.iter_mut().enumerate() {
+                            if *keep.offset(j as isize * step) == 0 {
+                                *d = 0.0;
+                            }
+                        }
+                    }
                 }
                 product_over_keys::<L>(dp, s.ld, (rows, d, seen), k_features, self.keys, a, dq);
                 t.grad_q.store([b, h, q0], rows, d, dq, d);

@@ -165,7 +165,11 @@ impl Problem {
                         .collect();
                     let delta: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
                     for t in 0..seen {
-                        let ds = p[t] * (dp[t] - delta) * scale;
+                        let replaced = self
+                            .mask
+                            .as_ref()
+                            .is_some_and(|m| m.dtype == DType::Bool && m.get(i * tk + t) == 0.0);
+                        let ds = if replaced { 0.0 } else { p[t] * (dp[t] - delta) * scale };
                         for j in 0..d {
                             let k = self.index(b, h, t, j, tk, d);
                             want[1][q(j)] += ds * self.k.get(k);

@@ -88,6 +88,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
         for (int e = 0; e < 4; e++) {
           const int c = n * 8 + (lane & 3) * 2 + (e & 1);
           s[m][n][e] *= dp[m][n][e] - ds[at * TILE + c];
+#if SELECT
+          int i = i0 + c, j = k0 + row + m * 16 + (e >> 1) * 8 + (lane >> 2);
+          if (i < tq && j < tk) s[m][n][e] = KEPT(s[m][n][e], mask_h[i * mask_s2 + j * mask_s3]);
+#endif
         }
     spread<TILE>(dk_acc, s, qt, col0);
     __syncthreads();

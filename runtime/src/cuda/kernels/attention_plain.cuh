@@ -202,6 +202,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
 #endif
           w = expf((x - high_h[query]) - low_h[query]);
           u = w * (dp[i][j] - delta_h[query]);
+#if SELECT
+          u = KEPT(u, mask_h[query * mask_s2 + key * mask_s3]);
+#endif
         }
         ws[(ty + 16 * i) * PROW + tx + 16 * j] = w;
         us[(ty + 16 * i) * PROW + tx + 16 * j] = u;
@@ -249,6 +252,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(PARAMS) {
           x = MASKED(x, mask_h[query * mask_s2 + key * mask_s3]);
 #endif
           u = expf((x - high_h[query]) - low_h[query]) * (dp[i][j] - delta_h[query]);
+#if SELECT
+          u = KEPT(u, mask_h[query * mask_s2 + key * mask_s3]);
+#endif
         }
         ws[(ty + 16 * i) * PROW + tx + 16 * j] = u;
       }

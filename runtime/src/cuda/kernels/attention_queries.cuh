@@ -71,7 +71,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINBLOCKS) ENTRY(PARAMS) {
 #endif
           x = weight(x, scale2, hs[m][e >> 1], ls[m][e >> 1]);
           if (edge && (j >= tk || (CAUSAL && j > i + tk - tq))) x = 0.0f;
-          s[m][n][e] = x * (dp[m][n][e] - dl[m][e >> 1]);
+          x *= dp[m][n][e] - dl[m][e >> 1];
+#if SELECT
+          if (i < tq && j < tk) x = KEPT(x, mask_h[i * mask_s2 + j * mask_s3]);
+#endif
+          s[m][n][e] = x;
         }
     spread<TILE>(acc, s, kt, col0);
     __syncthreads();

@@ -2,6 +2,8 @@
 #if MASK
 #if SELECT
 #define MASKED(x, m) ((m) ? (x) : fill)
+// The cotangent of a score, 0 where something else stands in its place.
+#define KEPT(x, m) ((m) ? (x) : 0.0f)
 #else
 #define MASKED(x, m) ((x) + widen(m))
 #endif

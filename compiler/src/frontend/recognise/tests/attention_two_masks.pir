@@ -1,5 +1,5 @@
-# A selection that is causal under an added mask of padding: where both hide, the sum is minus infinity,
-# and where one does, the most negative number of f32, so that a row without keys is uniform over some.
+# A selection that is causal under an added mask of padding: both as one that is added, since minus
+# infinity leaves no probability whose gradient could differ.
 graph attention_two_masks
 
 forward:
@@ -10,10 +10,10 @@ forward:
   %sc = scale %s {by=0.5}
   %future = const {data=bool[1,1,3,3](0, 1, 1, 0, 0, 1, 0, 0, 0)}
   %futureb = broadcast %future {shape=[1,2,3,3]}
-  %off = const {data=f32[1,1,1,1](-3.4028235e38)}
+  %off = const {data=f32[1,1,1,1](-inf)}
   %offb = broadcast %off {shape=[1,2,3,3]}
   %sm = select %futureb, %offb, %sc
-  %pad = const {data=f32[1,1,1,3](-3.4028235e38, -3.4028235e38, 0)}
+  %pad = const {data=f32[1,1,1,3](-inf, -3.4028235e38, 0)}
   %padb = broadcast %pad {shape=[1,2,3,3]}
   %sp = binary %sm, %padb {f=add}
   %p = softmax %sp {log=false}

@@ -107,7 +107,11 @@ fn check(a: &AttentionSample, facts: &Facts, hidden: Option<f64>) {
                 assert!((lse - want).abs() < 1e-5 * (1.0 + want.abs()), "lse {lse}, not {want}");
                 let p: Vec<f64> = scores.iter().map(|s| (s - top).exp() / sum).collect();
                 let delta = dot(&o[i], &go[i]);
-                let ds: Vec<f64> = (0..tk).map(|j| p[j] * (dot(&go[i], &v[j]) - delta)).collect();
+                let replaced = |j: usize| {
+                    bools && f.mask.as_ref().is_some_and(|x| m.get(x, &[b, h, i, j]) == 0.0)
+                };
+                let ds = |j: usize| p[j] * (dot(&go[i], &v[j]) - delta);
+                let ds: Vec<f64> = (0..tk).map(|j| if replaced(j) { 0.0 } else { ds(j) }).collect();
                 let scale = f64::from(a.scale);
                 for c in 0..d {
                     let at = [b, h, i, c];
