@@ -1,5 +1,5 @@
 //! Attention under each way of hiding keys, some samples without any, against PyTorch's gradients in
-//! f64; `tests/peers/make_masks.py` wrote the graphs of both exporters.
+//! f64; `tests/peers/make_masks.py` wrote the graph.
 
 mod common;
 
@@ -8,9 +8,9 @@ use precast_plan::{Kernel, Plan};
 
 const SGD: &str = "kind = \"sgd\"\nlr = 0.1";
 
-fn gradients(model: &str, policy: &str, allowed: f64) -> Plan {
+fn gradients(policy: &str, allowed: f64) -> Plan {
     let f = Fixture::open("masks");
-    let plan = f.compile(model, policy, SGD, true).plan;
+    let plan = f.compile("model.onnx", policy, SGD, true).plan;
     let (mut session, batch) = f.session(plan.clone());
     session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
     f.check_gradients(&session, 4 * 10 + 2, |_| allowed);
@@ -19,18 +19,16 @@ fn gradients(model: &str, policy: &str, allowed: f64) -> Plan {
 
 #[test]
 fn gradients_f32() {
-    for model in ["model.onnx", "dynamo.onnx"] {
-        let plan = gradients(model, "f32", 1e-5);
-        // All but two masks of which neither is the other's, and what something else reads first.
-        let fused = |k: &Kernel| matches!(k, Kernel::AttentionGrad(_));
-        assert_eq!(plan.micro.iter().filter(|s| fused(&s.kernel)).count(), 8, "{model}");
-    }
+    let plan = gradients("f32", 1e-5);
+    // All but two masks of which neither is the other's, and what something else reads first.
+    let fused = |k: &Kernel| matches!(k, Kernel::AttentionGrad(_));
+    assert_eq!(plan.micro.iter().filter(|s| fused(&s.kernel)).count(), 8);
 }
 
 #[test]
 fn gradients_in_16_bits() {
     for policy in ["bf16", "f16"] {
-        gradients("model.onnx", policy, 0.05);
+        gradients(policy, 0.05);
     }
 }
 

@@ -373,8 +373,8 @@ fn attributes_and_operands_that_are_not_known_are_refused() {
     assert!(wrong(int("is_causal", 0), &many).contains("operand 7 of `Attention`"));
     let past = ["t", "t", "t", "", "t"];
     assert!(wrong(int("is_causal", 0), &past).contains("without the other"));
-    let turned = node("RotaryEmbedding", &["x", "x", "x"], &["y"], vec![int("scale", 2)]);
-    assert!(refused(model(vec![turned], vec![])).contains("attribute `scale`"));
+    let turned = node("RotaryEmbedding", &["x", "x", "x"], &["y"], vec![]);
+    assert!(refused(model(vec![turned], vec![])).contains("neither three axes nor four"));
 }
 
 /// `mean` and `std` of an input, sinusoids in whatever format and shape, and no one else, are buffers
