@@ -22,8 +22,6 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         return Ok(None);
     }
     let a = &call.attrs;
-    // Softmax is computed in f32 whatever is asked.
-    a.without_effect(&["softmax_precision"]);
     let [q, k, v] = [cx.real(call, 0)?, cx.real(call, 1)?, cx.real(call, 2)?];
     let rank = cx.graph.shape(q).rank();
     let heads = |name: &str| -> Res<usize> {

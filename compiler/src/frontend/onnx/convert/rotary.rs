@@ -15,10 +15,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let shape = cx.graph.shape(whole).to_vec();
     // As [batch, length, heads, size].
     let x = match shape[..] {
-        [_, _, _, _] => {
-            call.attrs.without_effect(&["num_heads"]);
-            cx.transpose(whole, &[0, 2, 1, 3])?
-        }
+        [_, _, _, _] => cx.transpose(whole, &[0, 2, 1, 3])?,
         [b, t, width] => {
             let heads = call.attrs.int("num_heads", 0)?;
             let heads = usize::try_from(heads)
