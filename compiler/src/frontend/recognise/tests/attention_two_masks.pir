@@ -13,7 +13,7 @@ forward:
   %off = const {data=f32[1,1,1,1](-inf)}
   %offb = broadcast %off {shape=[1,2,3,3]}
   %sm = select %futureb, %offb, %sc
-  %pad = const {data=f32[1,1,1,3](-inf, -3.4028235e38, 0)}
+  %pad = const {data=f32[1,1,1,3](-3.4028235e38, 0, 0)}
   %padb = broadcast %pad {shape=[1,2,3,3]}
   %sp = binary %sm, %padb {f=add}
   %p = softmax %sp {log=false}
