@@ -221,9 +221,6 @@ def slim(path):
         kept = [p for p in node.metadata_props if p.key == "pkg.torch.onnx.fx_node"]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
-    del model.graph.value_info[:]
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
     onnx.save(model, path)
 
 

@@ -531,6 +531,9 @@ fn reduce(op: &str, t: &Tensor, list: Option<&Tensor>, attrs: &Attrs) -> Res<Ten
     let n: usize = kept.iter().product();
     let (start, f): (f64, fn(f64, f64) -> f64) = match op {
         "ReduceProd" => (1.0, |a, b| a * b),
+        // Of no bools none is true, and all are.
+        "ReduceMax" if t.elem == Elem::Bool => (0.0, f64::max),
+        "ReduceMin" if t.elem == Elem::Bool => (1.0, f64::min),
         "ReduceMax" => (f64::NEG_INFINITY, f64::max),
         "ReduceMin" => (f64::INFINITY, f64::min),
         _ => (0.0, |a, b| a + b),

@@ -107,8 +107,10 @@ pub fn named(name: &str) -> Named {
     let stem = lower.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
     // TorchScript names a node's result `…_output_0`.
     let result = stem.ends_with("_output") && stem.len() < lower.len();
+    // Bounds and factors inside operators of torch.export: `max_val_cast`, `beta_cast_2`.
     if name.contains("::")
         || result
+        || stem.ends_with("_cast")
         || LITERALS.contains(&stem)
         || LITERAL_PREFIXES.iter().any(|p| lower.starts_with(p))
     {
@@ -146,6 +148,8 @@ mod tests {
             "_tensor_constant0",
             "const_fold_opt__12",
             "node_Constant_4",
+            "max_val_cast",
+            "beta_cast_2",
             "17",
         ] {
             assert_eq!(named(name), Named::Literal, "{name}");
