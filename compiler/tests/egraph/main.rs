@@ -98,7 +98,7 @@ fn case(name: &str, accumulate: u32) -> Case {
         }
     }
     let mut vars = IndexMap::new();
-    for (name, var) in &scaled.vars {
+    for (name, var) in scaled.vars.iter().chain(&plain.vars) {
         let t = match &var.init {
             VarInit::Zeros => Tensor::zeros(&var.ty),
             VarInit::Value(x) if var.ty.is_real() => {
