@@ -130,7 +130,9 @@ fn f16_is_at_least_as_careful_as_autocast() {
     assert!(square(1.0) && square(-3.0));
     for act in precast_compiler::ops::activation::Act::ALL {
         let attr = precast_compiler::ir::AttrValue::to_attr(&act);
-        let precast_compiler::ir::Attr::Word(name) = attr else { panic!("an activation is a word") };
+        let precast_compiler::ir::Attr::Word(name) = attr else {
+            panic!("an activation is a word")
+        };
         if let Some((_, y)) = stored(precast_compiler::ops::Activate { act }, 1) {
             assert_eq!(y.is_some(), FULL.contains(&name.as_str()), "{name}: {y:?}");
         }
