@@ -28,13 +28,24 @@ fn compile_with(model: &Path, policy: &str, device: &str, precision: &str) -> Re
     pipeline::compile(&recipe, &options)
 }
 
-/// Formats of an operation's results and the reason, of all in the journal but the update's.
+/// Formats of an operation's results and the reason, of all in the journal but the loss's and the update's.
 fn reasons(c: &Compiled) -> String {
     let mut out = String::new();
     let update = |op: &str| {
-        ["machine.", "grad_norm", "one", "zero", "lr.", "apply", "overflow", "skipped"]
-            .iter()
-            .any(|p| op.starts_with(p))
+        [
+            "machine.",
+            "grad_norm",
+            "one",
+            "zero",
+            "lr.",
+            "appl",
+            "counts",
+            "begun",
+            "overflow",
+            "loss",
+        ]
+        .iter()
+        .any(|p| op.starts_with(p))
             || op.ends_with(".update")
             || op.contains(".grad_stats")
     };

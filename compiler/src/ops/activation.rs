@@ -1,7 +1,8 @@
 //! Activations that networks use as one step, and their gradients.
 
 use super::{
-    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, same_shape, signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach,
+    RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, Reg, UnaryOp};
@@ -174,6 +175,12 @@ impl OpDef for Activate {
             // Least values: −0.170, −0.171, −0.279.
             Act::Gelu | Act::GeluTanh | Act::Silu => Bounds::new(-0.28, k.x(0).hi.max(0.0)),
             Act::Softplus => Bounds::new(0.0, k.x(0).hi.max(0.0) + std::f64::consts::LN_2),
+        }
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        match self.act {
+            Act::Softplus => Reach::Beyond("a logarithm is f32"),
+            Act::Relu | Act::Gelu | Act::GeluTanh | Act::Silu => Reach::Times(k.reach(0)),
         }
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {

@@ -1,6 +1,6 @@
 //! Along one axis: running sums, and the places of the largest.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, signature};
+use super::{GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Reach, signature};
 use crate::ir::TensorType;
 use precast_plan::{DType, Kind};
 
@@ -39,6 +39,9 @@ impl OpDef for CumSum {
     }
     fn linear(&self) -> Linear {
         Linear::All
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.reach(0) * k.shape(0)[self.axis].max(1) as f64)
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         if cx.ty(cx.y(0)).kind() != Kind::Real {

@@ -2,8 +2,8 @@
 
 use super::reduce::over_axes;
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reduce, RowSpec,
-    signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach,
+    Reduce, RowSpec, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, Instr, ReduceOp, Reg, UnaryOp};
@@ -40,6 +40,9 @@ impl OpDef for Extremum {
     fn lowering(&self) -> Lowering {
         Lowering::Rows
     }
+    fn bounds(&self, k: &Known) -> Bounds {
+        k.x(0)
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (x, dy) = (cx.x(0), cx.only_dy(0)?);
         let grad = ExtremumGrad { f: self.f, axes: vec![self.axis], first: true };
@@ -75,6 +78,9 @@ impl OpDef for ExtremumGrad {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[1])
+    }
+    fn reach(&self, k: &Known) -> Reach {
+        Reach::Times(k.reach(1))
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
         let mut spec = over_axes(&x[0].shape, &self.axes);

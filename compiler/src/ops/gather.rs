@@ -1,6 +1,6 @@
 //! Rows of a table by index (embedding), and its gradient.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, signature};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, signature};
 use crate::ir::TensorType;
 
 op! {
@@ -36,6 +36,9 @@ impl OpDef for Gather {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[0])
+    }
+    fn bounds(&self, k: &Known) -> Bounds {
+        k.x(0)
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (ids, dy) = (cx.x(1), cx.only_dy(0)?);

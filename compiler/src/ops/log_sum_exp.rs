@@ -2,7 +2,8 @@
 
 use super::reduce::over_axes;
 use super::{
-    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec,
+    signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{ReduceOp, Reg, UnaryOp};
@@ -27,6 +28,9 @@ impl OpDef for LogSumExp {
     }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
+    }
+    fn reach(&self, _: &Known) -> Reach {
+        Reach::Beyond("a logarithm is f32")
     }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (x, dy) = (cx.x(0), cx.only_dy(0)?);

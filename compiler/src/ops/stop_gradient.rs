@@ -1,6 +1,6 @@
 //! `detach`.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, signature};
+use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, signature};
 use crate::ir::TensorType;
 use crate::ir::view::View;
 
@@ -25,6 +25,10 @@ impl OpDef for StopGradient {
 
     fn linear(&self) -> Linear {
         Linear::All
+    }
+
+    fn bounds(&self, k: &Known) -> Bounds {
+        k.x(0)
     }
 
     fn gradient(&self, _: &mut GradCx) -> Result<Grads, String> {

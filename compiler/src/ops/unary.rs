@@ -1,8 +1,8 @@
 //! Elementwise functions of one operand: one row per function.
 
 use super::{
-    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pole, ProgramBuilder, Reach,
-    RowSpec, signature,
+    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pole,
+    ProgramBuilder, Reach, RowSpec, signature,
 };
 use crate::ir::{TensorType, ValueId};
 use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
@@ -76,6 +76,11 @@ impl OpDef for Unary {
             }
             Recip => x.inverse(),
             Sin | Cos | Erf => Bounds::new(-1.0, 1.0),
+            Asin => Bounds::new(-1.571, 1.571),
+            Acos => Bounds::new(0.0, 3.142),
+            Atan => x.growing(f64::atan),
+            Asinh => x.growing(f64::asinh),
+            Acosh => Bounds::new(0.0, x.hi.max(1.0).acosh()),
             Tanh => x.growing(f64::tanh),
             Sigmoid => x.growing(|x| 1.0 / (1.0 + (-x).exp())),
             Floor => x.growing(f64::floor),
@@ -92,15 +97,16 @@ impl OpDef for Unary {
             Exp | Expm1 => Reach::Beyond("an exponential overflows or underflows in f16"),
             Log | Log1p => Reach::Beyond("a logarithm is f32"),
             Sqrt => Reach::Beyond("a root is f32"),
+            Asin | Acos | Tan | Sinh | Cosh | Atanh => {
+                Reach::Beyond("a function that grows without limit, or its slope, is f32")
+            }
             Rsqrt | Recip => Reach::Beyond("a reciprocal overflows or underflows in f16"),
             ToReal if k.graph.ty(k.node.inputs[0]).kind() == Kind::Int => {
                 Reach::Beyond("f16 does not hold every integer above 2048")
             }
-            Sin | Cos | Tanh | Erf | Sigmoid => Reach::ORDINARY,
+            Sin | Cos | Tanh | Erf | Sigmoid | Atan | Asinh | Acosh => Reach::ORDINARY,
             Neg | Abs | Floor | Ceil | RoundEven => Reach::Times(k.reach(0)),
             IsFinite | Not | ToReal | ToInt | ToBool => Reach::ORDINARY,
-            #[allow(unreachable_patterns, reason = "rows that do not say are taken with care")]
-            _ => Reach::Beyond("its range in f16 is not known"),
         }
     }
 
@@ -110,6 +116,8 @@ impl OpDef for Unary {
             Rsqrt | Recip => const { &[Pole::divisor(0)] },
             Log | Sqrt => const { &[Pole::of(0, 0.0)] },
             Log1p => const { &[Pole::of(0, -1.0)] },
+            Asin | Acos | Atanh => const { &[Pole::of(0, -1.0), Pole::of(0, 1.0)] },
+            Acosh => const { &[Pole::of(0, 1.0)] },
             _ => &[],
         }
     }

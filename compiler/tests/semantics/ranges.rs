@@ -128,6 +128,15 @@ fn f16_is_at_least_as_careful_as_autocast() {
         r.beyond[y.expect("y")[0].0 as usize].is_some()
     };
     assert!(square(1.0) && square(-3.0));
+    for act in precast_compiler::ops::activation::Act::ALL {
+        let attr = precast_compiler::ir::AttrValue::to_attr(&act);
+        let precast_compiler::ir::Attr::Word(name) = attr else {
+            panic!("an activation is a word")
+        };
+        if let Some((_, y)) = stored(precast_compiler::ops::Activate { act }, 1) {
+            assert_eq!(y.is_some(), FULL.contains(&name.as_str()), "{name}: {y:?}");
+        }
+    }
     let (_, product) = stored(Binary { f: BinaryOp::Mul }, 2).expect("real");
     assert_eq!(product, None, "a product of two tensors, a gate, is what it is");
     assert!(stored(Unary { f: UnaryOp::Sqrt }, 1).expect("real").1.is_some());

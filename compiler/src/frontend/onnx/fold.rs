@@ -516,9 +516,10 @@ fn reduce(op: &str, t: &Tensor, list: Option<&Tensor>, attrs: &Attrs) -> Res<Ten
         Some(l) => Some(ints(l)?),
         None => attrs.ints("axes")?,
     };
+    let noop = attrs.int("noop_with_empty_axes", 0)? != 0;
     let gone = match list {
         Some(l) if !l.is_empty() => moves::axes(&l, rank).map_err(words)?,
-        _ if attrs.int("noop_with_empty_axes", 0)? != 0 => vec![],
+        _ if noop => vec![],
         _ => (0..rank).collect(),
     };
     let keep = attrs.int("keepdims", 1)? != 0;

@@ -47,9 +47,11 @@ fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     };
     let shape = cx.graph.shape(x).to_vec();
     let list = call.ints_or(1, "axes")?.unwrap_or_default();
+    // Exporters write it beside axes too, where it says nothing.
+    let noop = call.attrs.int("noop_with_empty_axes", 0)? != 0;
     let axes = if !list.is_empty() {
         moves::axes(&list, shape.len()).map_err(words)?
-    } else if call.attrs.int("noop_with_empty_axes", 0)? != 0 {
+    } else if noop {
         vec![]
     } else {
         (0..shape.len()).collect()
