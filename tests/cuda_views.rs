@@ -44,3 +44,13 @@ fn enlarged_branches_run() {
         follows(&views::of_branches(seed), &format!("branches, seed {seed}"));
     }
 }
+
+/// Resizing, pooling, convolutions over one and three axes, against PyTorch.
+#[test]
+fn spatial_operators_follow_pytorch() {
+    let f = common::Fixture::open("spatial");
+    let plan = f.compile_gpu("model.onnx", "f32", "kind = \"sgd\"\nlr = 0.1", "", true).plan;
+    let (mut session, batch) = f.session(plan);
+    session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+    f.check_all(&session, 57, 2e-5);
+}

@@ -1,9 +1,9 @@
 //! Removes what a graph does not need: repeats, identity movements, computations on literals, and
 //! nodes nothing depends on. Exact: every value that remains is what it was, bit for bit.
 
-use crate::diagnostic::Result;
-use crate::ir::{Graph, Node, Phase, Real, Result_, SEED, Shape, TensorType, ValueId};
-use crate::ops::{Const, Lowering, Op, Reshape, Transpose};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
+use crate::ir::{ConstData, Graph, Node, Phase, Real, Result_, SEED, Shape, TensorType, ValueId};
+use crate::ops::{Broadcast, Const, Lowering, Op, Reshape, Transpose};
 use crate::reference;
 use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
@@ -35,7 +35,28 @@ pub fn simplify(g: &Graph) -> Result<Graph> {
     };
     s.out.results = rename(&g.results);
     s.out.updates = rename(&g.updates);
-    Ok(s.out.without_dead_nodes())
+    let out = s.out.without_dead_nodes();
+    has_elements(&out)?;
+    Ok(out)
+}
+
+/// Plans hold tensors of at least one element.
+fn has_elements(g: &Graph) -> Result<()> {
+    let fault = |name: &str, ty: &TensorType| {
+        let text = format!("{ty} has no elements");
+        Diagnostic::error("P0409", text).at(Place::Node { name: name.to_string() }).help(
+            "what is computed of nothing and then read must have a place in the plan; give the axis \
+             an extent of at least 1, or leave the operation out",
+        )
+    };
+    let none = |ty: &TensorType| ty.shape.elements() == 0;
+    let vars = g.vars.iter().filter(|(_, v)| none(&v.ty)).map(|(name, v)| fault(name, &v.ty));
+    let nodes = g.nodes().filter_map(|(_, n)| {
+        let v = n.outputs.iter().find(|v| none(g.ty(**v)))?;
+        Some(fault(&n.name, g.ty(*v)))
+    });
+    let faults: Vec<Diagnostic> = vars.chain(nodes).collect();
+    if faults.is_empty() { Ok(()) } else { Err(Diagnostics(faults)) }
 }
 
 /// What makes two nodes the same: operation, operands, and the phase, since a variable read in
@@ -58,7 +79,11 @@ impl Simplifier {
         if node.name == SEED {
             return Ok(self.out.push(node.op.clone(), inputs, types, SEED.into(), node.region));
         }
+        if let Some(outputs) = self.of_nothing(node, inputs, &types)? {
+            return Ok(outputs);
+        }
         let (op, inputs) = self.shortened(&node.op, inputs);
+        let inputs = self.parts_with_elements(&op, inputs);
         if let Some(same) = self.identity(&op, &inputs, &types) {
             return Ok(SmallVec::from_slice(&[same]));
         }
@@ -76,6 +101,74 @@ impl Simplifier {
         let outputs = self.out.push(op, &inputs, types, node.name.clone(), node.region);
         self.known.insert(key, outputs.clone());
         Ok(outputs)
+    }
+
+    /// Operands of a concatenation that have elements, where any has.
+    fn parts_with_elements(
+        &self,
+        op: &Op,
+        inputs: SmallVec<[ValueId; 4]>,
+    ) -> SmallVec<[ValueId; 4]> {
+        let some = |v: &&ValueId| self.out.shape(**v).elements() > 0;
+        if !matches!(op, Op::Concat(_)) || inputs.iter().filter(some).count() == 0 {
+            return inputs;
+        }
+        inputs.iter().filter(some).copied().collect()
+    }
+
+    /// The results of an operation all of whose operands lack elements: they are the same whatever
+    /// the operands are, such as the sum of no numbers.
+    fn of_nothing(
+        &mut self,
+        node: &Node,
+        inputs: &[ValueId],
+        types: &[TensorType],
+    ) -> Result<Option<SmallVec<[ValueId; 2]>>> {
+        let none = |v: &ValueId| self.out.shape(*v).elements() == 0;
+        let some = types.iter().any(|t| t.shape.elements() > 0);
+        if inputs.is_empty() || !some || !inputs.iter().all(none) {
+            return Ok(None);
+        }
+        let mut g = Graph::default();
+        let region = crate::ir::Region::Forward;
+        let operands: Vec<ValueId> = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, &v)| {
+                let ty = self.out.ty(v).clone();
+                let data = ConstData { dtype: ty.dtype, shape: ty.shape.clone(), bytes: [].into() };
+                g.push(Const { data }.into(), &[], vec![ty], format!("x{i}"), region)[0]
+            })
+            .collect();
+        let y = g.push(node.op.clone(), &operands, types.to_vec(), "folded".into(), region);
+        let unread = IndexMap::new();
+        let all = reference::eval_with(&g, &unread, &unread, &reference::Options::STORED)?;
+        let mut outputs = SmallVec::new();
+        for (i, (&v, ty)) in y.iter().zip(types).enumerate() {
+            let name = match i {
+                0 => node.name.clone(),
+                i => format!("{}.{i}", node.name),
+            };
+            let data = all.value(v).to_const();
+            if data.dtype != ty.dtype {
+                return Ok(None);
+            }
+            // Of a large result, the number that it repeats.
+            let literal = match data.splat() {
+                Some(x) if ty.shape.elements() > 1 => {
+                    let data = ConstData::from_f32(vec![1; ty.shape.rank()], &[x]);
+                    let small = vec![data.ty()];
+                    let name = format!("{name}.nothing");
+                    let one = self.out.push(Const { data }.into(), &[], small, name, node.region);
+                    let shape = ty.shape.to_vec();
+                    (Op::from(Broadcast { shape }), SmallVec::from_slice(&one))
+                }
+                _ => (Const { data }.into(), SmallVec::<[ValueId; 2]>::new()),
+            };
+            let (op, from) = literal;
+            outputs.push(self.out.push(op, &from, vec![ty.clone()], name, node.region)[0]);
+        }
+        Ok(Some(outputs))
     }
 
     /// A movement of a movement of the same kind as one.
@@ -198,5 +291,53 @@ forward:
 result out.y = %y
 "
         ));
+    }
+
+    #[test]
+    fn what_is_computed_of_nothing_is_a_number() {
+        let whole = "graph g
+forward:
+  %x = input {name=\"x\"} : f32[2,3] @x
+  %y = input {name=\"y\"} : f32[3,2] @y
+  %e = slice %x {starts=[0,0], sizes=[2,0], steps=[1,1]} : f32[2,0] @e
+  %f = slice %y {starts=[0,0], sizes=[0,2], steps=[1,1]} : f32[0,2] @f
+  %c = concat %e, %x {axis=1} : f32[2,3] @c
+  %s = reduce %e {f=sum, axes=[1]} : f32[2] @s
+  %m = reduce %e {f=max, axes=[1]} : f32[2] @m
+  %p = matmul %e, %f {fused=none} : f32[2,2] @p
+  %z = pad %e {starts=[0,1], steps=[1,1], shape=[2,4]} : f32[2,4] @z
+result out.c = %c
+result out.s = %s
+result out.m = %m
+result out.p = %p
+result out.z = %z
+";
+        let text = check(whole);
+        assert!(!text.contains("f32[2,0]") && !text.contains("f32[0,2]"), "{text}");
+        for op in ["slice", "concat", "reduce", "matmul", "pad"] {
+            assert!(!text.contains(&format!("= {op} ")), "{text}");
+        }
+        let g = crate::text::parse("test", &text).expect("what was printed");
+        let tensor = |shape: [usize; 2]| crate::reference::Tensor::real(shape, vec![1.0; 6]);
+        let inputs = [("x", [2, 3]), ("y", [3, 2])];
+        let inputs = inputs.map(|(name, shape)| (name.to_string(), tensor(shape))).into();
+        let got = crate::reference::eval(&g, &inputs, &indexmap::IndexMap::new()).expect("runs");
+        let of = |name: &str| got.results[name].reals().to_vec();
+        assert_eq!((of("out.s"), of("out.m")), (vec![0.0; 2], vec![f64::NEG_INFINITY; 2]));
+        assert_eq!((of("out.p"), of("out.z")), (vec![0.0; 4], vec![0.0; 8]));
+        assert_eq!(of("out.c"), vec![1.0; 6]);
+    }
+
+    #[test]
+    fn a_result_without_elements_is_an_error() {
+        let text = "graph g
+forward:
+  %x = input {name=\"x\"} : f32[2,3] @x
+  %e = slice %x {starts=[0,0], sizes=[2,0], steps=[1,1]} : f32[2,0] @nothing
+result out.e = %e
+";
+        let g = crate::text::parse("test", text).expect("the test's text is right");
+        let e = simplify(&g).expect_err("there is nothing to store").to_string();
+        assert!(e.contains("P0409") && e.contains("nothing") && e.contains("no elements"), "{e}");
     }
 }

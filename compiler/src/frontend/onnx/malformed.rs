@@ -439,3 +439,72 @@ fn what_normalises_an_input_and_sinusoids_are_no_parameters() {
     P0230 trained, though their names may be those of buffers: `late.mean`
     ");
 }
+
+/// The second row of `x`, resized; values of ONNX's reference implementation (1.20).
+#[test]
+fn resizing_knows_every_rule() {
+    let text = |name: &str, s: &str| AttributeProto {
+        s: Some(Bytes::copy_from_slice(s.as_bytes())),
+        r#type: Some(3),
+        ..attr(name)
+    };
+    let x = [-2.0, -1.0, 0.0, 0.5, 1.0, 3.0];
+    let check = |attributes: Vec<AttributeProto>, want: &[f64]| {
+        let said = format!("{attributes:?}");
+        let roi = tensor("r", &[4], &[0.0, 0.2, 1.0, 1.2]);
+        let sizes = ints("s", &[2, want.len() as i64]);
+        let nodes = vec![node("Resize", &["x", "r", "", "s"], &["y"], attributes)];
+        let m = model(nodes, vec![roi, sizes]);
+        let m = load_in(Path::new("."), &m).unwrap_or_else(|e| panic!("{said}: {e}"));
+        verify(&m.graph).unwrap();
+        let inputs = IndexMap::from([("x".to_string(), Tensor::real(Shape::from([2, 3]), x))]);
+        let got = reference::eval(&m.graph, &inputs, &IndexMap::new()).unwrap();
+        let got = &got.results["out.y"].reals()[want.len()..];
+        let off = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-5 && got.len() == want.len(), "{said}: {got:?}, not {want:?}");
+    };
+    let rules: &[(&str, &str, &str, &[f64])] = &[
+        ("nearest", "half_pixel", "round_prefer_floor", &[0.5, 0.5, 1.0, 3.0, 3.0]),
+        ("nearest", "align_corners", "round_prefer_floor", &[0.5, 0.5, 1.0, 1.0, 3.0]),
+        ("nearest", "asymmetric", "round_prefer_floor", &[0.5, 1.0, 1.0, 3.0, 3.0]),
+        ("nearest", "half_pixel", "round_prefer_ceil", &[0.5, 0.5, 1.0, 3.0, 3.0]),
+        ("nearest", "align_corners", "round_prefer_ceil", &[0.5, 1.0, 1.0, 3.0, 3.0]),
+        ("nearest", "asymmetric", "round_prefer_ceil", &[0.5, 1.0, 1.0, 3.0, 3.0]),
+        ("nearest", "half_pixel", "floor", &[0.5, 0.5, 1.0, 1.0, 3.0]),
+        ("nearest", "align_corners", "floor", &[0.5, 0.5, 1.0, 1.0, 3.0]),
+        ("nearest", "asymmetric", "floor", &[0.5, 0.5, 1.0, 1.0, 3.0]),
+        ("nearest", "half_pixel", "ceil", &[0.5, 1.0, 1.0, 3.0, 3.0]),
+        ("nearest", "align_corners", "ceil", &[0.5, 1.0, 1.0, 3.0, 3.0]),
+        ("nearest", "asymmetric", "ceil", &[0.5, 1.0, 3.0, 3.0, 3.0]),
+        ("nearest", "half_pixel", "ceil", &[0.5, 1.0, 1.0, 3.0, 3.0, 3.0]),
+        ("nearest", "half_pixel", "floor", &[0.5, 1.0]),
+        ("linear", "half_pixel", "floor", &[0.5, 0.7, 1.0, 2.2, 3.0]),
+        ("linear", "half_pixel_symmetric", "floor", &[0.5, 0.7, 1.0, 2.2, 3.0]),
+        ("linear", "pytorch_half_pixel", "floor", &[0.5, 0.7, 1.0, 2.2, 3.0]),
+        ("linear", "align_corners", "floor", &[0.5, 0.75, 1.0, 2.0, 3.0]),
+        ("linear", "asymmetric", "floor", &[0.5, 0.8, 1.4, 2.6, 3.0]),
+        ("linear", "half_pixel", "floor", &[0.625, 2.5]),
+        ("cubic", "half_pixel", "floor", &[0.452, 0.549999, 1.0, 2.26, 3.192001]),
+        ("cubic", "half_pixel_symmetric", "floor", &[0.452, 0.549999, 1.0, 2.26, 3.192001]),
+        ("cubic", "pytorch_half_pixel", "floor", &[0.452, 0.549999, 1.0, 2.26, 3.192001]),
+        ("cubic", "align_corners", "floor", &[0.5, 0.5625, 1.0, 2.046875, 3.0]),
+        ("cubic", "asymmetric", "floor", &[0.5, 0.59, 1.400001, 2.66, 3.215999]),
+        ("cubic", "half_pixel", "floor", &[0.542969, 2.564453]),
+        ("linear", "tf_crop_and_resize", "floor", &[0.7, 1.133333, 2.466667, 9.0]),
+    ];
+    for (mode, coordinates, nearest, want) in rules {
+        let real = AttributeProto { f: Some(9.0), r#type: Some(1), ..attr("extrapolation_value") };
+        let list = vec![
+            text("mode", mode),
+            text("coordinate_transformation_mode", coordinates),
+            text("nearest_mode", nearest),
+            real,
+        ];
+        check(list, want);
+    }
+    let flag = |mode: &str, name: &str| vec![text("mode", mode), int(name, 1)];
+    check(flag("cubic", "exclude_outside"), &[0.538869, 2.606007]);
+    check(flag("linear", "antialias"), &[0.666667, 2.333333]);
+    check(flag("cubic", "antialias"), &[0.524307, 2.381943]);
+    check(flag("linear", "antialias"), &[0.5, 0.7, 1.0, 2.2, 3.0]);
+}

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod conv;
 mod einsum;
 mod elementwise;
 mod grid;
@@ -14,7 +15,9 @@ mod order;
 mod pool;
 mod recurrence;
 mod reduce;
+mod resize;
 mod rotary;
+mod window;
 
 use super::fold;
 use super::import::{Call, Importer, Res, Val};
@@ -73,6 +76,7 @@ pub const SUPPORTED: &[&str] = &[
     "Gelu",
     "Gemm",
     "GlobalAveragePool",
+    "GlobalLpPool",
     "GlobalMaxPool",
     "Greater",
     "GreaterOrEqual",
@@ -85,6 +89,7 @@ pub const SUPPORTED: &[&str] = &[
     "InstanceNormalization",
     "IsInf",
     "IsNaN",
+    "LRN",
     "LSTM",
     "LayerNormalization",
     "LeakyRelu",
@@ -93,6 +98,7 @@ pub const SUPPORTED: &[&str] = &[
     "Log",
     "LogSoftmax",
     "LpNormalization",
+    "LpPool",
     "MatMul",
     "Max",
     "MaxPool",
@@ -228,9 +234,11 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         elementwise::convert,
         activation::convert,
         linear::convert,
+        conv::convert,
         norm::convert,
         reduce::convert,
         pool::convert,
+        resize::convert,
         attention::convert,
         rotary::convert,
         loss::convert,

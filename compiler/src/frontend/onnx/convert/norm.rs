@@ -47,7 +47,12 @@ fn batch_norm(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     // Before opset 14 the statistics being results is what says so.
     let by_results = cx.src.opset < 14 && call.wants(1);
     let trains = call.attrs.int("training_mode", 0)? != 0 || by_results;
-    if cx.opts.training && trains {
+    // A module without running statistics normalises by those of the batch whenever it runs.
+    let kept = |i: usize| match call.input(i) {
+        Some(Val::Node(v)) => matches!(cx.graph.def(*v).op, Op::Var(_)),
+        _ => false,
+    };
+    if trains && (cx.opts.training || !(kept(3) && kept(4))) {
         return train_batch_norm(cx, call, x, eps);
     }
     if cx.opts.training && !cx.warnings.iter().any(|w| w.code == "P0221") {
@@ -105,21 +110,23 @@ fn train_batch_norm(cx: &mut Importer, call: &Call, x: ValueId, eps: f64) -> Res
     let mut results = vec![Val::Node(out[0])];
     for (i, stat, factor) in [(3, out[1], 1.0), (4, out[2], unbiased)] {
         let running = cx.real(call, i)?;
-        let Op::Var(var) = &cx.graph.def(running).op else {
-            return Err(fail("P0206", "running statistics are not initializers"));
+        let name = match &cx.graph.def(running).op {
+            Op::Var(var) if cx.opts.training => Some(var.name.clone()),
+            _ => None,
         };
-        let name = var.name.clone();
         let suffix = if i == 3 { "running_mean" } else { "running_var" };
         let old = cx.one(suffix, ops::Scale { by: Real(momentum) }, &[running])?;
         let by = Real((1.0 - momentum) * factor);
         let new = cx.one(suffix, ops::Scale { by }, &[stat])?;
         let new = cx.one(suffix, ops::Binary { f: B::Add }, &[old, new])?;
+        results.push(Val::Node(new));
+        // What is no variable of the model is not kept.
+        let Some(name) = name else { continue };
         if cx.graph.updates.iter().any(|u| u.name == name) {
             return Err(fail("P0206", format!("`{name}` is updated by two nodes"))
                 .help("a module that runs twice in one step has no single running statistic"));
         }
         cx.graph.updates.push(Result_ { name, value: new });
-        results.push(Val::Node(new));
     }
     Ok(results)
 }

@@ -1,93 +1,192 @@
-//! Pooling and resizing.
+//! Pooling.
 
-use super::linear::{linear_again, planar, window};
+use super::window::{Axis, Planar, axes, planes, still};
 use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
-use crate::frontend::onnx::moves::Move;
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
-use precast_plan::{BinaryOp as B, Math, ReduceOp};
+use precast_plan::{BinaryOp as B, Math, ReduceOp, UnaryOp as U};
+
+/// Most elements of a window that the kernel counts.
+const TAPS: usize = 256;
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
         "MaxPool" => max_pool(cx, call)?,
         "AveragePool" => average_pool(cx, call)?,
-        "GlobalAveragePool" | "GlobalMaxPool" => global(cx, call)?,
-        "Resize" => resize(cx, call)?,
+        "LpPool" => lp_pool(cx, call)?,
+        "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => global(cx, call)?,
+        "LRN" => local_response(cx, call)?,
         _ => return Ok(None),
     };
     Ok(Some(vec![Val::Node(v)]))
 }
 
-fn kernel(call: &Call, rank: usize) -> Res<Vec<usize>> {
+fn windows(cx: &Importer, call: &Call, x: ValueId) -> Res<Vec<Axis>> {
+    let shape = cx.graph.shape(x);
     if !call.attrs.has("kernel_shape") {
         return Err(fail("P0206", "`kernel_shape` is missing"));
     }
-    call.attrs.sizes("kernel_shape", rank.saturating_sub(2), 1)
+    let kernel = call.attrs.sizes("kernel_shape", shape.rank().saturating_sub(2), 1)?;
+    axes(call, shape, &kernel)
 }
 
 fn max_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let x = cx.real(call, 0)?;
-    let shape = cx.graph.shape(x).to_vec();
-    let win = window(call, &shape, &kernel(call, shape.len())?)?;
-    if win.dilation != [1, 1] || call.wants(1) || call.attrs.int("storage_order", 0)? != 0 {
-        return Err(fail("P0206", "`MaxPool` with dilation or with indices as a result"));
+    let list = windows(cx, call, x)?;
+    // Of the places alone.
+    call.attrs.without_effect(&["storage_order"]);
+    if call.wants(1) {
+        return Err(fail("P0206", "`MaxPool` with the places of its maxima as a result")
+            .help("take the maxima alone, or find the places with ArgMax"));
     }
-    let x = planar(cx, x, &win)?;
-    let op = ops::MaxPool2d { kernel: win.kernel, stride: win.stride, pad: win.pad };
-    let y = cx.one("", op, &[x])?;
-    linear_again(cx, y, shape.len())
+    planes(cx, x, &list, &mut max_plane)
 }
 
-/// A convolution of each channel with a constant filter; where padding is not counted, the result
-/// is rescaled by how many elements each window has.
-fn average_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let x = cx.real(call, 0)?;
+/// The maximum of a window is that over rows of the maxima along each row; the first of equals in the
+/// order of the window is found either way.
+fn max_plane(cx: &mut Importer, x: ValueId, h: &Axis, w: &Axis) -> Res<ValueId> {
+    let p = Planar::of(h, w);
+    let fits = |a: &Axis| a.before.max(a.behind()) < a.kernel;
+    let plain = p.dilation == [1, 1] && fits(h) && fits(w);
+    if plain && p.kernel[0].saturating_mul(p.kernel[1]) <= TAPS {
+        let op = ops::MaxPool2d { kernel: p.kernel, stride: p.stride, pad: p.pad };
+        return cx.one("", op, &[x]);
+    }
+    if !h.is_nothing() && !w.is_nothing() {
+        let x = max_plane(cx, x, &still(h.size), w)?;
+        return max_plane(cx, x, h, &still(w.out()?));
+    }
+    let (d, a) = if w.is_nothing() { (2, h) } else { (3, w) };
+    max_taps(cx, x, d, a)
+}
+
+/// A window along one axis as its taps, each a strided slice of the operand between blocks of −∞.
+fn max_taps(cx: &mut Importer, x: ValueId, d: usize, a: &Axis) -> Res<ValueId> {
     let shape = cx.graph.shape(x).to_vec();
-    let win = window(call, &shape, &kernel(call, shape.len())?)?;
-    let [kh, kw] = win.kernel;
-    let (c, area) = (shape[1], kh.saturating_mul(kw));
-    let x = planar(cx, x, &win)?;
+    let out = a.out()?;
+    if a.kernel > 1 << 10 {
+        return Err(fail("P0206", format!("a window of {} elements along an axis", a.kernel)));
+    }
+    let mut parts = vec![];
+    for (i, n) in [a.before, usize::MAX, a.behind()].into_iter().enumerate() {
+        let mut block = shape.clone();
+        match (i, n) {
+            (1, _) => parts.push(x),
+            (_, 0) => {}
+            _ => {
+                block[d] = n;
+                parts.push(cx.full(f64::NEG_INFINITY, &block)?);
+            }
+        }
+    }
+    let whole =
+        if parts.len() == 1 { x } else { cx.one("padded", ops::Concat { axis: d }, &parts)? };
+    let mut best: Option<ValueId> = None;
+    for k in 0..a.kernel {
+        let (mut starts, mut steps) = (vec![0; shape.len()], vec![1; shape.len()]);
+        let mut sizes = shape.clone();
+        (starts[d], sizes[d], steps[d]) = (k * a.dilation, out, a.stride as i64);
+        let tap = cx.one("tap", ops::Slice { starts, sizes, steps }, &[whole])?;
+        best = Some(match best {
+            None => tap,
+            Some(old) => {
+                let less = cx.one("less", ops::Binary { f: B::Lt }, &[old, tap])?;
+                cx.one("", ops::Select {}, &[less, tap, old])?
+            }
+        });
+    }
+    best.ok_or_else(|| words("a window without elements".into()))
+}
+
+/// The mean over all places of every window, those outside the operand 0: a convolution of each
+/// channel with a constant filter.
+fn mean_plane(cx: &mut Importer, x: ValueId, h: &Axis, w: &Axis) -> Res<ValueId> {
+    let p = Planar::of(h, w);
+    let [kh, kw] = p.kernel;
+    let c = cx.graph.shape(x)[1];
+    let area = kh.saturating_mul(kw);
     let data = ConstData::from_f32([1, 1, 1, 1], &[(1.0 / area as f64) as f32]);
     let filter = cx.one("filter", ops::Const { data }, &[])?;
     let filter = cx.one("filter", ops::Broadcast { shape: vec![c, 1, kh, kw] }, &[filter])?;
     let op = ops::Conv2d {
-        stride: win.stride,
-        pad: win.pad,
-        dilation: win.dilation,
+        stride: p.stride,
+        pad: p.pad,
+        dilation: p.dilation,
         groups: c.max(1),
         math: Math::Exact,
     };
-    let y = cx.one("", op, &[x, filter])?;
-    let out = cx.graph.shape(y).to_vec();
-    let y = if win.pad == [0; 4] || call.attrs.int("count_include_pad", 0)? != 0 {
-        if call.attrs.int("ceil_mode", 0)? != 0 && win.pad != [0; 4] {
-            return Err(fail("P0206", "`AveragePool` with `ceil_mode` and `count_include_pad`"));
+    cx.one("", op, &[x, filter])
+}
+
+fn average_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let x = cx.real(call, 0)?;
+    let list = windows(cx, call, x)?;
+    let y = planes(cx, x, &list, &mut mean_plane)?;
+    let padded = call.attrs.int("count_include_pad", 0)? != 0;
+    // Where places do not count, the result is rescaled by how many of each window do.
+    let mut factors = vec![1.0];
+    let mut shape = vec![1, 1];
+    for a in &list {
+        let counts = a.counts(padded)?;
+        crate::frontend::onnx::fold::check_size(&[factors.len(), counts.len()])?;
+        let of = |n: &usize| a.kernel as f64 / (*n).max(1) as f64;
+        factors = factors.iter().flat_map(|f| counts.iter().map(move |n| f * of(n))).collect();
+        shape.push(counts.len());
+    }
+    if factors.iter().all(|&f| f == 1.0) {
+        return Ok(y);
+    }
+    let to = cx.graph.shape(y).to_vec();
+    let f = Tensor::new(Elem::F32, shape, Data::Real(factors));
+    let f = cx.spread(&Val::constant(f), &to)?;
+    cx.one("counted", ops::Binary { f: B::Mul }, &[y, f])
+}
+
+/// `|x|^p`.
+fn power(cx: &mut Importer, x: ValueId, p: i64) -> Res<ValueId> {
+    match p {
+        1 => cx.one("abs", ops::Unary { f: U::Abs }, &[x]),
+        2 => cx.one("square", ops::Binary { f: B::Mul }, &[x, x]),
+        p if p > 2 => {
+            let a = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
+            let shape = cx.graph.shape(x).to_vec();
+            let p = cx.full(p as f64, &shape)?;
+            cx.one("power", ops::Binary { f: B::Pow }, &[a, p])
         }
-        y
+        p => Err(fail("P0206", format!("a norm of order {p}"))),
+    }
+}
+
+/// `s^(1/p)` of sums that are not negative; 0 of 0, with the derivative 0 there, as PyTorch's norm.
+fn root(cx: &mut Importer, s: ValueId, p: i64) -> Res<ValueId> {
+    if p == 1 {
+        return Ok(s);
+    }
+    let shape = cx.graph.shape(s).to_vec();
+    let (zero, one) = (cx.full(0.0, &shape)?, cx.full(1.0, &shape)?);
+    let some = cx.one("some", ops::Binary { f: B::Lt }, &[zero, s])?;
+    let safe = cx.one("safe", ops::Select {}, &[some, s, one])?;
+    let r = if p == 2 {
+        cx.one("root", ops::Unary { f: U::Sqrt }, &[safe])?
     } else {
-        let inside = |d: usize| -> Vec<f64> {
-            (0..out[d + 2])
-                .map(|o| {
-                    let hits = (0..win.kernel[d]).filter(|k| {
-                        let at =
-                            (o * win.stride[d] + k * win.dilation[d]) as i64 - win.pad[d] as i64;
-                        (0..win.size[d + 2] as i64).contains(&at)
-                    });
-                    hits.count().max(1) as f64
-                })
-                .collect()
-        };
-        crate::frontend::onnx::fold::check_size(&[out[2], out[3], kh.max(kw)])?;
-        let (h, w) = (inside(0), inside(1));
-        let factors = h.iter().flat_map(|a| w.iter().map(move |b| area as f64 / (a * b))).collect();
-        let t = Tensor::new(Elem::F32, [1, 1, out[2], out[3]], Data::Real(factors));
-        let f = cx.spread(&Val::constant(t), &out)?;
-        cx.one("counted", ops::Binary { f: B::Mul }, &[y, f])?
+        let inverse = cx.full(1.0 / p as f64, &shape)?;
+        cx.one("root", ops::Binary { f: B::Pow }, &[safe, inverse])?
     };
-    linear_again(cx, y, shape.len())
+    cx.one("", ops::Select {}, &[some, r, zero])
+}
+
+fn lp_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let x = cx.real(call, 0)?;
+    let list = windows(cx, call, x)?;
+    let p = call.attrs.int("p", 2)?;
+    let x = power(cx, x, p)?;
+    let m = planes(cx, x, &list, &mut mean_plane)?;
+    let area: usize = list.iter().map(|a| a.kernel).product();
+    let s = cx.one("sum", ops::Scale { by: Real(area as f64) }, &[m])?;
+    root(cx, s, p)
 }
 
 fn global(cx: &mut Importer, call: &Call) -> Res<ValueId> {
@@ -99,47 +198,46 @@ fn global(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let axes: Vec<usize> = (2..shape.len()).collect();
     let mut kept = shape[..2].to_vec();
     kept.resize(shape.len(), 1);
-    let y = if call.op == "GlobalMaxPool" {
-        cx.one("", ops::Reduce { f: ReduceOp::Max, axes }, &[x])?
-    } else {
-        let count: usize = shape[2..].iter().product();
-        let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes }, &[x])?;
-        cx.one("", ops::Scale { by: Real(1.0 / count as f64) }, &[s])?
+    let y = match call.op {
+        "GlobalMaxPool" => cx.one("", ops::Reduce { f: ReduceOp::Max, axes }, &[x])?,
+        "GlobalLpPool" => {
+            let p = call.attrs.int("p", 2)?;
+            let x = power(cx, x, p)?;
+            let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes }, &[x])?;
+            root(cx, s, p)?
+        }
+        _ => {
+            let count: usize = shape[2..].iter().product();
+            let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes }, &[x])?;
+            cx.one("", ops::Scale { by: Real(1.0 / count as f64) }, &[s])?
+        }
     };
     cx.reshape(y, &kept)
 }
 
-/// Nearest-neighbour enlargement by whole factors: every element repeated.
-fn resize(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+/// `x / (bias + alpha / size · Σ x²)^beta`, the sum over `size` neighbouring channels.
+fn local_response(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let x = cx.real(call, 0)?;
     let shape = cx.graph.shape(x).to_vec();
-    let mode = call.attrs.string("mode", "nearest")?;
-    if mode != "nearest" || call.attrs.has("axes") {
-        return Err(fail("P0206", format!("`Resize` with mode \"{mode}\""))
-            .help("nearest-neighbour enlargement by whole factors is supported"));
+    let size =
+        usize::try_from(call.attrs.int("size", 0)?).ok().filter(|n| (1..=1 << 16).contains(n));
+    let size = size.ok_or_else(|| fail("P0206", "`size` of `LRN` is missing or not positive"))?;
+    if shape.len() < 2 {
+        return Err(words(format!("{shape:?} has no channel axis")));
     }
-    let sizes = call.ints(3)?.filter(|s| !s.is_empty());
-    let scales = call.literal(2)?.filter(|s| !s.is_empty()).map(Tensor::to_reals);
-    let factor = |d: usize| -> Option<usize> {
-        let n = shape[d] as f64;
-        let f = match (&sizes, &scales) {
-            (Some(s), _) => *s.get(d)? as f64 / n,
-            (None, Some(s)) => *s.get(d)?,
-            _ => return None,
-        };
-        (f.fract() == 0.0 && (1.0..=4096.0).contains(&f)).then_some(f as usize)
-    };
-    let factors: Option<Vec<usize>> = (0..shape.len()).map(factor).collect();
-    let factors = factors.ok_or_else(|| {
-        fail("P0206", "`Resize` by a factor that is not whole")
-            .help("nearest-neighbour enlargement by whole factors is supported")
-    })?;
-    // Rounding modes agree for whole factors, except where corners are aligned.
-    if call.attrs.string("coordinate_transformation_mode", "half_pixel")? == "align_corners" {
-        return Err(fail("P0206", "`Resize` with aligned corners"));
-    }
-    let thin: Vec<usize> = shape.iter().flat_map(|&n| [n, 1]).collect();
-    let wide: Vec<usize> = shape.iter().zip(&factors).flat_map(|(&n, &f)| [n, f]).collect();
-    let to: Vec<usize> = shape.iter().zip(&factors).map(|(n, f)| n * f).collect();
-    cx.move_value(x, &[Move::Reshape(thin), Move::Broadcast(wide), Move::Reshape(to)])
+    let (alpha, beta) = (call.attrs.real("alpha", 1e-4)?, call.attrs.real("beta", 0.75)?);
+    let bias = call.attrs.real("bias", 1.0)?;
+    let channels =
+        Axis { kernel: size, before: (size - 1) / 2, after: size / 2, ..still(shape[1]) };
+    let rest: usize = shape[2..].iter().product();
+    let sq = cx.one("square", ops::Binary { f: B::Mul }, &[x, x])?;
+    let sq = cx.reshape(sq, &[shape[0], 1, shape[1], rest])?;
+    let mean = mean_plane(cx, sq, &channels, &still(rest))?;
+    let mean = cx.reshape(mean, &shape)?;
+    let scaled = cx.one("alpha", ops::Scale { by: Real(alpha) }, &[mean])?;
+    let bias = cx.full(bias, &shape)?;
+    let base = cx.one("base", ops::Binary { f: B::Add }, &[scaled, bias])?;
+    let beta = cx.full(beta, &shape)?;
+    let by = cx.one("power", ops::Binary { f: B::Pow }, &[base, beta])?;
+    cx.one("", ops::Binary { f: B::Div }, &[x, by])
 }
