@@ -23,6 +23,12 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
             let given = call.ints_or(1, "split")?;
+            let parts_said = call.attrs.int("num_outputs", call.outputs.len() as i64)?;
+            if parts_said != call.outputs.len() as i64 {
+                let text =
+                    format!("`num_outputs` is {parts_said} of {} results", call.outputs.len());
+                return Err(words(text));
+            }
             let sizes = moves::split_sizes(extent, given.as_deref(), Some(call.outputs.len()))
                 .map_err(words)?;
             parts(cx, v, a, &sizes, false).map(Some)
