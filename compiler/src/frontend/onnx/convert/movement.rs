@@ -23,8 +23,16 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
             let given = call.ints_or(1, "split")?;
-            let sizes = moves::split_sizes(extent, given.as_deref(), Some(call.outputs.len()))
-                .map_err(words)?;
+            let results = call.outputs.len();
+            let count = call.attrs.int("num_outputs", results as i64)?;
+            if usize::try_from(count) != Ok(results) {
+                return Err(fail(
+                    "P0206",
+                    format!("`num_outputs` is {count}, of {results} results"),
+                ));
+            }
+            let sizes =
+                moves::split_sizes(extent, given.as_deref(), Some(results)).map_err(words)?;
             parts(cx, v, a, &sizes, false).map(Some)
         }
         "SplitToSequence" => {
