@@ -23,23 +23,23 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
             let given = call.ints_or(1, "split")?;
-            let parts_said = call.attrs.int("num_outputs", call.outputs.len() as i64)?;
-            if parts_said != call.outputs.len() as i64 {
-                let text =
-                    format!("`num_outputs` is {parts_said} of {} results", call.outputs.len());
-                return Err(words(text));
+            let results = call.outputs.len();
+            let count = call.attrs.int("num_outputs", results as i64)?;
+            if usize::try_from(count) != Ok(results) {
+                return Err(fail(
+                    "P0206",
+                    format!("`num_outputs` is {count}, of {results} results"),
+                ));
             }
-            let sizes = moves::split_sizes(extent, given.as_deref(), Some(call.outputs.len()))
-                .map_err(words)?;
+            let sizes =
+                moves::split_sizes(extent, given.as_deref(), Some(results)).map_err(words)?;
             parts(cx, v, a, &sizes, false).map(Some)
         }
         "SplitToSequence" => {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
-            // Said of parts of one element alone: given sizes keep the axis.
-            let keep = call.attrs.int("keepdims", 1)? != 0;
             let (sizes, keep) = match call.literal(1)? {
-                None => (vec![1; extent], keep),
+                None => (vec![1; extent], call.attrs.int("keepdims", 1)? != 0),
                 Some(t) => {
                     let s = call.ints(1)?.unwrap_or_default();
                     let sizes = if t.shape.is_empty() {
