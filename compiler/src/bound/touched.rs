@@ -8,12 +8,16 @@ use crate::ops::{Lowering, Op};
 /// over storages.
 pub fn touched(g: &Graph) -> Vec<Vec<usize>> {
     let mut views: Vec<View> = Vec::with_capacity(g.value_count());
+    // Elements of memory that a value is made of: a copy of repeated elements has no more, for the
+    // schedule may have its readers walk what it copies.
+    let mut distinct: Vec<usize> = Vec::with_capacity(g.value_count());
     let mut out = Vec::with_capacity(g.node_count());
     for (_, n) in g.nodes() {
         let reads = |v: &View| -> usize {
             v.shape.iter().zip(&v.strides).map(|(&n, &s)| if s == 0 { 1 } else { n }).product()
         };
-        out.push(n.inputs.iter().map(|v| reads(&views[v.0 as usize])).collect());
+        let read = |v: usize| reads(&views[v]).min(distinct[v]);
+        out.push(n.inputs.iter().map(|v| read(v.0 as usize)).collect());
         for &v in &n.outputs {
             let seen = match n.op.lowering() {
                 Lowering::View => {
@@ -26,7 +30,11 @@ pub fn touched(g: &Graph) -> Vec<Vec<usize>> {
                 }
                 _ => None,
             };
-            views.push(seen.unwrap_or_else(|| View::dense(g.shape(v))));
+            let of = n.inputs.first().filter(|_| n.op.lowering() == Lowering::View);
+            let whole = of.map_or(usize::MAX, |x| distinct[x.0 as usize]);
+            let view = seen.unwrap_or_else(|| View::dense(g.shape(v)));
+            distinct.push(reads(&view).min(whole));
+            views.push(view);
         }
     }
     out
@@ -35,4 +43,25 @@ pub fn touched(g: &Graph) -> Vec<Vec<usize>> {
 /// Whether what a kernel writes is priced apart from what it multiplies and reads.
 pub fn writes_apart(op: &Op) -> bool {
     !matches!(op, Op::Attention(_) | Op::AttentionGrad(_) | Op::Gather(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::touched;
+
+    /// What is repeated and then merged into one axis is no view, and still no more than it was.
+    #[test]
+    fn copies_of_repeated_elements_read_what_is_repeated() {
+        let text = "graph g
+forward:
+  %x = input {name=\"x\"} : f32[2,1,3] @x
+  %b = broadcast %x {shape=[2,50,3]} : f32[2,50,3] @b
+  %r = reshape %b {shape=[2,150]} : f32[2,150] @r
+  %y = unary %r {f=exp} : f32[2,150] @y
+result out.y = %y
+";
+        let g = crate::text::parse("test", text).expect("the test's text is right");
+        let reads: Vec<Vec<usize>> = touched(&g);
+        assert_eq!(reads[3], [6]);
+    }
 }

@@ -4,6 +4,7 @@ use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::axis;
 use crate::frontend::onnx::node::fail;
+use crate::frontend::onnx::origin;
 use crate::ir::{Real, ValueId};
 use crate::ops;
 use crate::ops::activation::Act;
@@ -208,20 +209,34 @@ fn bound(cx: &mut Importer, call: &Call, x: ValueId, i: usize, attr: &str) -> Re
 
 fn bounded(cx: &mut Importer, x: ValueId, low: Option<Bound>, high: Option<Bound>) -> Res<ValueId> {
     let mut y = x;
-    y = match low {
-        None => y,
-        Some(Bound::Tensor(low)) => cx.one("", ops::Binary { f: B::Max }, &[y, low])?,
-        Some(Bound::Number(low)) => {
-            let under = cx.one("under", ops::Binary { f: B::Le }, &[y, low])?;
-            cx.one("", ops::Select {}, &[under, low, y])?
-        }
-    };
-    Ok(match high {
-        None => y,
-        Some(Bound::Tensor(high)) => cx.one("", ops::Binary { f: B::Min }, &[y, high])?,
-        Some(Bound::Number(high)) => {
-            let over = cx.one("over", ops::Binary { f: B::Le }, &[high, y])?;
-            cx.one("", ops::Select {}, &[over, high, y])?
-        }
-    })
+    for (bound, f) in [(low, B::Max), (high, B::Min)] {
+        y = match bound {
+            None => y,
+            Some(Bound::Tensor(v)) => cx.one("", ops::Binary { f }, &[y, v])?,
+            Some(Bound::Number(v)) => clamped(cx, y, v, f)?,
+        };
+    }
+    Ok(y)
+}
+
+/// `max(x, at)` or `min(x, at)` with the derivative 0 where they are equal.
+fn clamped(cx: &mut Importer, x: ValueId, at: ValueId, f: B) -> Res<ValueId> {
+    let (suffix, a, b) = if f == B::Max { ("under", x, at) } else { ("over", at, x) };
+    let beyond = cx.one(suffix, ops::Binary { f: B::Le }, &[a, b])?;
+    cx.one("", ops::Select {}, &[beyond, at, x])
+}
+
+/// `Max` and `Min` of a tensor and a number, where torch.export's exporter notes that they are
+/// torch.clamp with one bound.
+pub(super) fn one_sided_clamp(cx: &mut Importer, call: &Call, f: B) -> Res<Option<ValueId>> {
+    let clamp = origin::call(call.attrs.node()).is_some_and(|c| c.target.starts_with("aten.clamp"));
+    let number = |v: &Option<Val>| matches!(v, Some(Val::Const(t)) if t.shape.is_empty());
+    if !clamp || call.inputs.len() != 2 || !number(&call.inputs[1]) {
+        return Ok(None);
+    }
+    let (x, at) = (call.need(0)?.clone(), call.need(1)?.clone());
+    let x = cx.value(&x)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let at = cx.spread(&at, &shape)?;
+    clamped(cx, x, at, f).map(Some)
 }

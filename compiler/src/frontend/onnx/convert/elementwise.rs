@@ -18,8 +18,13 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "Sub" => one(binary(cx, call, B::Sub)?),
         "Mul" => scaled(cx, call, false),
         "Div" => scaled(cx, call, true),
-        "Max" => one(chain(cx, call, B::Max)?),
-        "Min" => one(chain(cx, call, B::Min)?),
+        "Max" | "Min" => {
+            let f = if call.op == "Max" { B::Max } else { B::Min };
+            match super::activation::one_sided_clamp(cx, call, f)? {
+                Some(v) => one(v),
+                None => one(chain(cx, call, f)?),
+            }
+        }
         "Sum" => one(chain(cx, call, B::Add)?),
         "Mean" => {
             let sum = chain(cx, call, B::Add)?;
