@@ -143,11 +143,13 @@ fn judge(session: &Session, last: Option<StepReport>, skips: &Skips) -> Outcome<
     if let Some((name, n)) = bad.first() {
         let more = match bad.len() - 1 {
             0 => String::new(),
-            more => format!(", and {more} other tensors hold such"),
+            1 => ", and of another tensor".to_string(),
+            more => format!(", and of {more} other tensors"),
         };
-        let text = format!("training diverged: {n} elements of `{name}` are not finite{more}");
+        let text = format!("training diverged: {n} elements of `{name}`{more} are not finite");
         return Ok(Some(Error::new("R0606", text).help(
-            "`[train] on_nonfinite = \"stop\"` stops at the first gradient that is not finite",
+            "a lower learning rate or `[train] clip_norm` may keep them finite; checkpoints of before \
+             are as they were",
         )));
     }
     let Some(r) = last else { return Ok(None) };

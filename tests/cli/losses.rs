@@ -131,14 +131,16 @@ fn own(loss: &str) -> Lab {
     lab
 }
 
+/// The same without targets.
+fn bare(loss: &str) -> Lab {
+    let lab = own(loss);
+    let text = lab.text("recipe.toml");
+    lab.write("recipe.toml", &text.replace("targets = { zero = [\"a\", \"b\"] }\n", ""));
+    lab
+}
+
 #[test]
 fn an_output_is_trained_as_it_is() {
-    let bare = |loss: &str| {
-        let lab = own(loss);
-        let text = lab.text("recipe.toml").replace("targets = { zero = [\"a\", \"b\"] }\n", "");
-        lab.write("recipe.toml", &text);
-        lab
-    };
     let one = gradients(&bare("[loss]\nkind = \"output\"\noutput = \"one\""), "f32");
     // The mean over rows is four times the mean over all elements, halved.
     let rows = gradients(&bare("[loss]\nkind = \"output\"\nprediction = \"rows\""), "f32");
@@ -174,7 +176,7 @@ fn terms_add_up() {
     let one = gradients(&own(&mse("")), "f32");
     let both = own(&(mse("weight = 2")
         + "\n[[loss.terms]]\nkind = \"output\"\noutput = \"one\"\nweight = 0.5\n"));
-    let output = gradients(&own("[loss]\nkind = \"output\"\noutput = \"one\""), "f32");
+    let output = gradients(&bare("[loss]\nkind = \"output\"\noutput = \"one\""), "f32");
     let want: BTreeMap<_, _> = one
         .iter()
         .map(|(n, x)| {

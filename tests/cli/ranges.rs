@@ -1,5 +1,6 @@
 //! Ranges that are measured and used, and steps that are replayed to find what overflowed.
 
+use super::code;
 use super::lab::Lab;
 use serde_json::Value;
 
@@ -279,7 +280,8 @@ fn a_cotangent_overflow_is_blamed_on_its_operation_and_element() {
     let recipe = lab.text("recipe.toml");
     let section = format!("\n[loss_scale]\nmode = \"static\"\ninit = {scale}\n");
     lab.write("recipe.toml", &(recipe + &section));
-    lab.ok(&["train", "recipe.toml", "--steps", "1"]);
+    // The only step of the run is skipped.
+    assert_eq!(code(&lab.run(&["train", "recipe.toml", "--steps", "1"])), 3);
     let line = log(&lab).remove(0);
     assert_eq!(line["skipped"], true);
     let blame = &line["blame"];
