@@ -356,7 +356,8 @@ fn use_of(node: &NodeProto, k: usize, shape: &[usize]) -> Use {
             | "Dropout",
             _,
         )
-        | ("Resize" | "Clip" | "Pad", 1..)
+        | ("EyeLike", 0)
+        | ("Resize" | "Clip" | "Pad" | "OneHot" | "TopK" | "CumSum" | "Trilu", 1..)
         // Tables of cosines and sines.
         | ("RotaryEmbedding", 1..) => Role::Constant,
         _ => Role::Other,

@@ -76,6 +76,15 @@ backward:
 forward:
   # Regions may come in any order, and more than once.
   %late = unary %red {f=neg}
+  %last = last_index %ids {rows=4}
+  %running = cumsum %x {axis=1, exclusive=false, reverse=true}
+  %best = top_k %x {axis=1, k=2, largest=true}
+  %gates = input {name="gates"} : f32[2,1,1,3]
+  %mat = input {name="mat"} : f32[1,3,3]
+  %start = input {name="start"} : f32[1,1,1,3]
+  %ry, %rk, %rb = recurrence %gates, %mat, %start {cell=rnn, way=forward, f=tanh, g=tanh, h=tanh, peephole=false, lengths=false}
+backward:
+  %dgates, %dstart = recurrence_grad %mat, %rk, %rb, %ry {cell=rnn, way=forward, f=tanh, g=tanh, h=tanh, peephole=false, lengths=false}
 update:
   %ssq, %bad = grad_stats %many, %one
   %v = var {name="v"} : f32[4,3]

@@ -316,6 +316,7 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
         return Err(words("data and updates are of different kinds".into()));
     }
     let shape = cx.shape(&data)?;
+    let reduction = call.attrs.string("reduction", "none")?;
     let (data, updates) = (cx.value(&data)?, cx.value(&updates)?);
     let places = cx.graph.shape(e.ids).to_vec();
     if places.contains(&0) || shape.contains(&0) {
@@ -333,7 +334,7 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
         Some(v) => cx.one("rows", ops::Const { data: ConstData::from_i64([count], &v) }, &[])?,
         None => cx.reshape(e.ids, &[count])?,
     };
-    let y = match (call.attrs.string("reduction", "none")?.as_str(), kind) {
+    let y = match (reduction.as_str(), kind) {
         ("add", Kind::Real) => {
             let sums = cx.one("sums", ops::ScatterAdd { rows: e.rows }, &[ids, updates])?;
             cx.one("", ops::Binary { f: B::Add }, &[data, sums])?

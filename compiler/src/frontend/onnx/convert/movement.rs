@@ -273,6 +273,8 @@ fn concat(cx: &mut Importer, call: &Call) -> Res<Val> {
 /// elements of the tensor itself: parts of it beside it, one axis after the other.
 fn pad(cx: &mut Importer, call: &Call) -> Res<Val> {
     let mode = call.attrs.string("mode", "constant")?;
+    // What other modes do not fill with.
+    let fill = call.input(2).cloned();
     if !["constant", "reflect", "edge", "wrap"].contains(&mode.as_str()) {
         return Err(fail("P0206", format!("`Pad` with mode \"{mode}\"")));
     }
@@ -323,7 +325,6 @@ fn pad(cx: &mut Importer, call: &Call) -> Res<Val> {
         return Ok(Val::Node(x));
     }
     let shape: Vec<usize> = sizes.iter().zip(&sides).map(|(n, [b, a])| n + b + a).collect();
-    let fill = call.input(2).cloned();
     if !cx.graph.ty(x).is_real() {
         return filled(cx, x, &sides, fill);
     }

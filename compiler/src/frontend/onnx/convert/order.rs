@@ -69,7 +69,8 @@ fn top_k(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     let k = literal_int(call, 1, "k")?.ok_or_else(|| words("no k".into()))?;
     let k = usize::try_from(k).ok().filter(|k| (1..=shape[a]).contains(k));
     let k = k.ok_or_else(|| words(format!("k is not from 1 to the extent {}", shape[a])))?;
-    // Where order does not matter (`sorted` = 0) this order does as well.
+    // Where order does not matter this order does as well.
+    call.attrs.int("sorted", 1)?;
     let largest = call.attrs.int("largest", 1)? != 0;
     let at = cx.one("places", ops::TopK { axis: a, k, largest }, &[x])?;
     let values = if call.wants(0) { take_places(cx, x, at, a)? } else { at };

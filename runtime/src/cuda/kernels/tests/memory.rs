@@ -68,12 +68,16 @@ impl Memory {
 
     pub fn get(&self, a: &Access, i: &[usize]) -> f64 {
         let (dtype, p) = self.element(a, i);
-        let mut bits = [0; 4];
+        let mut bytes = [0; 8];
         // SAFETY: an element of this format.
-        unsafe { p.copy_to_nonoverlapping(bits.as_mut_ptr(), dtype.size().min(4)) };
-        let bits = u32::from_le_bytes(bits);
-        let byte = matches!(dtype, DType::U8 | DType::Bool);
-        if byte { f64::from(bits) } else { f64::from(dtype.decode(bits)) }
+        unsafe { p.copy_to_nonoverlapping(bytes.as_mut_ptr(), dtype.size()) };
+        let bits = u64::from_le_bytes(bytes);
+        match dtype {
+            DType::I64 => bits.cast_signed() as f64,
+            DType::I32 => f64::from((bits as u32).cast_signed()),
+            DType::U8 | DType::Bool => bits as f64,
+            _ => f64::from(dtype.decode(bits as u32)),
+        }
     }
 
     pub fn set(&mut self, a: &Access, i: &[usize], x: f64) {
