@@ -23,6 +23,8 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
             let given = call.ints_or(1, "split")?;
+            // As many as the results that the node names.
+            call.attrs.without_effect(&["num_outputs"]);
             let sizes = moves::split_sizes(extent, given.as_deref(), Some(call.outputs.len()))
                 .map_err(words)?;
             parts(cx, v, a, &sizes, false).map(Some)
@@ -30,8 +32,10 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "SplitToSequence" => {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
+            // Parts of given sizes keep their axis, whatever it says.
+            let keep = call.attrs.int("keepdims", 1)? != 0;
             let (sizes, keep) = match call.literal(1)? {
-                None => (vec![1; extent], call.attrs.int("keepdims", 1)? != 0),
+                None => (vec![1; extent], keep),
                 Some(t) => {
                     let s = call.ints(1)?.unwrap_or_default();
                     let sizes = if t.shape.is_empty() {
