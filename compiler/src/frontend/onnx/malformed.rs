@@ -508,3 +508,26 @@ fn resizing_knows_every_rule() {
     check(flag("cubic", "antialias"), &[0.524307, 2.381943]);
     check(flag("linear", "antialias"), &[0.5, 0.7, 1.0, 2.2, 3.0]);
 }
+
+/// Attributes that an operand makes idle are understood: exporters write them all the same.
+#[test]
+fn attributes_without_effect_are_no_fault() {
+    let nodes = vec![
+        node("Split", &["x"], &["a", "b", "c"], vec![int("axis", 1), int("num_outputs", 3)]),
+        node("SplitToSequence", &["x", "two"], &["s"], vec![int("axis", 1), int("keepdims", 1)]),
+        node("SequenceAt", &["s", "zero"], &["d"], vec![]),
+        node("Concat", &["a", "b", "c", "d"], &["e"], vec![int("axis", 1)]),
+        node(
+            "ReduceMean",
+            &["e", "first"],
+            &["y"],
+            vec![int("keepdims", 0), int("noop_with_empty_axes", 0)],
+        ),
+    ];
+    let scalar = |name: &str, i: i64| TensorProto { dims: vec![], ..ints(name, &[i]) };
+    let init = vec![scalar("two", 2), scalar("zero", 0), ints("first", &[1])];
+    let mut m = model(nodes, init);
+    m.opset_import[0].version = Some(18);
+    let m = load_in(Path::new("."), &m).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(m.graph.ty(m.graph.result("out.y").unwrap()).shape[..], [2]);
+}

@@ -38,8 +38,10 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "SplitToSequence" => {
             let v = call.need(0)?;
             let (a, extent) = split_axis(cx, call)?;
+            // Parts of given sizes keep their axis, whatever it says.
+            let keep = call.attrs.int("keepdims", 1)? != 0;
             let (sizes, keep) = match call.literal(1)? {
-                None => (vec![1; extent], call.attrs.int("keepdims", 1)? != 0),
+                None => (vec![1; extent], keep),
                 Some(t) => {
                     let s = call.ints(1)?.unwrap_or_default();
                     let sizes = if t.shape.is_empty() {
