@@ -43,6 +43,7 @@ fn reasons(c: &Compiled) -> String {
             "begun",
             "overflow",
             "loss",
+            "skipped",
         ]
         .iter()
         .any(|p| op.starts_with(p))

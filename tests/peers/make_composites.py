@@ -53,9 +53,8 @@ class Composite(nn.Module):
             c = x - x.mean(-1, keepdim=True)
             y = c / torch.sqrt((c * c).mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
         elif k == "l2":
-            y = F.normalize(torch.relu(x), dim=-1)
+            y = F.normalize(x, dim=-1)
         elif k == "l2_sum":
-            x = torch.relu(x)
             y = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
         elif k == "l2_root":
             y = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)

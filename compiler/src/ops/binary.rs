@@ -76,7 +76,7 @@ impl OpDef for Binary {
         let (a, b) = (k.x(0), k.x(1));
         match self.f {
             Add => a.plus(b),
-            Sub => a.plus(b.neg()),
+            Sub => a.plus(b.negated()),
             Mul if k.same(0, 1) => {
                 let a = a.abs();
                 a.times(a)

@@ -61,7 +61,7 @@ impl Bounds {
         Bounds::new(f(self.lo), f(self.hi))
     }
 
-    pub fn neg(self) -> Bounds {
+    pub fn negated(self) -> Bounds {
         Bounds::new(-self.hi, -self.lo)
     }
 

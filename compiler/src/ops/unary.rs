@@ -6,6 +6,7 @@ use super::{
 };
 use crate::ir::{TensorType, ValueId};
 use precast_plan::{BinaryOp, DType, Kind, Reg, UnaryOp};
+use std::f64::consts::{FRAC_PI_2, PI};
 
 op! {
     /// `f(x)`, elementwise.
@@ -64,7 +65,7 @@ impl OpDef for Unary {
         use UnaryOp::*;
         let x = k.x(0);
         match self.f {
-            Neg => x.neg(),
+            Neg => x.negated(),
             Abs => x.abs(),
             Exp => x.growing(f64::exp),
             Expm1 => x.growing(f64::exp_m1),
@@ -76,8 +77,8 @@ impl OpDef for Unary {
             }
             Recip => x.inverse(),
             Sin | Cos | Erf => Bounds::new(-1.0, 1.0),
-            Asin => Bounds::new(-1.571, 1.571),
-            Acos => Bounds::new(0.0, 3.142),
+            Asin => Bounds::new(-FRAC_PI_2, FRAC_PI_2),
+            Acos => Bounds::new(0.0, PI),
             Atan => x.growing(f64::atan),
             Asinh => x.growing(f64::asinh),
             Acosh => Bounds::new(0.0, x.hi.max(1.0).acosh()),
