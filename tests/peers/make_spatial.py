@@ -102,6 +102,8 @@ class Net(nn.Module):
         y = self.conv(x)
         self.weight = nn.ParameterDict(
             {n: nn.Parameter(torch.randn(f(y).shape[1:])) for n, f in self.branches.items()})  # fmt: skip
+        # Numbers: what the exporter takes for the extents of a pool with `ceil_mode` is not PyTorch's.
+        self.scale = {n: w[0].numel() ** -0.5 for n, w in self.weight.items()}
         self.head = nn.Linear(sum(w.shape[0] for w in self.weight.values()), 7)
 
     def forward(self, x):
@@ -110,7 +112,7 @@ class Net(nn.Module):
         for name, f in self.branches.items():
             z = f(y) * self.weight[name]
             z = z.flatten(2)
-            parts.append(torch.tanh(z.sum(2) / z.shape[2] ** 0.5))
+            parts.append(torch.tanh(z.sum(2) * self.scale[name]))
         return self.head(torch.cat(parts, 1))
 
 
