@@ -146,8 +146,19 @@ pub fn legality_within(
             keep(r.value, "a result of the step is f32");
         }
     }
-    for u in &g.updates {
-        keep(u.value, "a variable is stored in f32");
+    // What a variable becomes, and what it is chosen from: the old value, or the new one of a step
+    // that counts.
+    let mut written: Vec<ValueId> = g.updates.iter().map(|u| u.value).collect();
+    let mut seen = BTreeSet::new();
+    while let Some(v) = written.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        keep(v, "a variable is stored in f32");
+        let def = g.def(v);
+        if def.op.class() == NumericClass::Movement && def.op.lowering() == Lowering::Rows {
+            written.extend(def.inputs.iter().copied().filter(|&x| g.ty(x).is_real()));
+        }
     }
     for v in gradient_paths(g) {
         keep(v, "a weight gradient is f32");
