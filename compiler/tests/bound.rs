@@ -276,6 +276,36 @@ fn f32_alone_has_its_own_bound() {
     }
 }
 
+/// Rows that are repeated and put beside each other are no strided view, and are not copied either:
+/// what reads them reads the rows.
+#[test]
+fn repeats_that_no_strides_say_are_read_once() {
+    let text = "graph repeats\n\nvar w: f32[16,8] param weights(\"w\")\n\
+                var head: f32[4,16] param weights(\"head\")\n\nforward:\n  \
+                %v0 = input {name=\"x\"} : f32[4,16] @x\n  \
+                %w = var {name=\"w\"} : f32[16,8] @w\n  \
+                %p = matmul %v0, %w {fused=none} @p\n  \
+                %r = reshape %p {shape=[4,1,2,4]} @r\n  \
+                %b = broadcast %r {shape=[4,65536,2,4]} @b\n  \
+                %t = reshape %b {shape=[4,131072,4]} @t\n  \
+                %g = activate %t {act=relu} @g\n  \
+                %s = reduce %g {f=sum, axes=[1]} @s\n  \
+                %head = var {name=\"head\"} : f32[4,16] @head\n  \
+                %logits = matmul %s, %head {fused=none} @logits\n\n\
+                result out.logits = %logits\n";
+    let folder = tempfile::tempdir().unwrap();
+    let (g, micro) = joint_of(text, &mut Dice(3), folder.path());
+    for name in Target::SHIPPED {
+        let target = Target::shipped(name).unwrap();
+        let options = PrecisionOptions::new(Policy::F32);
+        let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
+        let prices = Prices { target: &target };
+        let full = floor(&g, &legal, &prices, Admitted::Full, false, micro, false).0;
+        let ns = scheduled(&g, &target, micro);
+        assert!(full.ns <= ns * (1.0 + 1e-9), "{name}: {ns} ns, and {full:?}");
+    }
+}
+
 /// A forward graph over [64, 256] with a product of 16 columns, whose sums `tail` uses as `%s1` once
 /// the bias is added.
 fn small(tail: &str) -> String {
