@@ -221,10 +221,10 @@ class Wrapped(nn.Module):
         return out[self.pick] if isinstance(self.pick, str) and isinstance(out, dict) else getattr(out, self.pick)
 
 
-def build(name):
-    """(module, inputs) of `library/name`."""
+def build(name, seed):
+    """(module, inputs) of `library/name`, inputs drawn from the seed."""
     library, name = name.split("/", 1)
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2 + seed)
     noise = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     tokens = lambda *shape: torch.randint(3, 99, shape, generator=generator)  # noqa: E731
     if library == "timm":

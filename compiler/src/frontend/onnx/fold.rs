@@ -81,6 +81,16 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
             let is = |x: &f64| x.is_infinite() && if *x < 0.0 { below } else { above };
             Tensor::new(Elem::Bool, t.shape.clone(), Data::Bool(v.iter().map(is).collect()))
         }
+        "Clip" => {
+            let bound = |i: usize| x.get(i).and_then(Option::as_ref);
+            let mut t = need(x, 0)?.clone();
+            for (op, by) in [("Max", bound(1)), ("Min", bound(2))] {
+                if let Some(by) = by {
+                    t = binary(op, false, &t, by)?;
+                }
+            }
+            t
+        }
         "Cast" => need(x, 0)?.cast(cast_target(attrs)?),
         "CastLike" => need(x, 0)?.cast(need(x, 1)?.elem),
         "Where" => select(need(x, 0)?, need(x, 1)?, need(x, 2)?)?,
