@@ -188,7 +188,9 @@ def main():
         for case in sorted(collect_testcases(None), key=lambda c: c.name):
             if "expanded" in case.name or not fnmatch.fnmatch(case.name, args.only):
                 continue
-            inputs, outputs = case.data_sets[0]
+            inputs, outputs = (
+                [np.asarray(x) if isinstance(x, np.generic) else x for x in side] for side in case.data_sets[0]
+            )
             if not outputs or not all(plain(x) for x in [*inputs, *outputs]):
                 counts["left out"] += 1
                 continue
