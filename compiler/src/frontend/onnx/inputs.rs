@@ -143,6 +143,11 @@ pub fn bind(src: &Source, opts: &ImportOptions) -> Result<Vec<(String, TensorTyp
             }
         }
         match checked_elements(&extents) {
+            Ok((shape, _)) if shape.contains(&0) => errors.push(
+                Diagnostic::error("P0209", format!("this input of shape {shape:?} has no elements"))
+                    .at(src.tensor_place(name))
+                    .help("an axis of an input has an extent of at least 1: export with an example that has"),
+            ),
             Ok((shape, _)) => out.push((name.clone(), TensorType::new(*dtype, shape))),
             Err(e) => errors.push(Diagnostic::error("P0210", e).at(src.tensor_place(name))),
         }

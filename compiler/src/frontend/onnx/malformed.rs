@@ -158,6 +158,9 @@ fn attributes_operands_and_results_that_are_not_understood_are_errors() {
     ];
     let two = vec![node("Relu", &["x"], &["a", "b"], vec![]), node("Neg", &["b"], &["y"], vec![])];
     list.push(refused(model(two, vec![])));
+    let mut empty = model(vec![node("Relu", &["x"], &["y"], vec![])], vec![]);
+    empty.graph.as_mut().unwrap().input = vec![value("x", &[2, 0])];
+    list.push(refused(empty));
     insta::assert_snapshot!("not_understood", list.join("\n\n"));
 }
 
