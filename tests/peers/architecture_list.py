@@ -16,7 +16,6 @@ TIMM = [
     ("dla34", 64, {}),
     ("cspresnet50", 64, {}),
     ("darknet53", 64, {}),
-    ("vgg11_bn", 64, {}),
     ("vovnet39a", 64, {}),
     ("inception_v3", 96, {}),
     ("xception41", 64, {}),
@@ -44,7 +43,6 @@ TIMM = [
     ("starnet_s1", 64, {}),
     ("convnext_atto", 64, {}),
     ("convnextv2_atto", 64, {}),
-    ("convmixer_768_32", 56, {"depth": 4, "dim": 64}),
     ("poolformer_s12", 64, {}),
     ("edgenext_xx_small", 64, {}),
     ("fastvit_t8", 64, {}),
@@ -65,38 +63,36 @@ TIMM = [
     ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)}),
     ("swinv2_tiny_window8_256", 64, {"img_size": 64, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)}),
     ("levit_128s", 224, {}),
-    ("pit_ti_224", 224, {"base_dims": [16, 16, 16], "depths": [1, 1, 1]}),
+    ("pit_ti_224", 224, {}),
     ("twins_pcpvt_small", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
     ("twins_svt_small", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
     ("pvt_v2_b0", 64, {}),
-    ("nest_tiny", 56, {"img_size": 56, "depths": (1, 1, 1), "embed_dims": (24, 48, 96)}),
-    ("mvitv2_tiny", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
+    ("mvitv2_tiny", 64, {"img_size": 64}),
     ("davit_tiny", 64, {"depths": (1, 1, 1, 1), "embed_dims": (24, 48, 96, 96), "num_heads": (1, 2, 4, 4)}),
-    ("focalnet_tiny_srf", 64, {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-    ("volo_d1_224", 64, {"img_size": 64, "layers": (1, 1, 1, 1), "embed_dims": (48, 96, 96, 96), "num_heads": (2, 4, 4, 4)}),
+    ("focalnet_tiny_srf", 64, {}),
+    ("volo_d1_224", 64, {"img_size": 64}),
     ("visformer_tiny", 64, {"img_size": 64}),
     ("crossvit_tiny_240", 240, {}),
     ("tnt_s_legacy_patch16_224", 64, {"img_size": 64, "depth": 2}),
     ("coat_lite_tiny", 64, {"img_size": 64}),
     ("coatnet_pico_rw_224", 64, {"img_size": 64}),
     ("maxvit_pico_rw_256", 64, {"img_size": 64}),
-    ("mixer_s32_224", 64, {"img_size": 64, "num_blocks": 2}),
-    ("gmlp_ti16_224", 64, {"img_size": 64, "num_blocks": 2}),
-    ("resmlp_12_224", 64, {"img_size": 64, "num_blocks": 2}),
+    ("mixer_s32_224", 64, {"img_size": 64}),
+    ("gmlp_ti16_224", 64, {"img_size": 64}),
+    ("resmlp_12_224", 64, {"img_size": 64}),
     ("sequencer2d_s", 64, {"img_size": 64, "layers": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 48), "hidden_sizes": (12, 24, 24, 24)}),
-    ("tiny_vit_5m_224", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
+    ("tiny_vit_5m_224", 64, {"depths": (1, 1, 1, 1)}),
     ("hiera_tiny_224", 64, {"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 24}),
     ("rdnet_tiny", 64, {}),
-    ("caformer_s18", 64, {"depths": (1, 1, 1, 1), "dims": (24, 48, 64, 96)}),
+    ("caformer_s18", 64, {}),
 ]
 
 # torchvision's: name, shape of the input, further arguments.
 TORCHVISION = [
-    ("alexnet", (4, 3, 96, 96), {}),
+    ("alexnet", (2, 3, 224, 224), {}),
     ("squeezenet1_1", (4, 3, 64, 64), {}),
     ("shufflenet_v2_x0_5", (4, 3, 64, 64), {}),
     ("googlenet", (4, 3, 64, 64), {"aux_logits": False, "init_weights": False}),
-    ("mnasnet0_5", (4, 3, 64, 64), {}),
     ("segmentation.fcn_resnet50", (2, 3, 48, 48), {"weights_backbone": None, "aux_loss": False}),
     ("segmentation.deeplabv3_mobilenet_v3_large", (2, 3, 64, 64), {"weights_backbone": None, "aux_loss": False}),
     ("segmentation.lraspp_mobilenet_v3_large", (2, 3, 64, 64), {"weights_backbone": None}),
@@ -243,7 +239,7 @@ def build(name, seed):
         for part in name.split("."):
             make = getattr(make, part)
         net = make(num_classes=10, **options) if "backbone" in str(options) else make(weights=None, num_classes=10, **options)
-        return (Wrapped(net, ["x"], "out") if name.startswith("segmentation") else net), [noise(*shape)]
+        return (Wrapped(net, ["input" if "lraspp" in name else "x"], "out") if name.startswith("segmentation") else net), [noise(*shape)]
     if library == "transformers":
         return transformers_net(name, noise, tokens)
     return diffusers_net(name, noise, tokens)

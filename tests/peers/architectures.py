@@ -233,6 +233,7 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--child", action="store_true", help="one network, here")
+    parser.add_argument("--join", nargs="*", default=[], metavar="JSONL", help="no run: the table of these, later ones win")
     parser.add_argument("--keep", help="with --child: a folder for its files")
     args = parser.parse_args()
     sys.path.insert(0, HERE)
@@ -241,7 +242,19 @@ def main():
         return 0
     import architecture_list
 
+    if args.join:
+        found = {}
+        for path in args.join:
+            with open(path) as file:
+                for line in file:
+                    name, exporter, result = json.loads(line)
+                    found[name, exporter] = result
+        order = {n: i for i, n in enumerate(architecture_list.names())}
+        keys = sorted((k for k in found if k[0] in order), key=lambda k: (order[k[0]], k[1] != "ts"))
+        table([(n, e, found[n, e]) for n, e in keys], args.out)
+        return 0
     rows = []
+    log = open(f"{args.out}.jsonl", "a") if args.out else None
     for name in architecture_list.names():
         if not fnmatch.fnmatch(name, args.only):
             continue
@@ -259,6 +272,8 @@ def main():
             except subprocess.TimeoutExpired:
                 result = {"verdict": "not run", "said": f"{args.seconds} s were not enough"}
             rows.append((name, exporter, result))
+            if log:
+                print(json.dumps(rows[-1]), file=log, flush=True)
             shown = f"{result.get('error', float('nan')):.1e} (PyTorch {result.get('pytorch', float('nan')):.1e})"
             print(f"{result['verdict']:9} {name} {exporter} {shown} {result.get('said', '')[:200]}", flush=True)
     table(rows, args.out)
