@@ -380,6 +380,40 @@ fn attributes_and_operands_that_are_not_known_are_refused() {
     assert!(refused(model(vec![turned], vec![])).contains("neither three axes nor four"));
 }
 
+/// What a recurrence is asked for is done or refused; extents are looked at even of what is only zeros,
+/// for it is there that torch.export shows a projection that it lost.
+#[test]
+fn recurrences_that_are_not_supported_are_refused() {
+    let words = |list: &[&'static str]| AttributeProto {
+        strings: list.iter().map(|w| Bytes::from_static(w.as_bytes())).collect(),
+        r#type: Some(8),
+        ..attr("activations")
+    };
+    let lstm = |attributes: Vec<AttributeProto>, state: i64| {
+        let split = node("Unsqueeze", &["x", "axes"], &["t"], vec![]);
+        let operands = ["t", "w", "r", "", "", "val_1", "val_2"];
+        let cell =
+            node("LSTM", &operands, &["y"], [vec![int("hidden_size", 2)], attributes].concat());
+        let zeros = |name: &str, n: i64| tensor(name, &[1, 1, n], &vec![0.0; n as usize]);
+        let weights = vec![
+            tensor("w", &[1, 8, 3], &[0.1; 24]),
+            tensor("r", &[1, 8, 2], &[0.1; 16]),
+            zeros("val_1", 2),
+            zeros("val_2", state),
+            ints("axes", &[1]),
+        ];
+        model(vec![split, cell], weights)
+    };
+    assert!(load_in(Path::new("."), &lstm(vec![], 2)).is_ok());
+    assert!(refused(lstm(vec![], 4)).contains("`initial_c` is [1, 1, 4], not [1, 1, 2]"));
+    let clip = AttributeProto { f: Some(3.0), r#type: Some(1), ..attr("clip") };
+    assert!(refused(lstm(vec![clip], 2)).contains("`clip`"));
+    assert!(refused(lstm(vec![int("input_forget", 1)], 2)).contains("`input_forget`"));
+    let hard = words(&["HardSigmoid", "Tanh", "Tanh"]);
+    assert!(refused(lstm(vec![hard], 2)).contains("\"HardSigmoid\""));
+    assert!(refused(lstm(vec![words(&["Tanh"])], 2)).contains("1 entries, not 3"));
+}
+
 /// `mean` and `std` of an input, sinusoids in whatever format and shape, and no one else, are buffers
 /// without a name that says so.
 #[test]

@@ -73,16 +73,29 @@ fn activations(call: &Call, cell: Cell, directions: usize) -> Res<[Squash; 3]> {
     Ok(out)
 }
 
-/// Operand `i` as a value, unless it is absent or nothing but zeros.
-fn given(cx: &mut Importer, call: &Call, i: usize) -> Res<Option<ValueId>> {
-    match call.input(i) {
-        None => Ok(None),
-        Some(Val::Const(t)) if matches!(&t.data, Data::Real(v) if v.iter().all(|x| *x == 0.0)) => {
+/// Operand `i` as a value, unless it is absent or nothing but zeros. Zeros of other extents than
+/// `shape` are an error too: exporters that lost something of a module show it there.
+fn given(
+    cx: &mut Importer,
+    call: &Call,
+    (i, what): (usize, &str),
+    shape: &[usize],
+) -> Res<Option<ValueId>> {
+    let Some(v) = call.input(i).cloned() else { return Ok(None) };
+    let have = cx.shape(&v)?;
+    if have != shape {
+        return Err(words(format!("{what} is {have:?}, not {shape:?}")).help(PROJECTION));
+    }
+    match &v {
+        Val::Const(t) if matches!(&t.data, Data::Real(v) if v.iter().all(|x| *x == 0.0)) => {
             Ok(None)
         }
-        Some(_) => cx.real(call, i).map(Some),
+        _ => cx.real(call, i).map(Some),
     }
 }
+
+/// Where extents do not fit, this may be why.
+const PROJECTION: &str = "a projection of the state (`proj_size`) has no ONNX operator";
 
 fn expect(cx: &Importer, what: &str, v: ValueId, shape: &[usize]) -> Res<()> {
     let have = cx.graph.shape(v);
@@ -146,9 +159,7 @@ fn recurrence(cx: &mut Importer, call: &Call, cell: Cell) -> Res<Vec<Val>> {
     let stated = call.attrs.int("hidden_size", hidden as i64)?;
     if stated != hidden as i64 {
         let text = format!("`hidden_size` is {stated}, the recurrent weights are {sr:?}");
-        return Err(
-            words(text).help("a projection of the state (`proj_size`) has no ONNX operator")
-        );
+        return Err(words(text).help(PROJECTION));
     }
     let m = cell.gates() * hidden;
     expect(cx, "the recurrent weight", r, &[d, m, hidden])?;
@@ -160,8 +171,7 @@ fn recurrence(cx: &mut Importer, call: &Call, cell: Cell) -> Res<Vec<Val>> {
     let columns = cx.transpose(columns, &[1, 0])?;
     let mut gates = cx.one("input", MatMul::plain(), &[rows, columns])?;
     let mut inner = None;
-    if let Some(bias) = given(cx, call, 3)? {
-        expect(cx, "the bias", bias, &[d, 2 * m])?;
+    if let Some(bias) = given(cx, call, (3, "the bias"), &[d, 2 * m])? {
         let own = slice(cx, bias, 1, 0, m)?;
         let mut other = slice(cx, bias, 1, m, m)?;
         if cell.has_bias() {
@@ -185,11 +195,11 @@ fn recurrence(cx: &mut Importer, call: &Call, cell: Cell) -> Res<Vec<Val>> {
             None => cx.full(0.0, &[d, hidden])?,
         });
     }
-    let peephole = if cell == Cell::Lstm { given(cx, call, 7)? } else { None };
-    if let Some(p) = peephole {
-        expect(cx, "the peephole weight", p, &[d, 3 * hidden])?;
-        operands.push(p);
-    }
+    let peephole = match cell {
+        Cell::Lstm => given(cx, call, (7, "the peephole weight"), &[d, 3 * hidden])?,
+        _ => None,
+    };
+    operands.extend(peephole);
     let lengths = lengths(cx, call, t, b)?;
     operands.extend(lengths);
     let (peephole, lengths) = (peephole.is_some(), lengths.is_some());
@@ -219,12 +229,9 @@ fn states(
 ) -> Res<ValueId> {
     let mut parts = vec![];
     for i in 5..5 + cell.states() {
-        let v = given(cx, call, i)?;
-        if let Some(v) = v {
-            let own = if batch_first { [b, d, hidden] } else { [d, b, hidden] };
-            expect(cx, if i == 5 { "`initial_h`" } else { "`initial_c`" }, v, &own)?;
-        }
-        parts.push(v);
+        let own = if batch_first { [b, d, hidden] } else { [d, b, hidden] };
+        let what = if i == 5 { "`initial_h`" } else { "`initial_c`" };
+        parts.push(given(cx, call, (i, what), &own)?);
     }
     if parts.iter().all(Option::is_none) {
         return cx.full(0.0, &[cell.states(), b, d, hidden]);
