@@ -73,9 +73,17 @@ fn check(path: &Path, dims: &Dims) -> Outcome<Checked> {
             if !info.unsupported.is_empty() {
                 let message =
                     format!("operators that cannot be imported: {}", info.unsupported.join(", "));
-                return Err(Diagnostic::error("P0009", message)
-                    .at(Place::File { path: path.into() })
-                    .into());
+                let error =
+                    Diagnostic::error("P0009", message).at(Place::File { path: path.into() });
+                let instead = info
+                    .unsupported
+                    .iter()
+                    .filter_map(|op| Some(format!("`{op}`: {}", onnx::instead_of(op)?)));
+                let instead: Vec<String> = instead.collect();
+                return Err(match instead.is_empty() {
+                    true => error.into(),
+                    false => error.help(instead.join("; ")).into(),
+                });
             }
             let assumed = onnx::load_assuming(path, &dims.dims)?;
             let operators: usize = info.ops.values().sum();

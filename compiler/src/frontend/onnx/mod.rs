@@ -35,7 +35,7 @@ mod malformed;
 mod tests;
 
 pub use assume::{Assumed, load_assuming};
-pub use convert::SUPPORTED;
+pub use convert::{SUPPORTED, instead_of};
 pub use fold::MAX_FOLDED;
 pub use inputs::Dim;
 pub use inspect::{InputInfo, ModelInfo, ParamInfo, inspect};

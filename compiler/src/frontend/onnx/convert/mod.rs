@@ -7,6 +7,7 @@ mod einsum;
 mod elementwise;
 mod grid;
 mod index;
+mod instead;
 mod linear;
 mod loss;
 mod movement;
@@ -18,6 +19,8 @@ mod reduce;
 mod resize;
 mod rotary;
 mod window;
+
+pub use instead::instead_of;
 
 use super::fold;
 use super::import::{Call, Importer, Res, Val};
@@ -265,6 +268,9 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let d = fail("P0205", format!("operator `{}` is not supported", call.op));
     Err(match near {
+        _ if instead_of(call.op).is_some() => {
+            d.help(instead_of(call.op).expect("there is something"))
+        }
         Some((_, s)) => d.help(format!(
             "`{s}` is; express the model with supported operators (`precast check MODEL` lists what \
              is missing)"
