@@ -13,6 +13,9 @@ use smallvec::SmallVec;
 /// the result.
 const FOLD_LIMIT: usize = 4096;
 
+/// Most elements of a result that is computed of no operands' elements when compiling.
+const LARGEST_OF_NOTHING: usize = 1 << 22;
+
 /// Simplifies a verified graph.
 ///
 /// # Errors
@@ -126,7 +129,8 @@ impl Simplifier {
     ) -> Result<Option<SmallVec<[ValueId; 2]>>> {
         let none = |v: &ValueId| self.out.shape(*v).elements() == 0;
         let some = types.iter().any(|t| t.shape.elements() > 0);
-        if inputs.is_empty() || !some || !inputs.iter().all(none) {
+        let large = types.iter().any(|t| t.shape.elements() > LARGEST_OF_NOTHING);
+        if inputs.is_empty() || !some || large || !inputs.iter().all(none) {
             return Ok(None);
         }
         let mut g = Graph::default();

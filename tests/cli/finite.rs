@@ -90,6 +90,28 @@ fn a_step_that_is_not_finite_stops_the_run_and_leaves_the_weights() {
 }
 
 #[test]
+fn a_run_that_stops_leaves_its_loss_scale_too() {
+    let train = ["train", "recipe.toml", "--policy", "f16"];
+    let of = |more: &str| {
+        let lab = lab(|row| row == 14, &format!("on_nonfinite = \"stop\"{more}"));
+        let recipe = lab.text("recipe.toml") + "\n[loss_scale]\ninit = 8\nhysteresis = 3\n";
+        lab.write("recipe.toml", &recipe);
+        lab
+    };
+    let stopped = of("");
+    let (exit, code, text) = ends(&stopped, &train);
+    assert_eq!((exit, code.as_str()), (3, "R0602"), "{text}");
+    let other = of("\ncheckpoint = 3");
+    other.ok(&[&train[..], &["--steps", "3"]].concat());
+    let file = "trained/checkpoint-3.safetensors";
+    let state = |lab: &Lab| -> Vec<(String, Vec<f32>)> {
+        tensors(lab, file).into_iter().filter(|t| t.0.contains("machine.")).collect()
+    };
+    assert_eq!(state(&stopped), state(&other));
+    assert!(state(&other).iter().any(|t| t.0.ends_with("growth_tracker") && t.1 == [3.0]));
+}
+
+#[test]
 fn a_run_that_ignores_what_is_not_finite_is_not_good() {
     let lab = lab(|row| row == 14, "on_nonfinite = \"ignore\"");
     let (exit, code, text) = ends(&lab, &["train", "recipe.toml", "--policy", "f32"]);

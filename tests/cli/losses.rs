@@ -187,6 +187,21 @@ fn terms_add_up() {
 }
 
 #[test]
+fn a_term_of_which_nothing_counts_is_nothing() {
+    let lab = lab(4, 1, &[0, 1, 2, 3], "");
+    lab.write("model.pir", &MODEL.replace("result out.y", &format!("{OWN}result out.y")));
+    let terms = "[[loss.terms]]\nkind = \"cross_entropy\"\nprediction = \"y\"\ntarget = \"t\"\n\n\
+                 [[loss.terms]]\nkind = \"output\"\noutput = \"one\"\nweight = 0.5\n";
+    let text = lab.text("recipe.toml").replace("[loss]\nkind = \"cross_entropy\"", terms);
+    lab.write("recipe.toml", &text);
+    let output = gradients(&bare("[loss]\nkind = \"output\"\noutput = \"one\""), "f32");
+    let half = |x: &Vec<f32>| x.iter().map(|x| 0.5 * x).collect();
+    let want = output.iter().map(|(n, x)| (n.clone(), half(x))).collect();
+    close(&gradients(&lab, "f32"), &want, 1e-6);
+    lab.ok(&["train", "recipe.toml", "--policy", "f32"]);
+}
+
+#[test]
 fn losses_that_do_not_fit_are_refused() {
     let refused = |loss: &str, code: &str, want: &str| {
         let lab = own(loss);

@@ -53,7 +53,16 @@ fn weighted_sum(g: &mut Graph, terms: &[(f64, LossSpec)]) -> Result<Term> {
         let prefix = format!("loss.{i}");
         let part = term(g, spec, &prefix)?;
         let mut b = Build { g, region: Region::Forward };
-        let value = b.scale(&format!("{prefix}.weighted"), part.value, *weight);
+        // A term of which nothing counts is 0, not 0 / 0: the others are what the step is about.
+        let value = match part.counted {
+            Some((sum, count)) if terms.len() > 1 => {
+                let one = b.real(&format!("{prefix}.one"), 1.0);
+                let some = b.bin(&format!("{prefix}.some"), BinaryOp::Max, count, one);
+                b.bin(&format!("{prefix}.of_counted"), BinaryOp::Div, sum, some)
+            }
+            _ => part.value,
+        };
+        let value = b.scale(&format!("{prefix}.weighted"), value, *weight);
         if let (1, Some((sum, count))) = (terms.len(), part.counted) {
             counted = Some((b.scale(&format!("{prefix}.weighted_sum"), sum, *weight), count));
         }

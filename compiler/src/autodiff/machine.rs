@@ -102,11 +102,26 @@ pub fn stop(b: &mut Build, fault: ValueId) -> ValueId {
 /// PyTorch's `_amp_update_scale_`: on overflow the scale is multiplied by `backoff` and the tracker
 /// returns to 0; otherwise the tracker is incremented and, where it reaches `interval`, the scale
 /// grows unless that would make it infinite, and the tracker returns to 0.
-pub fn update_scale(b: &mut Build, scale: ValueId, overflow: ValueId, spec: &ScaleSpec) {
+///
+/// Nothing changes where `stopped`, a bool scalar: the run ends as before the step.
+pub fn update_scale(
+    b: &mut Build,
+    scale: ValueId,
+    overflow: ValueId,
+    stopped: Option<ValueId>,
+    spec: &ScaleSpec,
+) {
     if !spec.dynamic {
         return;
     }
     let tracker = b.var(names::GROWTH_TRACKER, scalar(), VarRole::Machine, VarInit::Zeros);
+    let update = |b: &mut Build, name: &str, old: ValueId, next: ValueId| {
+        let next = match stopped {
+            Some(stopped) => b.select(&format!("{name}.unless_stopped"), stopped, old, next),
+            None => next,
+        };
+        b.update(name, next);
+    };
     let (zero, one) = (b.real("machine.zero", 0.0), b.real("machine.one", 1.0));
     let count = b.bin("machine.clean_steps", BinaryOp::Add, tracker, one);
     let interval = b.real("machine.interval", spec.interval as f64);
@@ -131,10 +146,10 @@ pub fn update_scale(b: &mut Build, scale: ValueId, overflow: ValueId, spec: &Sca
         let refill = b.real("machine.hysteresis_full", full);
         let clean = b.select("machine.hysteresis_clean", due, refill, left);
         let next = b.select("machine.hysteresis_next", overflow, less, clean);
-        b.update(names::HYSTERESIS, next);
+        update(b, names::HYSTERESIS, left, next);
     }
     let next = b.select("machine.loss_scale.next", overflow, lowered, clean_scale);
-    b.update(names::LOSS_SCALE, next);
-    let tracker = b.select("machine.growth_tracker.next", overflow, zero, clean_tracker);
-    b.update(names::GROWTH_TRACKER, tracker);
+    update(b, names::LOSS_SCALE, scale, next);
+    let next = b.select("machine.growth_tracker.next", overflow, zero, clean_tracker);
+    update(b, names::GROWTH_TRACKER, tracker, next);
 }

@@ -259,7 +259,8 @@ fn update_region(
     }
     b.result("loss_scale", scale_now);
     if let Some(s) = &spec.scale {
-        machine::update_scale(&mut b, scale_now, overflow, s);
+        let stopped = bad.filter(|_| spec.on_nonfinite == OnNonfinite::Stop);
+        machine::update_scale(&mut b, scale_now, overflow, stopped, s);
     }
     let skipped = match bad {
         Some(bad) => b.un("skipped", UnaryOp::ToReal, bad),

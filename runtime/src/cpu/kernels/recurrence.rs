@@ -2,7 +2,7 @@
 //!
 //! A task takes some sequences of one direction through all steps. Their states stay in its
 //! thread's scratch; a step is a small product with the recurrent matrix, which is packed once for
-//! all steps, and the arithmetic of the gates ([`super::recurrent_cells`]). A row of a product has
+//! all steps, and the arithmetic of the gates (`recurrent_cells.rs`). A row of a product has
 //! the same bits whatever rows are beside it, so tasks may be cut by the number of threads.
 
 use super::convert;

@@ -8,6 +8,10 @@ use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
+/// Most elements of what a causal or windowed attention shows each query (8192 × 8192), evaluated when
+/// compiling.
+const LARGEST_WINDOW: usize = 1 << 26;
+
 /// Which results hold scores, `qk_matmul_output_mode`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
@@ -170,6 +174,14 @@ fn masks(cx: &mut Importer, call: &Call, past: Option<usize>, full: &[usize; 4])
         None => {
             let offset = past.unwrap_or(0) as i64;
             if left.is_some() || right.is_some() {
+                if tq.checked_mul(tk).is_none_or(|n| n > LARGEST_WINDOW) {
+                    let text = format!(
+                        "which of {tk} keys each of {tq} queries sees is too large to fold"
+                    );
+                    return Err(fail("P0213", text).help(
+                        "shorten the sequences, or leave the positions to a mask of the data",
+                    ));
+                }
                 let sees = |i: usize, j: usize| {
                     right.is_none_or(|r| ahead(i, j) - offset <= r)
                         && left.is_none_or(|l| offset - ahead(i, j) <= l)

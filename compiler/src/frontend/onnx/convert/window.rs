@@ -53,12 +53,11 @@ impl Axis {
             true => (0, self.before + self.size + self.after),
             false => (self.before, self.before + self.size),
         };
-        Ok((0..self.out()?)
-            .map(|o| {
-                let taps = (0..self.kernel).map(|k| o * self.stride + k * self.dilation);
-                taps.filter(|at| (from..to).contains(at)).count()
-            })
-            .collect())
+        // The first tap at an edge or behind it, of the window at a place.
+        let first = |o: usize, edge: usize| {
+            edge.saturating_sub(o * self.stride).div_ceil(self.dilation.max(1)).min(self.kernel)
+        };
+        Ok((0..self.out()?).map(|o| first(o, to) - first(o, from)).collect())
     }
 }
 
@@ -187,5 +186,33 @@ pub fn planes(
             cx.reshape(y, &whole)
         }
         _ => Err(words(format!("{shape:?} has no spatial axis"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counting by edges is counting tap by tap.
+    #[test]
+    fn windows_hold_what_their_taps_touch() {
+        for kernel in 1..5 {
+            for (stride, dilation) in [(1, 1), (2, 1), (1, 2), (3, 2)] {
+                for (before, after) in [(0, 0), (1, 2), (3, 0)] {
+                    let a = Axis { size: 9, kernel, stride, dilation, before, after, extra: 0 };
+                    for padded in [false, true] {
+                        let (from, to) = match padded {
+                            true => (0, before + 9 + after),
+                            false => (before, before + 9),
+                        };
+                        let slow = (0..a.out().unwrap()).map(|o| {
+                            let taps = (0..kernel).map(|k| o * stride + k * dilation);
+                            taps.filter(|at| (from..to).contains(at)).count()
+                        });
+                        assert_eq!(a.counts(padded).unwrap(), slow.collect::<Vec<_>>(), "{a:?}");
+                    }
+                }
+            }
+        }
     }
 }
