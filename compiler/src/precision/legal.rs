@@ -1,7 +1,7 @@
 //! What may be stored and multiplied in a 16-bit format, and the reason where it may not.
 
 use super::degree::Degree;
-use super::{PrecisionOptions, keeps_format, narrow, storages, uniform_operands};
+use super::{PrecisionOptions, filled, keeps_format, narrow, storages, uniform_operands};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::ir::{Graph, Node, NodeId, Region, ValueId, VarRole};
 use crate::ops::matmul::source_name;
@@ -171,6 +171,12 @@ pub fn legality_within(
     }
     if half.facts().max < DType::F32.facts().max / 2.0 {
         narrow_range(g, o, judged, &storage, &mut l);
+    }
+    for (v, why) in filled::needs(g, half).into_iter().enumerate() {
+        if let Some(why) = why {
+            l.copy[v].get_or_insert(why.clone());
+            l.store[storage[v].0 as usize].get_or_insert(why);
+        }
     }
     if target.convert(half).is_none() {
         for v in 0..n {

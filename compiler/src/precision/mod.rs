@@ -8,6 +8,7 @@ pub mod baselines;
 pub mod casts;
 pub mod cut;
 pub mod degree;
+pub mod filled;
 pub mod fp8;
 pub mod labels;
 pub mod legal;
