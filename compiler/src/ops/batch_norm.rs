@@ -1,7 +1,8 @@
 //! Batch normalisation with batch statistics (Ioffe & Szegedy, 2015), channels on axis 1.
 
 use super::{
-    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, signature,
+    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec,
+    signature,
 };
 use crate::ir::{Real, Shape, TensorType};
 use precast_plan::{Reg, UnaryOp};
@@ -25,10 +26,21 @@ fn channels(x: &TensorType) -> Result<Shape, String> {
 /// Space [c, n, …]; everything but the channel is reduced.
 fn spec(x: &TensorType, inputs: &[bool], outputs: &[bool]) -> RowSpec {
     let rank = x.shape.rank();
-    let all: Vec<usize> = (0..rank).map(|d| if d == 0 { 1 } else if d == 1 { 0 } else { d }).collect();
+    let all: Vec<usize> = (0..rank)
+        .map(|d| {
+            if d == 0 {
+                1
+            } else if d == 1 {
+                0
+            } else {
+                d
+            }
+        })
+        .collect();
     let mut dims = x.shape.to_vec();
     dims.swap(0, 1);
-    let maps = |full: &[bool]| full.iter().map(|&f| if f { all.clone() } else { vec![0] }).collect();
+    let maps =
+        |full: &[bool]| full.iter().map(|&f| if f { all.clone() } else { vec![0] }).collect();
     RowSpec { dims, reduced: rank - 1, inputs: maps(inputs), outputs: maps(outputs) }
 }
 

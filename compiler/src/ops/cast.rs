@@ -1,6 +1,8 @@
 //! Change of storage format between reals.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{
+    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+};
 use crate::ir::TensorType;
 use precast_plan::Reg;
 

@@ -21,7 +21,10 @@ impl OpDef for Concat {
             let rest_differs = t.shape.rank() != shape.rank()
                 || (0..shape.rank()).any(|d| d != self.axis && t.shape[d] != shape[d]);
             if rest_differs || t.kind() != first.kind() {
-                return Err(format!("operands {first} and {t} do not fit along axis {}", self.axis));
+                return Err(format!(
+                    "operands {first} and {t} do not fit along axis {}",
+                    self.axis
+                ));
             }
             shape[self.axis] = shape[self.axis].saturating_add(t.shape[self.axis]);
         }

@@ -62,7 +62,11 @@ pub fn geometry(
     if x.len() != 4 || w.len() != 4 {
         return Err(format!("{x:?} and {w:?} are not 4-dimensional"));
     }
-    if groups == 0 || !x[1].is_multiple_of(groups) || !w[0].is_multiple_of(groups) || x[1] / groups != w[1] {
+    if groups == 0
+        || !x[1].is_multiple_of(groups)
+        || !w[0].is_multiple_of(groups)
+        || x[1] / groups != w[1]
+    {
         return Err(format!("channels of {x:?} and filters {w:?} do not fit {groups} groups"));
     }
     let oh = out_extent(x[2], w[2], stride[0], (pad[0], pad[2]), dilation[0])?;

@@ -1,6 +1,8 @@
 //! Softmax cross-entropy against class indices.
 
-use super::{GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{
+    GradCx, Grads, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+};
 use crate::ir::{Real, TensorType};
 use precast_plan::{BinaryOp, Reg, UnaryOp};
 

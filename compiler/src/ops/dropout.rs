@@ -1,8 +1,8 @@
 //! Dropout; its own gradient, since the mask is recomputed.
 
 use super::{
-    Binary, Const, GradCx, Grads, Linear, Lowering, NumericClass, Op, OpDef, ProgramBuilder, RowSpec,
-    Var, signature,
+    Binary, Const, GradCx, Grads, Linear, Lowering, NumericClass, Op, OpDef, ProgramBuilder,
+    RowSpec, Var, signature,
 };
 use crate::ir::{
     ConstData, Graph, Real, Region, Result_, TensorType, ValueId, Var as IrVar, VarInit, VarRole,

@@ -2,7 +2,8 @@
 //! trailing axes.
 
 use super::{
-    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec, signature,
+    GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach, RowSpec,
+    signature,
 };
 use crate::ir::{Real, Shape, TensorType};
 use precast_plan::{Reg, UnaryOp};
@@ -69,8 +70,11 @@ impl OpDef for LayerNorm {
     }
     fn row_spec(&self, x: &[&TensorType], y: &[&TensorType]) -> RowSpec {
         let rank = x[0].shape.rank();
-        let (all, rows, cols): (Vec<_>, Vec<_>, Vec<_>) =
-            ((0..rank).collect(), (0..rank - self.axes).collect(), (rank - self.axes..rank).collect());
+        let (all, rows, cols): (Vec<_>, Vec<_>, Vec<_>) = (
+            (0..rank).collect(),
+            (0..rank - self.axes).collect(),
+            (rank - self.axes..rank).collect(),
+        );
         let mut inputs = vec![all.clone(), cols.clone()];
         let mut outputs = vec![all];
         if self.center {
@@ -135,8 +139,11 @@ impl OpDef for LayerNormGrad {
     }
     fn row_spec(&self, x: &[&TensorType], _: &[&TensorType]) -> RowSpec {
         let rank = x[0].shape.rank();
-        let (all, rows, cols): (Vec<_>, Vec<_>, Vec<_>) =
-            ((0..rank).collect(), (0..rank - self.axes).collect(), (rank - self.axes..rank).collect());
+        let (all, rows, cols): (Vec<_>, Vec<_>, Vec<_>) = (
+            (0..rank).collect(),
+            (0..rank - self.axes).collect(),
+            (rank - self.axes..rank).collect(),
+        );
         let mut inputs = vec![all.clone(), cols, rows.clone()];
         if self.center {
             inputs.push(rows);

@@ -1,6 +1,8 @@
 //! Values that are not computed: graph inputs, variables, literals, coordinates.
 
-use super::{Bounds, Grads, GradCx, Known, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature};
+use super::{
+    Bounds, GradCx, Grads, Known, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, signature,
+};
 use crate::ir::{ConstData, TensorType};
 use precast_plan::{DType, Reg};
 

@@ -1,8 +1,8 @@
 //! Views: the same elements under another index.
 
 use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Pad, signature};
-use crate::ir::{Shape, TensorType};
 use crate::ir::view::View;
+use crate::ir::{Shape, TensorType};
 
 op! {
     /// Other extents, same row-major order.
@@ -53,72 +53,102 @@ macro_rules! view_op {
     };
 }
 
-view_op!(Reshape, linear = Linear::All, |self, x| {
-    let shape = Shape::new(&self.shape);
-    if !shape.is_addressable() || shape.elements() != x.shape.elements() {
-        return Err(format!("{} does not have the elements of {:?}", x, self.shape));
-    }
-    self.shape.clone()
-}, |cx, dy| { cx.reshape(dy, &cx.shape(cx.x(0))) }, |v, y| v.reshape(&y.shape));
+view_op!(
+    Reshape,
+    linear = Linear::All,
+    |self, x| {
+        let shape = Shape::new(&self.shape);
+        if !shape.is_addressable() || shape.elements() != x.shape.elements() {
+            return Err(format!("{} does not have the elements of {:?}", x, self.shape));
+        }
+        self.shape.clone()
+    },
+    |cx, dy| { cx.reshape(dy, &cx.shape(cx.x(0))) },
+    |v, y| v.reshape(&y.shape)
+);
 
-view_op!(Transpose, linear = Linear::All, |self, x| {
-    let mut seen = vec![false; x.shape.rank()];
-    for &p in &self.perm {
-        match seen.get_mut(p) {
-            Some(s) if !*s => *s = true,
-            _ => return Err(format!("{:?} does not permute {}", self.perm, x)),
+view_op!(
+    Transpose,
+    linear = Linear::All,
+    |self, x| {
+        let mut seen = vec![false; x.shape.rank()];
+        for &p in &self.perm {
+            match seen.get_mut(p) {
+                Some(s) if !*s => *s = true,
+                _ => return Err(format!("{:?} does not permute {}", self.perm, x)),
+            }
         }
-    }
-    if self.perm.len() != x.shape.rank() {
-        return Err(format!("{:?} does not permute {}", self.perm, x));
-    }
-    self.perm.iter().map(|&p| x.shape[p]).collect()
-}, |cx, dy| {
-    let mut inverse = vec![0; self.perm.len()];
-    for (i, &p) in self.perm.iter().enumerate() {
-        inverse[p] = i;
-    }
-    cx.transpose(dy, &inverse)
-}, |v, _y| Some(v.transpose(&self.perm)));
+        if self.perm.len() != x.shape.rank() {
+            return Err(format!("{:?} does not permute {}", self.perm, x));
+        }
+        self.perm.iter().map(|&p| x.shape[p]).collect()
+    },
+    |cx, dy| {
+        let mut inverse = vec![0; self.perm.len()];
+        for (i, &p) in self.perm.iter().enumerate() {
+            inverse[p] = i;
+        }
+        cx.transpose(dy, &inverse)
+    },
+    |v, _y| Some(v.transpose(&self.perm))
+);
 
-view_op!(Broadcast, linear = Linear::All, |self, x| {
-    if x.shape.rank() != self.shape.len()
-        || x.shape.iter().zip(&self.shape).any(|(&a, &b)| a != b && a != 1)
-    {
-        return Err(format!("{} does not broadcast to {:?}", x, self.shape));
-    }
-    self.shape.clone()
-}, |cx, dy| {
-    let from = cx.shape(cx.x(0));
-    let axes: Vec<usize> = (0..from.rank()).filter(|&d| from[d] != self.shape[d]).collect();
-    if axes.is_empty() {
-        dy
-    } else {
-        let s = cx.sum(dy, &axes);
-        cx.reshape(s, &from)
-    }
-}, |v, y| Some(v.broadcast(&y.shape)));
+view_op!(
+    Broadcast,
+    linear = Linear::All,
+    |self, x| {
+        if x.shape.rank() != self.shape.len()
+            || x.shape.iter().zip(&self.shape).any(|(&a, &b)| a != b && a != 1)
+        {
+            return Err(format!("{} does not broadcast to {:?}", x, self.shape));
+        }
+        self.shape.clone()
+    },
+    |cx, dy| {
+        let from = cx.shape(cx.x(0));
+        let axes: Vec<usize> = (0..from.rank()).filter(|&d| from[d] != self.shape[d]).collect();
+        if axes.is_empty() {
+            dy
+        } else {
+            let s = cx.sum(dy, &axes);
+            cx.reshape(s, &from)
+        }
+    },
+    |v, y| Some(v.broadcast(&y.shape))
+);
 
-view_op!(Slice, linear = Linear::All, |self, x| {
-    let rank = x.shape.rank();
-    if [self.starts.len(), self.sizes.len(), self.steps.len()] != [rank; 3] {
-        return Err(format!("starts, sizes and steps do not have the rank of {x}"));
-    }
-    for d in 0..rank {
-        // An axis without elements still has a start, which offsets are calculated from.
-        if self.sizes[d] == 0 && self.starts[d] <= x.shape[d] {
-            continue;
+view_op!(
+    Slice,
+    linear = Linear::All,
+    |self, x| {
+        let rank = x.shape.rank();
+        if [self.starts.len(), self.sizes.len(), self.steps.len()] != [rank; 3] {
+            return Err(format!("starts, sizes and steps do not have the rank of {x}"));
         }
-        let last = self.starts[d] as i128 + self.steps[d] as i128 * (self.sizes[d] as i128 - 1);
-        if self.starts[d] >= x.shape[d] || last < 0 || last >= x.shape[d] as i128 {
-            return Err(format!("axis {d} of {x}: elements {}..={last} do not exist", self.starts[d]));
+        for d in 0..rank {
+            // An axis without elements still has a start, which offsets are calculated from.
+            if self.sizes[d] == 0 && self.starts[d] <= x.shape[d] {
+                continue;
+            }
+            let last = self.starts[d] as i128 + self.steps[d] as i128 * (self.sizes[d] as i128 - 1);
+            if self.starts[d] >= x.shape[d] || last < 0 || last >= x.shape[d] as i128 {
+                return Err(format!(
+                    "axis {d} of {x}: elements {}..={last} do not exist",
+                    self.starts[d]
+                ));
+            }
+            if self.steps[d] == 0 && self.sizes[d] > 1 {
+                return Err(format!("axis {d}: the step is 0"));
+            }
         }
-        if self.steps[d] == 0 && self.sizes[d] > 1 {
-            return Err(format!("axis {d}: the step is 0"));
-        }
-    }
-    self.sizes.clone()
-}, |cx, dy| {
-    let from = cx.shape(cx.x(0));
-    cx.op(Pad { starts: self.starts.clone(), steps: self.steps.clone(), shape: from.to_vec() }, &[dy])
-}, |v, y| Some(v.slice(&self.starts, &self.steps, &y.shape)));
+        self.sizes.clone()
+    },
+    |cx, dy| {
+        let from = cx.shape(cx.x(0));
+        cx.op(
+            Pad { starts: self.starts.clone(), steps: self.steps.clone(), shape: from.to_vec() },
+            &[dy],
+        )
+    },
+    |v, y| Some(v.slice(&self.starts, &self.steps, &y.shape))
+);

@@ -1,6 +1,8 @@
 //! Placement into zeros: the gradient of a slice.
 
-use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Slice, signature};
+use super::{
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, Slice, signature,
+};
 use crate::ir::TensorType;
 
 op! {

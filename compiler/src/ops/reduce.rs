@@ -53,7 +53,10 @@ impl OpDef for Reduce {
             || self.axes.windows(2).any(|w| w[0] >= w[1])
             || self.axes.iter().any(|&a| a >= rank)
         {
-            return Err(format!("axes {:?} of {} are not distinct ascending axes", self.axes, x[0]));
+            return Err(format!(
+                "axes {:?} of {} are not distinct ascending axes",
+                self.axes, x[0]
+            ));
         }
         if self.f != ReduceOp::Sum && self.axes.iter().any(|&a| x[0].shape[a] == 0) {
             return Err(format!("the {} of no elements", self.f.name()));

@@ -1,6 +1,9 @@
 //! Multiplication by one number.
 
-use super::{Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, Reach, signature};
+use super::{
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, Reach,
+    RowSpec, signature,
+};
 use crate::ir::{Real, TensorType};
 use precast_plan::{BinaryOp, Reg};
 

@@ -1,7 +1,8 @@
 //! `where`.
 
 use super::{
-    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    Binary, Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder,
+    RowSpec, same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, DType, Kind, Reg};

@@ -1,7 +1,8 @@
 //! Softmax and log-softmax over the last axis.
 
 use super::{
-    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec, same_shape, signature,
+    Bounds, GradCx, Grads, Known, Linear, Lowering, NumericClass, OpDef, ProgramBuilder, RowSpec,
+    same_shape, signature,
 };
 use crate::ir::TensorType;
 use precast_plan::{BinaryOp, Reg, UnaryOp};

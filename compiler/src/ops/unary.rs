@@ -72,9 +72,7 @@ impl OpDef for Unary {
             Log if x.hi > 0.0 => x.growing(|x| x.max(0.0).ln()),
             Log1p if x.hi > -1.0 => x.growing(|x| x.max(-1.0).ln_1p()),
             Sqrt if x.hi >= 0.0 => x.growing(|x| x.max(0.0).sqrt()),
-            Rsqrt if x.hi > 0.0 => {
-                Bounds::new(x.hi.sqrt().recip(), x.lo.max(0.0).sqrt().recip())
-            }
+            Rsqrt if x.hi > 0.0 => Bounds::new(x.hi.sqrt().recip(), x.lo.max(0.0).sqrt().recip()),
             Recip => x.inverse(),
             Sin | Cos | Erf => Bounds::new(-1.0, 1.0),
             Asin => Bounds::new(-FRAC_PI_2, FRAC_PI_2),
