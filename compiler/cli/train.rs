@@ -9,10 +9,11 @@ use crate::skips::{Skips, Stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_runtime::data::Dataset;
+use precast_runtime::files::Lines;
 use precast_runtime::{Error, Session, StepReport};
 use serde_json::{Value, json};
-use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -247,8 +248,7 @@ fn steps(
 
 /// One JSON line a step.
 struct Log {
-    path: PathBuf,
-    file: File,
+    lines: Lines,
 }
 
 impl Log {
@@ -268,21 +268,9 @@ impl Log {
                 write_file(path, kept.as_bytes())?;
             }
         }
-        let options = File::options()
-            .create(true)
-            .append(done > 0)
-            .write(true)
-            .truncate(done == 0)
-            .open(path);
-        let file = options.map_err(|e| Log::fail(path, &e))?;
-        Ok(Log { path: path.into(), file })
+        Ok(Log { lines: Lines::open(path, done == 0)? })
     }
 
-    fn fail(path: &Path, e: &std::io::Error) -> Error {
-        Error::new("R0206", format!("cannot write the log: {e}")).at(path.display())
-    }
-
-    /// Unbuffered: an interrupted run keeps the lines of the steps it took.
     fn line(&mut self, r: &StepReport, blame: Option<Value>) -> Outcome {
         // JSON has no infinities and no NaN; those are null.
         let mut line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
@@ -293,9 +281,7 @@ impl Log {
         if let Some(blame) = blame {
             line["blame"] = blame;
         }
-        let line = format!("{line}\n");
-        self.file.write_all(line.as_bytes()).map_err(|e| Log::fail(&self.path, &e))?;
-        Ok(())
+        Ok(self.lines.push(&line.to_string())?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tensors on the host: where weights and data come from, and safetensors files.
 
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use memmap2::Mmap;
 use precast_plan::{DType, Kind};
 use safetensors::SafeTensors;
@@ -336,38 +337,6 @@ pub fn write_tensors(
         file.write_all(&(head.len() as u64).to_le_bytes())?;
         file.write_all(&head)?;
         tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
-    })
-}
-
-/// Writes a file as a whole or not at all: what `write` writes goes to `PATH.partial`, which takes
-/// the place of `path` once it is on the disk. An interruption leaves what was at `path` before.
-///
-/// # Errors
-/// `R0206` if the disk refuses.
-pub fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> Result<()> {
-    let fail = |e: std::io::Error| {
-        Error::new("R0206", format!("cannot write the file: {e}")).at(path.display())
-    };
-    // A link keeps pointing where it points; a pipe or a device is written, not replaced.
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    if target.metadata().is_ok_and(|m| !m.is_file()) {
-        return File::create(&target).and_then(|mut file| write(&mut file)).map_err(fail);
-    }
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = File::create(&partial).and_then(|mut file| {
-        write(&mut file)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &target)
-    });
-    written.map_err(|e| {
-        // The file may not have come to be; the error that counts is the first.
-        let _ = std::fs::remove_file(&partial);
-        fail(e)
     })
 }
 
