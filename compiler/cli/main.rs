@@ -82,6 +82,7 @@ enum Command {
 
 fn main() -> ExitCode {
     precast_runtime::files::size_limit_is_an_error();
+    precast_runtime::files::open_many();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),

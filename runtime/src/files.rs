@@ -1,5 +1,10 @@
-//! The one place that writes files: a file is written as a whole or not at all, a log by whole
-//! lines, and what the disk says becomes an error with a path and what to do about it.
+//! Files. The one place that writes them: a file is written as a whole or not at all, a log by whole
+//! lines, and what the disk says becomes an error with a path and what to do about it. Files that
+//! are read for as long as a run lasts are an [`InputFile`].
+
+mod input;
+
+pub use input::{InputFile, open_many, read_whole, too_many_open};
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
