@@ -120,6 +120,7 @@ fn run(plan: Plan, recipe: &Recipe, folder: &Path) -> precast_runtime::Result<()
         shuffle: recipe.data.shuffle,
         seed: recipe.train.seed,
         split: recipe.data.split,
+        allow_nonfinite: false,
     };
     let weights = ModelWeights::for_plan(&plan, folder, None)?;
     let options = Options { threads: 1, seed: recipe.train.seed, ..Options::default() };

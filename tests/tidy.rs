@@ -200,6 +200,27 @@ fn hashed_collections_have_a_fixed_order() {
     assert_none(&faults, "Iteration order must not differ from run to run; use indexmap:");
 }
 
+/// A file that is written elsewhere is half written when the disk is full.
+#[test]
+fn files_are_written_in_one_place() {
+    let writes = ["File::create", "fs::write", "File::options", "OpenOptions", "fs::rename"];
+    let mut faults = vec![];
+    for path in ["compiler/cli", "compiler/src", "runtime/src", "runtime/plan/src"]
+        .iter()
+        .flat_map(|f| files(f, &[".rs"]))
+        .filter(|p| !p.ends_with("runtime/src/files.rs"))
+        .filter(|p| !p.components().any(|part| part.as_os_str() == "tests"))
+        .filter(|p| !["tests.rs", "malformed.rs"].iter().any(|t| p.to_string_lossy().ends_with(t)))
+    {
+        let text = read(&path);
+        let text = text.split("#[cfg(test)]").next().expect("split gives one");
+        for (number, line) in code(text).filter(|(_, l)| writes.iter().any(|w| l.contains(w))) {
+            faults.push(format!("{}:{number}: {}", path.display(), line.trim()));
+        }
+    }
+    assert_none(&faults, "`runtime/src/files.rs` writes whole files and lines:");
+}
+
 #[test]
 fn no_file_names_a_machine() {
     // Split, so that this file passes.

@@ -37,6 +37,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     if let Some(steps) = args.steps {
         recipe.train.length = TrainLength::Steps(steps);
     }
+    within(&recipe, args.step, "--step")?;
     let data = open_data(&recipe)?;
     let options = args.recipe.options(false);
     let plan = compile_quietly(&recipe, &options)?.plan;
@@ -85,6 +86,23 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         None => say!("blame       nobody: every value of the step is finite"),
     }
     Ok(())
+}
+
+/// Checks that a run has a step of this number.
+///
+/// # Errors
+/// `P0013` with the number of steps that it has.
+pub fn within(recipe: &Recipe, step: u64, option: &str) -> Outcome {
+    let total = recipe.total_steps()?;
+    if step <= total {
+        return Ok(());
+    }
+    let steps = if total == 1 { "step" } else { "steps" };
+    let message = format!("`{option} {step}` is beyond the run, which has {total} {steps}");
+    Err(Diagnostic::error("P0013", message)
+        .at(recipe.place(&["train.steps", "train.epochs"], "the length of the run"))
+        .help(format!("{option} is at most {total}"))
+        .into())
 }
 
 /// Replays steps of a run on the CPU backend, one kernel at a time, with everything watched.

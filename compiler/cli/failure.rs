@@ -15,6 +15,9 @@ pub enum Failure {
     Io(std::io::Error),
     /// Training ended, and what came of it is not good. The run has printed its result.
     Training(precast_runtime::Error),
+    /// Training ended before its time, or without all of what it was to write, and what came of it
+    /// is good as far as it went. The run has printed its result.
+    Cut(precast_runtime::Error),
 }
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -48,10 +51,14 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // The recipe may be in order; this machine lacks a device or a library of its.
-            Failure::Run(e) if matches!(e.code, "R0701" | "R0702" | "R0704" | "R0709") => {
+            Failure::Run(e) | Failure::Cut(e)
+                if matches!(e.code, "R0701" | "R0702" | "R0704" | "R0709") =>
+            {
                 ExitCode::from(4)
             }
-            Failure::Input(_) | Failure::Run(_) | Failure::Io(_) => ExitCode::from(1),
+            Failure::Input(_) | Failure::Run(_) | Failure::Io(_) | Failure::Cut(_) => {
+                ExitCode::from(1)
+            }
             Failure::Training(_) => ExitCode::from(3),
         }
     }
@@ -62,35 +69,41 @@ impl Failure {
             Failure::Input(d) => {
                 d.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
             }
-            Failure::Run(e) | Failure::Training(e) => e.message.clone(),
+            Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.message.clone(),
             Failure::Io(e) => e.to_string(),
         }
     }
 
     /// Text to standard error; with `json` also one object to standard output.
     pub fn report(&self, json: bool) {
-        match self {
-            Failure::Input(d) => {
-                tell!("{d}");
-                let errors = d.0.iter().filter(|d| d.severity == Severity::Error).count();
-                if errors > 1 {
-                    tell!("\n{errors} errors");
-                }
+        tell!("{}", self.text());
+        if let Failure::Input(d) = self {
+            let errors = d.0.iter().filter(|d| d.severity == Severity::Error).count();
+            if errors > 1 {
+                tell!("\n{errors} errors");
             }
-            Failure::Run(e) | Failure::Training(e) => tell!("{e}"),
-            Failure::Io(e) => tell!("error[P0010]: cannot write to standard output: {e}"),
         }
-        if json && !matches!(self, Failure::Training(_)) {
-            put_object(&json!({ "ok": false, "errors": self.to_json() }));
+        if json && !matches!(self, Failure::Training(_) | Failure::Cut(_)) {
+            put_object(&json!({ "ok": false, "errors": self.errors() }));
         }
     }
 
-    fn to_json(&self) -> Value {
+    /// Every error as an object.
+    pub fn errors(&self) -> Vec<Value> {
         match self {
             Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
-            Failure::Run(e) | Failure::Training(e) => json!([error(e)]),
-            Failure::Io(e) => json!([{ "code": "P0010", "severity": "error",
-                "message": e.to_string() }]),
+            Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => vec![error(e)],
+            Failure::Io(e) => vec![json!({ "code": "P0010", "severity": "error",
+                "message": e.to_string() })],
+        }
+    }
+
+    /// What is printed.
+    pub fn text(&self) -> String {
+        match self {
+            Failure::Input(d) => d.to_string(),
+            Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.to_string(),
+            Failure::Io(e) => format!("error[P0010]: cannot write to standard output: {e}"),
         }
     }
 }

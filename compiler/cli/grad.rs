@@ -1,9 +1,10 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
-use crate::failure::Outcome;
+use crate::failure::{self, Failure, Outcome};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use precast_plan::Storage;
-use precast_runtime::tensors::{Element, HostTensor, write_tensors};
+use precast_runtime::tensors::{Element, HostTensor, TensorTable, write_tensors};
+use precast_runtime::{Error, StepReport};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,11 +48,13 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     write_tensors(&args.out, &BTreeMap::new(), &tensors)?;
     let batches = session.plan().accumulate;
+    let fault = judge(&report, &tensors);
     if json {
+        let errors: Vec<_> = fault.iter().map(failure::error).collect();
         say!(
             "{}",
-            json!({ "ok": true, "loss": report.loss, "counted": report.counted, "batches": batches,
-            "out": args.out })
+            json!({ "ok": fault.is_none(), "loss": report.loss, "counted": report.counted,
+            "batches": batches, "out": args.out, "errors": errors })
         );
     } else {
         say!("loss {}", report.loss);
@@ -60,5 +63,29 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         }
         say!("saved {}: {} tensors", args.out.display(), tensors.len());
     }
-    Ok(())
+    fault.map_or(Ok(()), |e| Err(Failure::Training(e)))
+}
+
+/// What is wrong with what was computed: as in training, a loss without targets is not.
+fn judge(report: &StepReport, tensors: &TensorTable) -> Option<Error> {
+    let fault = |text: String| {
+        Some(Error::new("R0609", text).help(
+            "`precast blame --step 1` names the operation and the element that was not finite first",
+        ))
+    };
+    for (name, (dtype, shape, bytes)) in tensors.iter().filter(|t| t.0.starts_with("grad.")) {
+        let element = Element::Plan(*dtype);
+        let t = HostTensor { element, shape: shape.clone(), bytes: bytes.into() };
+        let bad = t.to_f32().iter().filter(|x| !x.is_finite()).count();
+        if bad > 0 {
+            return fault(format!(
+                "{bad} of the {} elements of `{name}` are not finite",
+                t.elements()
+            ));
+        }
+    }
+    if report.loss.is_finite() || report.counted == Some(0.0) {
+        return None;
+    }
+    fault(format!("the loss is {}, though its gradients are finite", report.loss))
 }

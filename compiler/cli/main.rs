@@ -47,6 +47,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// A training-graph compiler: prices every cast, emits plans a person can read, trains with them.
@@ -80,6 +81,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    precast_runtime::files::size_limit_is_an_error();
+    precast_runtime::files::open_many();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),
@@ -99,6 +102,8 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => calibrate::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
     };
+    // What has no end of line is still in memory, and the disk may refuse it.
+    let outcome = outcome.and_then(|()| Ok(std::io::stdout().flush()?));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough: `precast show … | head`.

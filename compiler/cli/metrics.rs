@@ -53,6 +53,16 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
     }))
 }
 
+/// What is wrong with a run whose weights are finite and whose test is not.
+pub fn judge(test: Option<&Metrics>) -> Option<Error> {
+    let loss = test.map(|t| t.loss).filter(|loss| !loss.is_finite())?;
+    let text = format!("the test loss is {loss}, though weights and gradients are finite");
+    Some(Error::new("R0608", text).help(
+        "the weights are saved; look at the held-back rows, and at what in the model overflows or \
+         divides by zero for them",
+    ))
+}
+
 /// Adds what a batch holds of one term.
 fn add(
     sums: &mut Sums,

@@ -1,9 +1,10 @@
 //! `precast profile`: how large a model's values become.
 
+use crate::blame::within;
 use crate::failure::Outcome;
 use crate::output::write_file;
 use crate::recipe_args::{self, RecipeArgs, open, open_data, watched};
-use precast_compiler::frontend::recipe::{MAX_STEPS, Target, TrainLength};
+use precast_compiler::frontend::recipe::{MAX_STEPS, Target};
 use precast_compiler::{Diagnostic, Place, pipeline};
 use precast_plan::{DType, RANGES_VERSION, Range, Ranges};
 use precast_runtime::Session;
@@ -17,9 +18,9 @@ use std::path::PathBuf;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Optimizer steps to measure.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
-    steps: u64,
+    /// Optimizer steps to measure, at most as many as the run has; by default 10.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
+    steps: Option<u64>,
     /// Where the ranges go, for `[precision] ranges` in a recipe.
     #[arg(short, long)]
     out: Option<PathBuf>,
@@ -37,11 +38,13 @@ pub struct Args {
 pub fn run(args: &Args, json: bool) -> Outcome {
     let chosen = args.tensor.as_deref().map(|g| glob(g, args)).transpose()?;
     let mut recipe = args.recipe.load()?;
-    // Where the run ends matters to the rate alone; a measurement longer than the run follows the
-    // schedule of a run of its own length.
-    if let TrainLength::Steps(n) = recipe.train.length {
-        recipe.train.length = TrainLength::Steps(n.max(args.steps));
-    }
+    let steps = match args.steps {
+        Some(steps) => {
+            within(&recipe, steps, "--steps")?;
+            steps
+        }
+        None => recipe.total_steps()?.min(10),
+    };
     // The processor measures, whatever the recipe trains on.
     recipe.target = Target { device: "cpu".into(), table: None };
     let data = open_data(&recipe)?;
@@ -54,7 +57,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     let mut meter = Meter::new(watches.len());
     let mut loss = f32::NAN;
-    for _ in 0..args.steps {
+    for _ in 0..steps {
         let see = &mut |s: precast_runtime::Seen| meter.see(s.watch, s.values);
         loss = session.step_watched(|| data.next_batch(), watches, see)?.loss;
     }
@@ -62,7 +65,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         version: RANGES_VERSION,
         model: session.plan().model.clone(),
         digest: profiled.digest.clone(),
-        steps: args.steps,
+        steps,
         accumulate: session.plan().accumulate,
         tensors: meter.ranges(watches),
     };

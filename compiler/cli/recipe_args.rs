@@ -1,11 +1,14 @@
 //! What commands that compile a recipe have in common.
 
 use crate::failure::Outcome;
-use precast_compiler::frontend::recipe::{Columns, DataSource, Policy, Recipe, TrainLength};
+use precast_compiler::frontend::recipe::{
+    Columns, DataNonfinite, DataSource, Policy, Recipe, TrainLength,
+};
 use precast_compiler::pipeline::{self, Compiled, Watched};
 use precast_compiler::{Diagnostic, Place};
 use precast_runtime::cuda::{self, DeviceInfo};
 use precast_runtime::data;
+use precast_runtime::files::InputFile;
 use precast_runtime::{ModelWeights, Session};
 use std::path::{Path, PathBuf};
 
@@ -200,19 +203,30 @@ fn data_spec(recipe: &Recipe) -> Outcome<data::DataSpec> {
         shuffle: d.shuffle && d.batch.is_some(),
         seed: recipe.train.seed,
         split: d.split,
+        allow_nonfinite: d.on_nonfinite == DataNonfinite::Allow,
     })
 }
 
+/// What a run reads, opened before the time of compiling is spent.
+pub struct Inputs {
+    data: data::Opened,
+    /// The model, whose file says where its weights are: what is compiled and what is loaded have to
+    /// be the same.
+    model: Option<InputFile>,
+}
+
 /// Opens the recipe's data and checks what can be checked without a plan.
-pub fn open_data(recipe: &Recipe) -> Outcome<data::Opened> {
-    Ok(data::Opened::open(&data_spec(recipe)?)?)
+pub fn open_data(recipe: &Recipe) -> Outcome<Inputs> {
+    let data = data::Opened::open(&data_spec(recipe)?)?;
+    // One that cannot be opened is what importing will tell of.
+    Ok(Inputs { data, model: InputFile::open(&recipe.model_path()).ok() })
 }
 
 /// Loads a plan with its weights on the device it is for, and feeds it the data.
 pub fn open(
     recipe: &Recipe,
     plan: precast_plan::Plan,
-    data: data::Opened,
+    inputs: Inputs,
     threads: usize,
 ) -> Outcome<(Session, data::Dataset)> {
     let model = recipe.model_path();
@@ -224,6 +238,13 @@ pub fn open(
     // What has no file of its own to name is the recipe's.
     let place = |e: precast_runtime::Error| e.at(recipe.path.display());
     let session = Session::new(plan, &weights, &options).map_err(place)?;
-    let data = data::Dataset::bind(data, &session.wanted()).map_err(place)?;
+    if let Some(Err(why)) = inputs.model.as_ref().map(InputFile::still_there) {
+        let text = format!("the model {why} while it was compiled and loaded");
+        return Err(precast_runtime::Error::new("R0303", text)
+            .at(model.display())
+            .help("begin again once whatever writes it has ended")
+            .into());
+    }
+    let data = data::Dataset::bind(inputs.data, &session.wanted()).map_err(place)?;
     Ok((session, data))
 }

@@ -9,9 +9,14 @@ use precast_runtime::{Error, Session, StepReport};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
+/// What a replay says of a step whose norm alone overflowed.
+const NORM_ALONE: &str = "every value is finite, but the sum of the gradients' squares is not";
+
 /// When steps that are not applied end a run.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
+    /// The loss has a scale, static or dynamic.
+    scaled: bool,
     /// The first does.
     first: bool,
     /// So many in a row do.
@@ -33,6 +38,7 @@ impl Limits {
         let scaled = plan.summary.scaled;
         let dynamic = scaled && recipe.loss_scale.mode != LossScaleMode::Static;
         Limits {
+            scaled,
             first: match recipe.train.on_nonfinite {
                 Some(policy) => policy == OnNonfinite::Stop,
                 None => !scaled,
@@ -161,11 +167,13 @@ impl Skips {
             self.blame(session, report, later, &data)
         });
         let (blame, text) = replayed.unzip();
+        // Nothing else of the step is infinite: what was found is no value.
+        let norm_alone = blame.as_ref().is_some_and(|b| b["none"] == NORM_ALONE);
         let stop = why.map(|why| Stop {
             step: report.step,
             scale: report.scale,
             before: begun.filter(|_| why == Why::First),
-            error: self.error(why, report, text),
+            error: self.error(why, report, text, norm_alone),
         });
         Ended { blame, stop }
     }
@@ -188,9 +196,7 @@ impl Skips {
             }
             Ok((_, None)) => {
                 let text = match report.grad_norm {
-                    Some(norm) if norm.is_infinite() => {
-                        "every value is finite, but the sum of the gradients' squares is not"
-                    }
+                    Some(norm) if norm.is_infinite() => NORM_ALONE,
                     _ => "the replay on the processor is finite",
                 };
                 (json!({ "none": text, "updates_since": updates_since }), text.to_string())
@@ -204,10 +210,26 @@ impl Skips {
         (value, text)
     }
 
-    fn error(&self, why: Why, report: &StepReport, blame: Option<String>) -> Error {
+    fn error(
+        &self,
+        why: Why,
+        report: &StepReport,
+        blame: Option<String>,
+        norm_alone: bool,
+    ) -> Error {
         let step = report.step;
         let blame = blame.map_or(String::new(), |b| format!(": {b}"));
         match why {
+            Why::First if norm_alone => {
+                let text = format!(
+                    "the norm of step {step}'s gradients is beyond f32, though every gradient is \
+                     finite: the sum of their squares overflows; it was not applied"
+                );
+                Error::new("R0602", text).help(
+                    "gradients this large come from a loss or data of a wrong scale; what was saved is \
+                     as before the step",
+                )
+            }
             Why::First => {
                 let text = format!(
                     "the gradients of step {step} are not finite; it was not applied{blame}"
@@ -256,10 +278,16 @@ impl Skips {
             0 => Error::new("R0605", "no step had a target that counts: no weight changed")
                 .help("look at the targets, and at `[loss] ignore_index`"),
             _ => Error::new("R0605", format!("every step was skipped: no weight changed{first}"))
-                .help(
-                    "train longer, so that the loss scale finds its level, or begin with a smaller \
-                     `[loss_scale] init`",
-                ),
+                .help(match self.limits.scaled {
+                    true => {
+                        "train longer, so that the loss scale finds its level, or begin with a smaller \
+                         `[loss_scale] init`"
+                    }
+                    false => {
+                        "without a loss scale nothing makes the next step fit: look at what was not \
+                         finite first, at the scale of the data, and at quotients, roots and logarithms"
+                    }
+                }),
         })
     }
 

@@ -1,6 +1,6 @@
 //! `precast train`: compile, train, test, save.
 
-use crate::failure::{self, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
 use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
@@ -8,11 +8,12 @@ use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use crate::skips::{Skips, Stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
-use precast_runtime::data::Dataset;
+use precast_runtime::data::{DataState, Dataset};
+use precast_runtime::files::Lines;
 use precast_runtime::{Error, Session, StepReport};
 use serde_json::{Value, json};
-use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -79,26 +80,81 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let options = args.recipe.options(false);
     let mut skips = Skips::new(&recipe, session.plan(), options, args.threads, args.blame);
     let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, quiet: json };
-    let Taken { last, stop } = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
-    if let Some(log) = log {
+    let begun = session.steps();
+    let taken = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
+    if let Some(log) = log.filter(|_| taken.lost.is_none()) {
         saved.push(log);
     }
-    let mut fault = None;
-    if let Some(stop) = stop {
-        fault = Some(stopped(stop, &mut session, &data, &out, &mut saved)?);
+    let mut faults = vec![];
+    let whole = taken.stop.is_none() && taken.cut.is_none();
+    if let Some(stop) = taken.stop {
+        let error = stopped(stop, &mut session, &data, &out, &mut saved, &mut faults)?;
+        faults.insert(0, Failure::Training(error));
     }
-    let test = match fault {
-        None => metrics::test(&recipe, &mut session, &data)?,
-        Some(_) => None,
-    };
-    save(&session, &out, &mut saved)?;
-    let fault = match fault {
-        None => judge(&session, last, &skips)?,
-        some => some,
-    };
-    let done = Done { last, test, trained: &trained, saved: &saved, fault: fault.as_ref() };
+    let mut learned = true;
+    if let Some(cut) = taken.cut {
+        // What an earlier run left in the folder is worth more than what learned nothing.
+        learned = cut.sound && session.steps() > begun;
+        faults.push(Failure::Cut(cut.error));
+        if let Some(state) = cut.state.filter(|_| learned) {
+            let kept = keep(&session, &state, &out, &mut saved);
+            faults.extend(kept.err().map(cut_short));
+        }
+    }
+    // Before the test, which may find rows that cannot be read.
+    if learned {
+        faults.extend(save(&session, &out, &mut saved).err().map(cut_short));
+    }
+    let mut test = None;
+    if whole {
+        match metrics::test(&recipe, &mut session, &data) {
+            Ok(measured) => test = measured,
+            Err(e) => faults.push(cut_short(e)),
+        }
+        let fault = judge(&session, taken.last, &skips)?.or_else(|| metrics::judge(test.as_ref()));
+        if let Some(error) = fault {
+            faults.insert(0, Failure::Training(error));
+        }
+    }
+    faults.extend(taken.lost.map(Failure::Cut));
+    replaced(&data);
+    let done = Done { last: taken.last, test, trained: &trained, saved: &saved, faults: &faults };
     report(json, &session, done, &skips)?;
-    fault.map_or(Ok(()), |e| Err(Failure::Training(e)))
+    // The first says with which code the command ends; the others are told here.
+    let mut faults = faults.into_iter();
+    let first = faults.next();
+    faults.for_each(|f| tell!("{}", f.text()));
+    first.map_or(Ok(()), Err)
+}
+
+/// A failure behind training, whose result is still to be printed.
+fn cut_short(failure: Failure) -> Failure {
+    match failure {
+        Failure::Run(e) => Failure::Cut(e),
+        other => other,
+    }
+}
+
+/// Tells of data files that were replaced while the run went on with those it had opened.
+fn replaced(data: &Dataset) {
+    for path in data.replaced() {
+        tell!(
+            "warning: {} was replaced during the run, which goes on with the file it began with; \
+             resumed, it would read the other",
+            path.display()
+        );
+    }
+}
+
+/// Saves a checkpoint, unless one of this step was saved: one that was saved when its time came is
+/// exact in the running statistics, too.
+fn keep(session: &Session, state: &DataState, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
+    let path = checkpoint(out, session.steps());
+    if !saved.contains(&path) {
+        session.save_checkpoint(&path, state)?;
+        saved.push(path);
+    }
+    Ok(())
 }
 
 /// Keeps a checkpoint of a run that ends before its time; what it says to the person.
@@ -108,6 +164,7 @@ fn stopped(
     data: &Dataset,
     out: &Path,
     saved: &mut Vec<PathBuf>,
+    faults: &mut Vec<Failure>,
 ) -> Outcome<Error> {
     let mut state = data.state();
     if let Some(before) = stop.before {
@@ -115,12 +172,7 @@ fn stopped(
         session.rewind(stop.step, stop.scale)?;
         state = before;
     }
-    let path = checkpoint(out, session.steps());
-    // One that was saved when its time came is exact in the running statistics, too.
-    if !saved.contains(&path) {
-        session.save_checkpoint(&path, &state)?;
-        saved.push(path);
-    }
+    faults.extend(keep(session, &state, out, saved).err().map(cut_short));
     let error = stop.error;
     Ok(match session.not_finite()?.first() {
         Some((name, n)) => error.help(format!(
@@ -180,6 +232,19 @@ struct Taken {
     last: Option<StepReport>,
     /// Why it ended before its time.
     stop: Option<Stop>,
+    /// What ended it that is no matter of training.
+    cut: Option<Cut>,
+    /// Why it went on without its log.
+    lost: Option<Error>,
+}
+
+/// The end of a run that could not read its data, write a checkpoint, or go on with its device.
+struct Cut {
+    error: Error,
+    /// Weights and state are those of the last step that was taken.
+    sound: bool,
+    /// Where the data stood behind that step, where a checkpoint may still be written.
+    state: Option<DataState>,
 }
 
 /// The training loop.
@@ -194,9 +259,11 @@ fn steps(
     let total = recipe.total_steps()?;
     let mut log = run.log.map(|path| Log::open(path, session.steps())).transpose()?;
     let bar = progress(total, session.steps(), run.quiet);
-    let (mut last, mut stop) = (None, None);
-    while stop.is_none() && session.steps() < total {
-        skips.begins(session.steps() + 1, data.state());
+    let mut taken = Taken { last: None, stop: None, cut: None, lost: None };
+    let mut epoch = data.position().epoch;
+    while taken.stop.is_none() && taken.cut.is_none() && session.steps() < total {
+        let before = data.state();
+        skips.begins(session.steps() + 1, before);
         let submitted = session.submit(|| data.next_shared());
         let step = session.steps();
         let saves =
@@ -213,42 +280,56 @@ fn steps(
                 failed.get_or_insert(e);
                 session.finish()
             });
-            reports.extend(rest?);
+            match rest {
+                Ok(rest) => reports.extend(rest),
+                Err(e) => failed = failed.or(Some(e)),
+            }
         }
         for (i, r) in reports.iter().enumerate() {
             let ended = skips.ended(session, r, &reports[i + 1..]);
-            if let Some(log) = &mut log {
-                log.line(r, ended.blame)?;
+            if let Some(open) = &mut log
+                && let Err(e) = open.line(r, ended.blame)
+            {
+                tell!("{e}\nThe run goes on without its log.");
+                (log, taken.lost) = (None, Some(e));
             }
             bar.set_position(r.step);
             bar.set_message(format!("loss {:.4}", r.loss));
             if !r.skipped && r.counted != Some(0.0) {
-                last = Some(*r);
+                taken.last = Some(*r);
             }
-            stop = ended.stop;
+            taken.stop = ended.stop;
             // Later steps, which a device behind the host had begun, it has not applied, or they
             // belong to the run that ends here.
-            if stop.is_some() {
+            if taken.stop.is_some() {
                 break;
             }
         }
-        if let Some(e) = failed.filter(|_| stop.is_none()) {
-            return Err(e.into());
-        }
-        if saves && stop.is_none() {
+        if let Some(error) = failed.filter(|_| taken.stop.is_none()) {
+            // What a device behind the host refuses late, it may have computed with.
+            let own = ["R02", "R03", "R04"].iter().any(|kind| error.code.starts_with(kind));
+            let sound = own || session.plan().target.device != "cuda";
+            taken.cut = Some(Cut { error, sound, state: Some(before) });
+        } else if saves && taken.stop.is_none() {
             let path = checkpoint(run.out, step);
-            session.save_checkpoint(&path, &data.state())?;
-            saved.push(path);
+            match session.save_checkpoint(&path, &data.state()) {
+                Ok(()) => saved.push(path),
+                // What is told of is not tried again; weights are smaller.
+                Err(error) => taken.cut = Some(Cut { error, sound: true, state: None }),
+            }
+        }
+        if data.position().epoch != epoch {
+            epoch = data.position().epoch;
+            replaced(data);
         }
     }
     bar.finish_and_clear();
-    Ok(Taken { last, stop })
+    Ok(taken)
 }
 
 /// One JSON line a step.
 struct Log {
-    path: PathBuf,
-    file: File,
+    lines: Lines,
 }
 
 impl Log {
@@ -268,22 +349,10 @@ impl Log {
                 write_file(path, kept.as_bytes())?;
             }
         }
-        let options = File::options()
-            .create(true)
-            .append(done > 0)
-            .write(true)
-            .truncate(done == 0)
-            .open(path);
-        let file = options.map_err(|e| Log::fail(path, &e))?;
-        Ok(Log { path: path.into(), file })
+        Ok(Log { lines: Lines::open(path, done == 0)? })
     }
 
-    fn fail(path: &Path, e: &std::io::Error) -> Error {
-        Error::new("R0206", format!("cannot write the log: {e}")).at(path.display())
-    }
-
-    /// Unbuffered: an interrupted run keeps the lines of the steps it took.
-    fn line(&mut self, r: &StepReport, blame: Option<Value>) -> Outcome {
+    fn line(&mut self, r: &StepReport, blame: Option<Value>) -> Result<(), Error> {
         // JSON has no infinities and no NaN; those are null.
         let mut line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
             "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
@@ -293,9 +362,7 @@ impl Log {
         if let Some(blame) = blame {
             line["blame"] = blame;
         }
-        let line = format!("{line}\n");
-        self.file.write_all(line.as_bytes()).map_err(|e| Log::fail(&self.path, &e))?;
-        Ok(())
+        self.lines.push(&line.to_string())
     }
 }
 
@@ -330,14 +397,19 @@ struct Done<'a> {
     trained: &'a [String],
     saved: &'a [PathBuf],
     /// What is wrong with it.
-    fault: Option<&'a Error>,
+    faults: &'a [Failure],
+}
+
+/// `1 step`, `2 steps`
+fn counted(steps: u64) -> String {
+    format!("{steps} {}", if steps == 1 { "step" } else { "steps" })
 }
 
 fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
-    let Done { last, test, trained, saved, fault } = done;
+    let Done { last, test, trained, saved, faults } = done;
     if json {
         let result = json!({
-            "ok": fault.is_none(),
+            "ok": faults.is_empty(),
             "device": session.describe(),
             "steps": session.steps(),
             "loss": last.map(|r| r.loss),
@@ -349,14 +421,14 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
             "peak_bytes": listing::peak_bytes(session.plan()),
             "trained": trained,
             "saved": saved,
-            "errors": fault.map(failure::error).into_iter().collect::<Vec<_>>(),
+            "errors": faults.iter().flat_map(Failure::errors).collect::<Vec<_>>(),
         });
         say!("{result}");
         return Ok(());
     }
     say!("device      {}", session.describe());
     match last {
-        Some(r) => say!("trained     {} steps, loss {:.4}", session.steps(), r.loss),
+        Some(r) => say!("trained     {}, loss {:.4}", counted(session.steps()), r.loss),
         None if skips.count() + skips.empty() > 0 => {
             say!("trained     nothing: no step was applied")
         }

@@ -83,6 +83,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let casts = casts::records(&outcome.graph);
     let trained = trained(joint.shown());
     let plan = finish(recipe, options, &forward, outcome, plan)?;
+    warnings.extend(recipe.idle_ignore(plan.summary.scaled));
     Ok(Compiled { plan, stages, warnings, casts, trained })
 }
 

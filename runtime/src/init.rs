@@ -101,7 +101,7 @@ fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>)
             }
         },
         Init::Weights(name) => {
-            let found = weights.get(name).ok_or_else(|| missing(name, weights))?;
+            let found = weights.get(name)?.ok_or_else(|| missing(name, weights))?;
             if found.shape != t.shape {
                 let text = format!(
                     "`{name}` has shape {:?}, the model expects {:?}",

@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod init;
 pub mod ranges;
 pub mod session;

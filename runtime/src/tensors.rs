@@ -1,15 +1,14 @@
 //! Tensors on the host: where weights and data come from, and safetensors files.
 
 use crate::error::{Error, Result};
-use memmap2::Mmap;
-use precast_plan::{DType, Kind};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata};
+use crate::files::{self, InputFile, write_whole};
+use precast_plan::{DType, Kind, TensorHeader};
+use safetensors::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 
 /// What an element of a host tensor is: a format of plans, or one that files have besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +49,7 @@ impl HostTensor<'_> {
     }
 
     /// Element `i` as f64; exact but for large integers.
-    fn real(&self, i: usize) -> f64 {
+    pub(crate) fn real(&self, i: usize) -> f64 {
         let b = &self.bytes[i * self.element.size()..];
         match self.element {
             Element::F64 => f64::from_le_bytes(b[..8].try_into().expect("8 bytes")),
@@ -84,7 +83,7 @@ impl HostTensor<'_> {
     /// If a real would have to become an integer and is none, or an integer does not fit.
     pub fn convert(
         &self,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         dtype: DType,
         (scale, shift): (f64, f64),
         out: &mut Vec<u8>,
@@ -159,7 +158,10 @@ pub type TensorTable = BTreeMap<String, (DType, Vec<u64>, Vec<u8>)>;
 /// Where initial weights come from, by name.
 pub trait WeightSource {
     /// `None` where the source has no tensor of this name.
-    fn get(&self, name: &str) -> Option<HostTensor<'_>>;
+    ///
+    /// # Errors
+    /// Where it has one that cannot be read.
+    fn get(&self, name: &str) -> Result<Option<HostTensor<'_>>>;
 
     /// Bytes of a file beside the model, as a plan's `Init::File` names it.
     ///
@@ -179,13 +181,12 @@ pub trait WeightSource {
 
 /// Weights in memory.
 impl WeightSource for BTreeMap<String, HostTensor<'_>> {
-    fn get(&self, name: &str) -> Option<HostTensor<'_>> {
-        let t = BTreeMap::get(self, name)?;
-        Some(HostTensor {
+    fn get(&self, name: &str) -> Result<Option<HostTensor<'_>>> {
+        Ok(BTreeMap::get(self, name).map(|t| HostTensor {
             element: t.element,
             shape: t.shape.clone(),
             bytes: Cow::Borrowed(&t.bytes),
-        })
+        }))
     }
 
     fn describe(&self) -> String {
@@ -197,13 +198,24 @@ impl WeightSource for BTreeMap<String, HostTensor<'_>> {
     }
 }
 
-/// A safetensors file, mapped into memory.
+/// A safetensors file. Its tensors are read as they are asked for, and never mapped: a file that is
+/// cut meanwhile is an error.
+#[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
-    map: Mmap,
-    /// Format, shape and byte range of each tensor.
-    index: BTreeMap<String, (Dtype, Vec<u64>, std::ops::Range<usize>)>,
+    file: InputFile,
+    index: BTreeMap<String, TensorInfo>,
     metadata: BTreeMap<String, String>,
+}
+
+/// What a file says of a tensor.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    pub shape: Vec<u64>,
+    pub element: Element,
+    /// Where its bytes are in the file.
+    pub bytes: Range<u64>,
+    /// Its format is known to files and not to plans.
+    unsupported: Option<Dtype>,
 }
 
 impl TensorFile {
@@ -211,35 +223,31 @@ impl TensorFile {
     /// If the file is missing, truncated or not a safetensors file.
     pub fn open(path: &Path) -> Result<TensorFile> {
         let bad = |text: String| Error::new("R0203", text).at(path.display());
-        let file = File::open(path).map_err(|e| bad(format!("cannot open the file: {e}")))?;
-        let len = file.metadata().map_err(|e| bad(format!("cannot read the file: {e}")))?.len();
-        if len == 0 {
-            return Err(bad("the file is empty".into()));
-        }
-        // SAFETY: as with every mapped file, another process may change it; every later access is
-        // bounds-checked against the length mapped here, and contents are plain numbers.
-        let map =
-            unsafe { Mmap::map(&file) }.map_err(|e| bad(format!("cannot map the file: {e}")))?;
-        let not = |e| bad(format!("this is not a whole safetensors file: {e}"));
-        let (header, meta): (usize, Metadata) = SafeTensors::read_metadata(&map).map_err(not)?;
-        let start = 8 + header;
-        let mut index = BTreeMap::new();
-        for name in meta.offset_keys() {
-            let info = meta.info(&name).expect("listed by the file itself");
-            let (from, to) = info.data_offsets;
-            let shape = info.shape.iter().map(|&n| n as u64).collect();
-            if start + to > map.len() {
-                return Err(bad(format!("the file ends inside tensor `{name}`")));
+        let file = InputFile::open(path).map_err(|e| {
+            let error = bad(format!("cannot open the file: {e}"));
+            match files::too_many_open(&e) {
+                Some(help) => error.help(help),
+                None => error,
             }
-            index.insert(name, (info.dtype, shape, start + from..start + to));
-        }
-        let metadata =
-            meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-        Ok(TensorFile { path: path.to_path_buf(), map, index, metadata })
+        })?;
+        let header = TensorHeader::read(&mut file.reader(), file.len()).map_err(bad)?;
+        let index = header.tensors.into_iter().map(|t| {
+            let shape = t.shape.iter().map(|&n| n as u64).collect();
+            let element = element(t.dtype);
+            let unsupported = element.is_none().then_some(t.dtype);
+            let element = element.unwrap_or(Element::I8);
+            (t.name, TensorInfo { shape, element, bytes: t.bytes, unsupported })
+        });
+        Ok(TensorFile { index: index.collect(), metadata: header.metadata, file })
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
+    }
+
+    /// The open file, to read parts of tensors.
+    pub fn input(&self) -> &InputFile {
+        &self.file
     }
 
     /// The file's `__metadata__`.
@@ -247,48 +255,71 @@ impl TensorFile {
         &self.metadata
     }
 
-    /// A tensor by name.
+    /// Format, extents and place of a tensor.
     ///
     /// # Errors
     /// If it is absent or of a format that cannot be converted.
-    pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>> {
-        let Some((dtype, shape, range)) = self.index.get(name) else {
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let Some(info) = self.index.get(name) else {
             let known: Vec<&str> = self.index.keys().take(12).map(String::as_str).collect();
             let text = format!("the file has no tensor `{name}`");
             return Err(Error::new("R0204", text)
-                .at(self.path.display())
+                .at(self.path().display())
                 .help(format!("it has: {}", known.join(", "))));
         };
-        let element = match dtype {
-            Dtype::F64 => Element::F64,
-            Dtype::F32 => Element::Plan(DType::F32),
-            Dtype::F16 => Element::Plan(DType::F16),
-            Dtype::BF16 => Element::Plan(DType::Bf16),
-            Dtype::F8_E4M3 => Element::Plan(DType::F8e4m3),
-            Dtype::F8_E5M2 => Element::Plan(DType::F8e5m2),
-            Dtype::I64 => Element::Plan(DType::I64),
-            Dtype::I32 => Element::Plan(DType::I32),
-            Dtype::I16 => Element::I16,
-            Dtype::I8 => Element::I8,
-            Dtype::U8 => Element::Plan(DType::U8),
-            Dtype::BOOL => Element::Plan(DType::Bool),
-            other => {
+        match info.unsupported {
+            None => Ok(info),
+            Some(other) => {
                 let text = format!("tensor `{name}` has format {other:?}, which is not supported");
-                return Err(Error::new("R0205", text).at(self.path.display()));
+                Err(Error::new("R0205", text).at(self.path().display()))
             }
-        };
-        let bytes = Cow::Borrowed(&self.map[range.clone()]);
-        Ok(HostTensor { element, shape: shape.clone(), bytes })
+        }
+    }
+
+    /// A tensor by name, read from the file.
+    ///
+    /// # Errors
+    /// As [`TensorFile::info`], and if the file is no longer what was opened.
+    pub fn tensor(&self, name: &str) -> Result<HostTensor<'static>> {
+        let info = self.info(name)?;
+        let bad = |text: String| Error::new("R0203", text).at(self.path().display());
+        let mut bytes = vec![0; (info.bytes.end - info.bytes.start) as usize];
+        let read = self.file.read_at(&mut bytes, info.bytes.start);
+        self.file.unchanged().map_err(|why| bad(format!("the file {why} after it was opened")))?;
+        read.map_err(|e| bad(format!("cannot read tensor `{name}`: {e}")))?;
+        Ok(HostTensor { element: info.element, shape: info.shape.clone(), bytes: bytes.into() })
     }
 }
 
+/// What a plan can take of the formats that files have.
+fn element(dtype: Dtype) -> Option<Element> {
+    Some(match dtype {
+        Dtype::F64 => Element::F64,
+        Dtype::F32 => Element::Plan(DType::F32),
+        Dtype::F16 => Element::Plan(DType::F16),
+        Dtype::BF16 => Element::Plan(DType::Bf16),
+        Dtype::F8_E4M3 => Element::Plan(DType::F8e4m3),
+        Dtype::F8_E5M2 => Element::Plan(DType::F8e5m2),
+        Dtype::I64 => Element::Plan(DType::I64),
+        Dtype::I32 => Element::Plan(DType::I32),
+        Dtype::I16 => Element::I16,
+        Dtype::I8 => Element::I8,
+        Dtype::U8 => Element::Plan(DType::U8),
+        Dtype::BOOL => Element::Plan(DType::Bool),
+        _ => return None,
+    })
+}
+
 impl WeightSource for TensorFile {
-    fn get(&self, name: &str) -> Option<HostTensor<'_>> {
-        self.tensor(name).ok()
+    fn get(&self, name: &str) -> Result<Option<HostTensor<'_>>> {
+        match self.index.contains_key(name) {
+            true => self.tensor(name).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn describe(&self) -> String {
-        self.path.display().to_string()
+        self.path().display().to_string()
     }
 
     fn names(&self) -> Vec<String> {
@@ -336,38 +367,6 @@ pub fn write_tensors(
         file.write_all(&(head.len() as u64).to_le_bytes())?;
         file.write_all(&head)?;
         tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
-    })
-}
-
-/// Writes a file as a whole or not at all: what `write` writes goes to `PATH.partial`, which takes
-/// the place of `path` once it is on the disk. An interruption leaves what was at `path` before.
-///
-/// # Errors
-/// `R0206` if the disk refuses.
-pub fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> Result<()> {
-    let fail = |e: std::io::Error| {
-        Error::new("R0206", format!("cannot write the file: {e}")).at(path.display())
-    };
-    // A link keeps pointing where it points; a pipe or a device is written, not replaced.
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    if target.metadata().is_ok_and(|m| !m.is_file()) {
-        return File::create(&target).and_then(|mut file| write(&mut file)).map_err(fail);
-    }
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = File::create(&partial).and_then(|mut file| {
-        write(&mut file)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &target)
-    });
-    written.map_err(|e| {
-        // The file may not have come to be; the error that counts is the first.
-        let _ = std::fs::remove_file(&partial);
-        fail(e)
     })
 }
 

@@ -1,19 +1,19 @@
 //! Where first values come from: the model's own folder, and a weights file that wins over it.
 
 use crate::error::{Error, Result};
+use crate::files::InputFile;
 use crate::tensors::{HostTensor, TensorFile, WeightSource};
-use memmap2::Mmap;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// The files a model's weights lie in, mapped as they are asked for.
+/// The files a model's weights lie in, opened as they are asked for. They are read once, at the
+/// start; what happens to them later is nothing to a run.
 pub struct ModelWeights {
     folder: PathBuf,
     file: Option<TensorFile>,
-    parts: BTreeMap<String, OnceCell<Mmap>>,
+    parts: BTreeMap<String, OnceCell<InputFile>>,
 }
 
 impl ModelWeights {
@@ -55,8 +55,11 @@ impl ModelWeights {
 }
 
 impl WeightSource for ModelWeights {
-    fn get(&self, name: &str) -> Option<HostTensor<'_>> {
-        self.file.as_ref()?.get(name)
+    fn get(&self, name: &str) -> Result<Option<HostTensor<'_>>> {
+        match &self.file {
+            Some(file) => file.get(name),
+            None => Ok(None),
+        }
     }
 
     fn part(&self, path: &str, offset: u64, len: u64) -> Result<Cow<'_, [u8]>> {
@@ -64,25 +67,27 @@ impl WeightSource for ModelWeights {
         let bad = |text: String| Error::new("R0303", text).at(full.display());
         let cell = self.parts.get(path).ok_or_else(|| bad("the plan does not name it".into()))?;
         if cell.get().is_none() {
-            let file = File::open(&full).map_err(|e| {
+            let file = InputFile::open(&full).map_err(|e| {
                 bad(format!("cannot open the model's weights: {e}"))
                     .help("put the file back beside the model, or give `[weights] file` or `init`")
             })?;
-            // SAFETY: as with every mapped file, another process may change it; every access below
-            // is bounds-checked against the mapped length, and contents are plain numbers.
-            let map = unsafe { Mmap::map(&file) }
-                .map_err(|e| bad(format!("cannot map the model's weights: {e}")))?;
-            let _ = cell.set(map);
+            let _ = cell.set(file);
         }
-        let map = cell.get().expect("set above");
-        let range = usize::try_from(offset)
-            .ok()
-            .zip(offset.checked_add(len).and_then(|e| usize::try_from(e).ok()));
-        let bytes = range.and_then(|(from, to)| map.get(from..to)).ok_or_else(|| {
-            bad(format!("the file has {} bytes, the model wants {offset}..+{len}", map.len()))
-                .help("the file was cut, or belongs to another export of the model")
-        })?;
-        Ok(Cow::Borrowed(bytes))
+        let file = cell.get().expect("set above");
+        if offset.checked_add(len).is_none_or(|end| end > file.len()) {
+            let text =
+                format!("the file has {} bytes, the model wants {offset}..+{len}", file.len());
+            return Err(
+                bad(text).help("the file was cut, or belongs to another export of the model")
+            );
+        }
+        let mut bytes = vec![0; len as usize];
+        let read = file.read_at(&mut bytes, offset);
+        let again = "export the model to another path while a run begins, and begin again";
+        file.unchanged()
+            .map_err(|why| bad(format!("the file {why} while it was read")).help(again))?;
+        read.map_err(|e| bad(format!("cannot read the model's weights: {e}")))?;
+        Ok(Cow::Owned(bytes))
     }
 
     fn describe(&self) -> String {

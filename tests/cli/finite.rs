@@ -208,3 +208,48 @@ fn a_step_without_a_counted_target_changes_nothing() {
         stderr(&o)
     );
 }
+
+#[test]
+fn a_norm_that_overflows_is_no_gradient_that_does() {
+    // Gradients of about 1e20, whose squares f32 does not hold.
+    let lab = lab(|_| false, "");
+    let text = lab.text("recipe.toml").replace("batch = 4", "batch = 4\nscale = { x = 1e20 }");
+    lab.write("recipe.toml", &text);
+    let (exit, code, text) = ends(&lab, &["train", "recipe.toml", "--policy", "f32"]);
+    assert_eq!((exit, code.as_str()), (3, "R0602"), "{text}");
+    assert!(text.contains("the norm of step 1's gradients is beyond f32"), "{text}");
+    assert!(text.contains("every gradient is finite"), "{text}");
+}
+
+#[test]
+fn help_speaks_of_a_loss_scale_where_there_is_one() {
+    let bad = "on_nonfinite = \"skip\"\nmax_skips = 9";
+    let (exit, code, text) =
+        ends(&lab(|_| true, bad), &["train", "recipe.toml", "--policy", "f32"]);
+    assert_eq!((exit, code.as_str()), (3, "R0605"), "{text}");
+    assert!(text.contains("without a loss scale") && !text.contains("[loss_scale]"), "{text}");
+    let (_, code, text) = ends(
+        &lab(|_| true, "max_skips = 9"),
+        &["train", "recipe.toml", "--policy", "f16", "--steps", "2"],
+    );
+    assert_eq!(code, "R0605", "{text}");
+    assert!(text.contains("[loss_scale] init"), "{text}");
+}
+
+#[test]
+fn ignoring_what_a_loss_scale_skips_is_warned_of() {
+    let lab = lab(|_| false, "on_nonfinite = \"ignore\"");
+    let said = lab.warnings(&["compile", "recipe.toml", "--policy", "f16"]);
+    assert!(said.contains("P0121") && said.contains("`on_nonfinite = \"ignore\"`"), "{said}");
+    assert_eq!(lab.warnings(&["compile", "recipe.toml", "--policy", "f32"]), "");
+}
+
+#[test]
+fn gradients_that_are_not_finite_are_no_success() {
+    let lab = lab(|row| row == 2, "");
+    let o = lab.run(&["grad", "recipe.toml", "-o", "g.st", "--policy", "f32", "--json"]);
+    assert_eq!(super::code(&o), 3, "{}", stderr(&o));
+    let v: Value = serde_json::from_str(&stdout(&o)).expect("one object");
+    assert_eq!((&v["ok"], &v["errors"][0]["code"]), (&false.into(), &"R0609".into()));
+    assert!(tensors(&lab, "g.st").iter().any(|t| t.0.starts_with("grad.")));
+}

@@ -2,6 +2,7 @@
 
 mod classes;
 mod faults;
+mod files;
 mod finite;
 mod idle;
 mod lab;

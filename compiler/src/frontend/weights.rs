@@ -23,16 +23,11 @@ impl WeightFile {
         let unreadable = |e: std::io::Error| {
             Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place())
         };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        // SAFETY: read-only, and dropped before this function returns.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
-        let parsed = safetensors::SafeTensors::deserialize(&map).map_err(|e| {
-            Diagnostic::error("P0217", format!("this is not a safetensors file: {e}")).at(place())
-        })?;
-        let tensors = parsed
-            .iter()
-            .map(|(name, t)| (name.to_string(), (t.dtype(), t.shape().to_vec())))
-            .collect();
+        let mut file = std::fs::File::open(path).map_err(unreadable)?;
+        let len = file.metadata().map_err(unreadable)?.len();
+        let header = precast_plan::TensorHeader::read(&mut file, len)
+            .map_err(|e| Diagnostic::error("P0217", e).at(place()))?;
+        let tensors = header.tensors.into_iter().map(|t| (t.name, (t.dtype, t.shape))).collect();
         Ok(WeightFile { path: path.into(), tensors })
     }
 

@@ -3,6 +3,8 @@
 //! A cache is never needed and never trusted: a file that is missing, cut or altered is made anew,
 //! and a folder that cannot be written is no error.
 
+use crate::error::Result;
+use crate::files::{make_folder, write_whole};
 use std::env;
 use std::fs;
 use std::io::Write as _;
@@ -79,27 +81,20 @@ impl Cache {
     pub fn put(&self, kind: &str, key: &[u8], value: &[u8]) {
         let Some(path) = self.path(kind, key) else { return };
         if let Err(e) = store(&path, key, value) {
-            tracing::debug!("the cache cannot keep {}: {e}", path.display());
+            tracing::debug!("the cache cannot keep what was measured: {e}");
         }
     }
 }
 
-fn store(path: &Path, key: &[u8], value: &[u8]) -> std::io::Result<()> {
+fn store(path: &Path, key: &[u8], value: &[u8]) -> Result<()> {
     let folder = path.parent().expect("a file in a folder");
-    fs::create_dir_all(folder)?;
-    // Processes and threads that store the same key write files of their own.
-    let thread = format!("{:?}", std::thread::current().id());
-    let digits: String = thread.chars().filter(char::is_ascii_digit).collect();
-    let unfinished = path.with_extension(format!("{}-{digits}", std::process::id()));
-    let written = fs::File::create(&unfinished).and_then(|mut file| {
+    make_folder(folder)?;
+    write_whole(path, |file| {
         file.write_all(MAGIC)?;
         file.write_all(&(key.len() as u64).to_le_bytes())?;
         file.write_all(key)?;
         file.write_all(&hash(&[value]).to_le_bytes())?;
         file.write_all(value)
-    });
-    written.and_then(|()| fs::rename(&unfinished, path)).inspect_err(|_| {
-        let _ = fs::remove_file(&unfinished);
     })
 }
 

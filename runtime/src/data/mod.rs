@@ -1,7 +1,9 @@
 //! Training and test data: rows of named tensors, batched in an order that a seed fixes.
 
+mod finite;
 mod order;
 mod source;
+mod tensors;
 
 pub use order::Order;
 
@@ -10,7 +12,7 @@ use crate::tensors::{Element, HostTensor};
 use precast_plan::{Classes, DType};
 use serde::{Deserialize, Serialize};
 use source::Rows;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What data there is and how it is cut into batches.
@@ -27,6 +29,9 @@ pub struct DataSpec {
     pub seed: u64,
     /// Share of the rows held back for testing, in [0, 1).
     pub split: f64,
+    /// NaN and infinities are data, too.
+    #[serde(default)]
+    pub allow_nonfinite: bool,
 }
 
 impl DataSpec {
@@ -169,7 +174,7 @@ impl Opened {
             let text = format!("split = {} is not in [0, 1)", spec.split);
             return Err(Error::new("R0406", text).at(spec.describe()));
         }
-        let rows = source::open(&spec.source, &spec.fields)?;
+        let rows = source::open(spec)?;
         let count = rows.first().map_or(0, Rows::count);
         for (field, r) in spec.fields.iter().zip(&rows) {
             if r.count() != count {
@@ -212,6 +217,7 @@ impl Opened {
 pub struct Dataset {
     fields: Vec<(Field, Wanted, Rows)>,
     source: String,
+    allow_nonfinite: bool,
     batch: u64,
     train: u64,
     test: u64,
@@ -269,10 +275,12 @@ impl Dataset {
             return Err(fault("R0404", format!("the plan has no input `{}`", f.input)));
         }
         let (shuffle, seed, split) = (spec.shuffle, spec.seed, spec.split);
+        let allow_nonfinite = spec.allow_nonfinite;
         let position = Position::default();
         Ok(Dataset {
             fields,
             source,
+            allow_nonfinite,
             batch,
             train: count - test,
             test,
@@ -389,24 +397,50 @@ impl Dataset {
 
     /// Fills `batch`, which is empty or one of this data, with these rows.
     fn gather(&self, rows: &[u64], batch: &mut Batch) -> Result<()> {
+        let mut raw = vec![];
         batch.rows = rows.len() as u64;
         batch.tensors.resize_with(self.fields.len(), Default::default);
         for ((field, wanted, source), (name, bytes)) in self.fields.iter().zip(&mut batch.tensors) {
             name.clone_from(&wanted.name);
             bytes.clear();
             bytes.reserve(wanted.shape.iter().product::<u64>() as usize * wanted.dtype.size());
-            for &r in rows {
+            let place = |r| format!("{}, for input `{}`", source.place(r), wanted.name);
+            let mut rest = rows;
+            while let Some(&r) = rest.first() {
                 let from = bytes.len();
-                let place = || format!("{}, for input `{}`", source.place(r), wanted.name);
-                source
-                    .row(r, wanted, (field.scale, field.shift), bytes)
-                    .map_err(|e| e.at(place()))?;
-                if let Err(e) = wanted.check(&bytes[from..]) {
-                    return Err(Error { place: Some(place()), ..e });
+                // Rows behind each other may be read at once.
+                let most = rest.iter().zip(r..).take_while(|(a, b)| **a == *b).count() as u64;
+                let affine = (field.scale, field.shift);
+                let n = source
+                    .read((r, most), wanted, affine, &mut raw, bytes)
+                    .map_err(|e| e.at(place(r)))?;
+                let (read, each) = (&bytes[from..], (bytes.len() - from) / n as usize);
+                for (r, row) in (r..).zip(read.chunks(each.max(1))) {
+                    wanted.check(row).map_err(|e| Error { place: Some(place(r)), ..e })?;
                 }
+                if let Some(i) = finite::first_other(read, wanted.dtype)
+                    && !self.allow_nonfinite
+                {
+                    let each = each / wanted.dtype.size();
+                    let r = r + (i / each) as u64;
+                    return Err(finite::error(source, (r, i % each), wanted, affine)?.at(place(r)));
+                }
+                rest = &rest[n as usize..];
             }
         }
-        Ok(())
+        // Behind the reading, so that what was written before it is seen.
+        let mut looked = vec![];
+        self.fields.iter().try_for_each(|(_, _, source)| source.unchanged(rows, &mut looked))
+    }
+
+    /// Files whose paths lead to other files by now, each told once. The data is still that of the
+    /// files which were opened.
+    pub fn replaced(&self) -> Vec<&Path> {
+        let inputs = self.fields.iter().filter_map(|(_, _, rows)| match rows {
+            Rows::Tensors(t) => Some(t.inputs()),
+            Rows::Table { .. } | Rows::Text { .. } => None,
+        });
+        inputs.flatten().filter(|f| f.replaced()).map(|f| f.path()).collect()
     }
 }
 
@@ -436,6 +470,8 @@ pub fn batch_of(wanted: &[Wanted], tensors: &[(&str, HostTensor)]) -> Result<Bat
     }
     Ok(batch)
 }
+
+pub(crate) use finite::NOT_FINITE;
 
 /// The element type of text and tables.
 pub(crate) const F64: Element = Element::F64;

@@ -1,8 +1,10 @@
 //! Rows of one field.
 
-use super::{Columns, DataSource, F64, Field, Wanted};
+use super::tensors::{Files, TensorRows, changed};
+use super::{Columns, DataSource, DataSpec, F64, Field, NOT_FINITE, Wanted};
 use crate::error::{Error, Result};
-use crate::tensors::{Element, HostTensor, TensorFile};
+use crate::files::{InputFile, read_whole};
+use crate::tensors::{Element, HostTensor};
 use precast_plan::DType;
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -10,8 +12,8 @@ use std::sync::Arc;
 
 /// The rows that feed one input.
 pub(super) enum Rows {
-    /// Files with the tensor's name and first row; the extents of a row.
-    Tensors { files: Vec<(TensorFile, u64)>, name: String, row: Vec<u64>, count: u64 },
+    /// Rows that are read as they are drawn.
+    Tensors(TensorRows),
     /// A table of numbers: `width` of each row. Files with their first rows.
     Table { values: Vec<f64>, width: usize, files: Vec<(PathBuf, u64)> },
     /// Windows of bytes, `shift` further. Files with their first bytes.
@@ -28,63 +30,35 @@ fn row_elements(w: &Wanted) -> u64 {
     w.shape[1..].iter().product()
 }
 
-fn no_files() -> Error {
+pub(super) fn no_files() -> Error {
     Error::new("R0409", "`[data]` names no files")
 }
 
 /// Opens the rows of every field.
-pub(super) fn open(source: &DataSource, fields: &[Field]) -> Result<Vec<Rows>> {
-    match source {
-        DataSource::Safetensors { files } => fields.iter().map(|f| tensors(files, f)).collect(),
+pub(super) fn open(spec: &DataSpec) -> Result<Vec<Rows>> {
+    let fields = &spec.fields;
+    match &spec.source {
+        DataSource::Safetensors { files } => {
+            let mut open = Files::default();
+            let rows = |f| Ok(Rows::Tensors(TensorRows::open(&mut open, files, f)?));
+            fields.iter().map(rows).collect()
+        }
         DataSource::Csv { files, header } => {
-            fields.iter().map(|f| table(files, *header, f)).collect()
+            fields.iter().map(|f| table(files, *header, f, spec.allow_nonfinite)).collect()
         }
         DataSource::Bytes { files, context } => text(files, *context, fields),
     }
 }
 
-fn tensors(paths: &[PathBuf], field: &Field) -> Result<Rows> {
-    let Columns::Name(name) = &field.columns else {
-        let text = format!("`{}` of a safetensors file takes one name", field.input);
-        let place = paths.first().map_or_else(String::new, |p| p.display().to_string());
-        return Err(Error::new("R0410", text).at(place));
-    };
-    let (mut files, mut count, mut row) = (vec![], 0, None);
-    for path in paths {
-        let file = TensorFile::open(path)?;
-        let t = file.tensor(name)?;
-        let (rows, each) = match t.shape.split_first() {
-            Some((&rows, each)) if rows > 0 => (rows, each.to_vec()),
-            _ => {
-                let text = format!("tensor `{name}` has shape {:?}, which is no rows", t.shape);
-                return Err(Error::new("R0411", text).at(path.display()));
-            }
-        };
-        let first = row.get_or_insert_with(|| each.clone());
-        if *first != each {
-            let text = format!(
-                "tensor `{name}` has rows of shape {each:?}, in the file before of {first:?}"
-            );
-            return Err(Error::new("R0411", text).at(path.display()));
-        }
-        files.push((file, count));
-        count += rows;
-    }
-    if files.is_empty() {
-        return Err(no_files());
-    }
-    Ok(Rows::Tensors { files, name: name.clone(), row: row.unwrap_or_default(), count })
-}
-
-fn table(paths: &[PathBuf], header: bool, field: &Field) -> Result<Rows> {
+fn table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) -> Result<Rows> {
     let (mut values, mut width, mut files) = (vec![], 0, vec![]);
     for path in paths {
         let bad = |text: String| Error::new("R0412", text).at(path.display());
+        let file = InputFile::open(path).map_err(|e| bad(format!("cannot read the table: {e}")))?;
         let mut reader = csv::ReaderBuilder::new()
             .has_headers(header)
             .trim(csv::Trim::All)
-            .from_path(path)
-            .map_err(|e| bad(format!("cannot read the table: {e}")))?;
+            .from_reader(file.reader());
         // Without a header this is the first record, which `records` gives again.
         let first = reader.headers().map_err(|e| bad(format!("cannot read line 1: {e}")))?;
         let cells = first.len();
@@ -110,9 +84,17 @@ fn table(paths: &[PathBuf], header: bool, field: &Field) -> Result<Rows> {
                 let x: f64 = cell.parse().map_err(|_| {
                     bad(format!("line {line}, column {c}: `{cell}` is not a number"))
                 })?;
+                if !x.is_finite() && !allow {
+                    let name =
+                        names.as_ref().map_or_else(|| c.to_string(), |n| format!("`{}`", n[c]));
+                    return Err(Error::new("R0418", format!("column {name} holds {x}"))
+                        .at(format!("{}: line {line}", path.display()))
+                        .help(NOT_FINITE));
+                }
                 values.push(x);
             }
         }
+        file.unchanged().map_err(|why| bad(format!("the table {why} while it was read")))?;
     }
     if paths.is_empty() {
         return Err(no_files());
@@ -154,9 +136,7 @@ fn columns(columns: &Columns, header: Option<&[String]>, cells: usize) -> Result
 fn text(paths: &[PathBuf], context: u64, fields: &[Field]) -> Result<Vec<Rows>> {
     let (mut bytes, mut files) = (vec![], vec![]);
     for path in paths {
-        let more = std::fs::read(path).map_err(|e| {
-            Error::new("R0414", format!("cannot read the file: {e}")).at(path.display())
-        })?;
+        let more = read_whole(path, "R0414", "file")?;
         files.push((path.clone(), bytes.len() as u64));
         bytes.extend(more);
     }
@@ -179,7 +159,7 @@ fn text(paths: &[PathBuf], context: u64, fields: &[Field]) -> Result<Vec<Rows>> 
 impl Rows {
     pub fn count(&self) -> u64 {
         match self {
-            Rows::Tensors { count, .. } => *count,
+            Rows::Tensors(t) => t.count,
             Rows::Table { values, width, .. } => (values.len() / width) as u64,
             Rows::Text { text, context, .. } => (text.bytes.len() as u64 - 1) / context,
         }
@@ -190,7 +170,7 @@ impl Rows {
     pub fn check(&self, field: &Field, w: &Wanted) -> Result<()> {
         let takes = &w.shape[1..];
         let (have, what) = match self {
-            Rows::Tensors { row, name, .. } => {
+            Rows::Tensors(TensorRows { row, name, .. }) => {
                 (row.iter().product(), format!("rows of tensor `{name}` have shape {row:?}"))
             }
             Rows::Table { width, .. } => {
@@ -199,7 +179,7 @@ impl Rows {
             Rows::Text { context, .. } => (*context, format!("windows have {context} bytes")),
         };
         let other = match self {
-            Rows::Tensors { row, .. } => row.len() == takes.len() && row != takes,
+            Rows::Tensors(t) => t.row.len() == takes.len() && t.row != takes,
             Rows::Table { .. } | Rows::Text { .. } => false,
         };
         if have == row_elements(w) && !other {
@@ -217,9 +197,9 @@ impl Rows {
             (path.display().to_string(), at - first)
         };
         match self {
-            Rows::Tensors { files, .. } => {
-                let (file, first) = files.iter().rev().find(|f| f.1 <= r).expect("a row");
-                (file.path().display().to_string(), r - first)
+            Rows::Tensors(t) => {
+                let (file, at) = t.file(r);
+                (file.path().display().to_string(), at)
             }
             Rows::Table { files, .. } => find(files, r),
             Rows::Text { text, context, .. } => find(&text.files, r * context),
@@ -235,32 +215,69 @@ impl Rows {
         }
     }
 
-    /// Appends row `r` in the input's format.
-    pub fn row(&self, r: u64, w: &Wanted, affine: (f64, f64), out: &mut Vec<u8>) -> Result<()> {
+    /// Appends rows from `r` on in the input's format, at most `most` and one at least; returns how
+    /// many. `raw` is memory to use.
+    pub fn read(
+        &self,
+        (r, most): (u64, u64),
+        w: &Wanted,
+        affine: (f64, f64),
+        raw: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<u64> {
         let each = row_elements(w) as usize;
+        let shape = vec![each as u64];
         match self {
-            Rows::Tensors { files, name, .. } => {
-                let (file, first) =
-                    files.iter().rev().find(|f| f.1 <= r).expect("a row of the data");
-                let from = (r - first) as usize * each;
-                file.tensor(name)?.convert(from..from + each, w.dtype, affine, out)
-            }
+            Rows::Tensors(t) => return t.read((r, most), w.dtype, affine, raw, out),
             Rows::Table { values, width, .. } => {
                 let row = &values[r as usize * width..][..*width];
-                let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
-                let t =
-                    HostTensor { element: F64, shape: vec![each as u64], bytes: Cow::Owned(bytes) };
-                t.convert(0..each, w.dtype, affine, out)
+                raw.clear();
+                raw.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+                let t = HostTensor { element: F64, shape, bytes: Cow::Borrowed(raw) };
+                t.convert(0..each, w.dtype, affine, out)?;
             }
             Rows::Text { text, context, shift } => {
                 let from = (r * context + shift) as usize;
                 let t = HostTensor {
                     element: Element::Plan(DType::U8),
-                    shape: vec![each as u64],
+                    shape,
                     bytes: Cow::Borrowed(&text.bytes[from..from + each]),
                 };
-                t.convert(0..each, w.dtype, affine, out)
+                t.convert(0..each, w.dtype, affine, out)?;
             }
         }
+        Ok(1)
+    }
+
+    /// Element `i` of row `r` as the data has it, and what it is called there.
+    pub fn value(&self, r: u64, i: usize) -> Result<(f64, String)> {
+        Ok(match self {
+            Rows::Tensors(t) => (t.value(r, i)?, format!("element {} of `{}`", t.index(i), t.name)),
+            Rows::Table { values, width, .. } => {
+                (values[r as usize * width + i], format!("number {} of the row", i + 1))
+            }
+            Rows::Text { .. } => (f64::NAN, "a byte".into()),
+        })
+    }
+
+    /// Checks that the files which these rows were read from are those that were opened, after they
+    /// were read: what a batch holds is then what the run began with.
+    ///
+    /// # Errors
+    /// `R0417` for the first row of a file that was cut, written to or removed.
+    pub fn unchanged(&self, rows: &[u64], looked: &mut Vec<*const InputFile>) -> Result<()> {
+        // Tables and texts are in memory.
+        let Rows::Tensors(t) = self else { return Ok(()) };
+        for &r in rows {
+            let (file, row) = t.file(r);
+            // Rows of a batch lie in few files, mostly in one.
+            if looked.contains(&std::ptr::from_ref(file)) {
+                continue;
+            }
+            looked.push(file);
+            let fault = |why| changed(file, row, &format!("the file {why} during the run"));
+            file.unchanged().map_err(fault)?;
+        }
+        Ok(())
     }
 }

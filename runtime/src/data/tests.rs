@@ -1,3 +1,4 @@
+use super::tensors::{Files, TensorRows};
 use super::*;
 use crate::tensors::write_tensors;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ fn field(input: &str, column: &str) -> Field {
 }
 
 fn spec(source: DataSource, batch: Option<u64>, fields: Vec<Field>) -> DataSpec {
-    DataSpec { source, batch, fields, shuffle: true, seed: 3, split: 0.0 }
+    DataSpec { source, batch, fields, shuffle: true, seed: 3, split: 0.0, allow_nonfinite: false }
 }
 
 fn ids(batch: &Batch) -> Vec<i64> {
@@ -203,4 +204,84 @@ fn a_batch_takes_the_memory_of_the_one_before_once_nobody_holds_it() {
     let next = data.next_shared().unwrap();
     assert_ne!(memory(&next), memory(&held));
     assert_eq!((&*held, &*next), (&copy, &other.next_batch().unwrap()));
+}
+
+/// Rows that are kept in memory and rows that are read as they are drawn are the same rows.
+#[test]
+fn rows_that_are_not_kept_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = vec![file(dir.path(), 0, 7), file(dir.path(), 7, 6)];
+    let field = field("x", "x");
+    let kept = TensorRows::open(&mut Files::default(), &files, &field).unwrap();
+    let read = TensorRows::open(&mut Files::with_room(0), &files, &field).unwrap();
+    // The first file's rows alone fit.
+    let both = TensorRows::open(&mut Files::with_room(7 * 4 + 1), &files, &field).unwrap();
+    for (dtype, affine) in
+        [(DType::U8, (1.0, 0.0)), (DType::F32, (0.5, 1.0)), (DType::I64, (1.0, 0.0))]
+    {
+        let all = |rows: &TensorRows, most: u64| {
+            let (mut raw, mut out, mut r) = (vec![], vec![], 0);
+            while r < 13 {
+                let n =
+                    rows.read((r, most.min(13 - r)), dtype, affine, &mut raw, &mut out).unwrap();
+                assert!(n >= 1 && (r >= 7 || r + n <= 7), "no run crosses files");
+                r += n;
+            }
+            out
+        };
+        let want = all(&kept, 1);
+        assert_eq!(want.len(), 13 * 4 * dtype.size());
+        for rows in [&kept, &read, &both] {
+            for most in [1, 2, 5, 13] {
+                assert_eq!(all(rows, most), want, "{dtype}, at most {most}");
+            }
+        }
+    }
+    for r in 0..13 {
+        assert_eq!(read.value(r, 3).unwrap(), kept.value(r, 3).unwrap());
+    }
+    // Cut in the second row of the second file, of 4 bytes each behind the header.
+    let whole = std::fs::read(&files[1]).unwrap();
+    let second = std::fs::File::options().write(true).open(&files[1]).unwrap();
+    let at = whole.windows(4).rposition(|w| w == [32, 33, 34, 35]).unwrap() as u64;
+    second.set_len(at + 2).unwrap();
+    let (mut raw, mut out) = (vec![], vec![]);
+    let e = read.read((8, 5), DType::U8, (1.0, 0.0), &mut raw, &mut out).unwrap_err();
+    assert_eq!(e.code, "R0417");
+    assert!(e.message.contains("was cut from"), "{e}");
+    assert!(e.place.as_ref().unwrap().ends_with("7.safetensors: row 1"), "{e}");
+    out.clear();
+    assert_eq!(read.read((6, 1), DType::U8, (1.0, 0.0), &mut raw, &mut out).unwrap(), 1);
+}
+
+#[test]
+fn what_is_not_finite_is_refused_where_it_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let mut x = vec![1.0f32; 30];
+    x[3 * 4 + 1] = f32::NAN;
+    let bytes = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let tensors = BTreeMap::from([("x".to_string(), (DType::F32, vec![10, 3], bytes))]);
+    write_tensors(&path, &BTreeMap::new(), &tensors).unwrap();
+    let files = vec![path];
+    let mut s = spec(DataSource::Safetensors { files }, Some(2), vec![field("x", "x")]);
+    s.shuffle = false;
+    let want = [wanted("x", DType::F32, &[2, 3])];
+    let mut data = Dataset::open(&s, &want).unwrap();
+    data.next_batch().unwrap();
+    data.next_batch().unwrap();
+    let e = data.next_batch().unwrap_err();
+    assert_eq!((e.code, &*e.message), ("R0418", "element [1] of `x` is NaN"));
+    assert!(e.place.unwrap().ends_with("a.safetensors: row 4, for input `x`"));
+    s.allow_nonfinite = true;
+    let mut data = Dataset::open(&s, &want).unwrap();
+    assert!((0..5).all(|_| data.next_batch().is_ok()));
+    // Scaled, it is more than f32 holds.
+    s.allow_nonfinite = false;
+    s.fields[0].scale = 1e39;
+    let e = Dataset::open(&s, &want).unwrap().next_batch().unwrap_err();
+    assert_eq!(
+        e.message,
+        "element [0] of `x` is 1e0, which, scaled and shifted, is more than f32 holds"
+    );
 }

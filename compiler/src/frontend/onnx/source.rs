@@ -4,15 +4,18 @@ use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProt
 use super::tensor::{Elem, Tensor, checked_elements};
 use crate::diagnostic::{Diagnostic, Place, Result};
 use indexmap::IndexMap;
-use memmap2::Mmap;
 use prost::Message;
 use prost::bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// Oldest and newest operator set that import knows.
 pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=28;
+
+/// The most that a protobuf message may have, and so a model file.
+const MAX_BYTES: u64 = i32::MAX as u64;
 
 /// A decoded model whose structure is sound: an opset in range, only standard operators without
 /// subgraphs, every value defined once, nodes in topological order.
@@ -85,14 +88,29 @@ impl Source {
                 .at(Place::File { path: path.into() })
                 .into());
         }
-        let bytes = if meta.len() == 0 {
-            Bytes::new()
-        } else {
-            // SAFETY: the mapping is read-only. If another process truncates the file meanwhile,
-            // reading faults, as with any mapped input.
-            let map = unsafe { Mmap::map(&file) }.map_err(|e| fail("map", e))?;
-            Bytes::from_owner(map)
-        };
+        if meta.len() > MAX_BYTES {
+            return Err(Diagnostic::error(
+                "P0202",
+                "the file is larger than 2 GiB, as no ONNX model is",
+            )
+            .at(Place::File { path: path.into() })
+            .help("weights beyond that are external data, in files beside the model")
+            .into());
+        }
+        // Read and not mapped: a page that another process cuts off meanwhile would end this one.
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(meta.len() as usize)
+            .map_err(|_| fail("read", std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
+        (&file).read_to_end(&mut bytes).map_err(|e| fail("read", e))?;
+        let after = file.metadata().map_err(|e| fail("read", e))?;
+        if after.len() != meta.len() || after.modified().ok() != meta.modified().ok() {
+            return Err(Diagnostic::error("P0201", "the model was written to while it was read")
+                .at(Place::File { path: path.into() })
+                .help("wait until the export has ended")
+                .into());
+        }
+        let bytes = Bytes::from(bytes);
         Source::decode(path, bytes, true)
     }
 
@@ -441,7 +459,7 @@ fn check_location(location: &str) -> Result<(), Diagnostic> {
 
 /// Reads a range of a file that was checked to exist.
 fn read_range(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-    use std::io::{Read, Seek, SeekFrom};
+    use std::io::{Seek, SeekFrom};
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
     let mut out = vec![0; length];

@@ -6,6 +6,7 @@ use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::frontend::onnx::{self, Dim, ImportOptions, InitScheme};
 use globset::{GlobBuilder, GlobMatcher};
 use indexmap::IndexMap;
+use precast_plan::TensorHeader;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -239,22 +240,20 @@ fn safetensors(
     let mut rows = 0;
     let mut inputs = BTreeMap::new();
     for path in files {
-        let file = fs::File::open(path).map_err(|e| fault(path, e))?;
-        // SAFETY: the map is read only while this function runs; a file that another process
-        // truncates meanwhile faults, as it would in any program that maps its input.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fault(path, e))?;
-        let tensors = safetensors::SafeTensors::deserialize(&map)
-            .map_err(|e| fault(path, format!("not a safetensors file: {e}")))?;
+        let mut file = fs::File::open(path).map_err(|e| fault(path, e))?;
+        let len = file.metadata().map_err(|e| fault(path, e))?.len();
+        let header = TensorHeader::read(&mut file, len).map_err(|e| fault(path, e))?;
         let mut here = None;
         for (input, columns) in fields {
             let Columns::Name(name) = columns else {
                 let message = format!("`{input}` of a safetensors file takes one tensor");
                 return Err(fault(path, message).into());
             };
-            let shape = match tensors.tensor(name) {
-                Ok(tensor) => tensor.shape().to_vec(),
-                Err(_) => {
-                    let mut names = tensors.names();
+            let shape = match header.tensors.iter().find(|t| t.name == *name) {
+                Some(tensor) => tensor.shape.clone(),
+                None => {
+                    let mut names: Vec<&str> =
+                        header.tensors.iter().map(|t| t.name.as_str()).collect();
                     names.sort_unstable();
                     let place = Place::Tensor { path: path.clone(), tensor: name.clone() };
                     return Err(Diagnostic::error("P0108", "the data has no such tensor")

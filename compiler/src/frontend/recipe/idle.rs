@@ -42,7 +42,8 @@ impl Recipe {
             idle(&["weights.init", "weights.seed"], why, "`init` draws what they lack");
         }
         if data.source.is_none() {
-            let keys = ["data.shuffle", "data.split", "data.scale", "data.shift"];
+            let keys =
+                ["data.shuffle", "data.split", "data.scale", "data.shift", "data.on_nonfinite"];
             idle(&keys, "the recipe names no data", "give `format` and `file` in [data]");
             if facts.textual {
                 idle(&["data.batch"], "textual IR states its own extents", "");
@@ -121,5 +122,19 @@ impl Recipe {
             );
         }
         found
+    }
+    /// A warning, `P0121`, where the recipe says to apply steps that are not finite and the plan
+    /// scales the loss, which no key said.
+    pub fn idle_ignore(&self, scaled: bool) -> Option<Diagnostic> {
+        if !scaled || self.train.on_nonfinite != Some(OnNonfinite::Ignore) {
+            return None;
+        }
+        let message = "`on_nonfinite = \"ignore\"` does nothing here";
+        let why = "gradients are f16 and the loss is scaled: a step that overflows is skipped";
+        Some(
+            Diagnostic::warning("P0121", message)
+                .at(self.place(&["train.on_nonfinite"], why))
+                .help("\"skip\" says so; `[loss_scale] mode = \"off\"` applies every step"),
+        )
     }
 }

@@ -1,6 +1,6 @@
 //! The section `[loss]`: one loss, or several with weights.
 
-use super::read::{Item, Table};
+use super::read::{Item, Table, holds};
 use super::sections::or;
 use super::{Data, Loss, LossKind, LossTerm};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -55,6 +55,10 @@ fn of_list(item: &Item, data: Option<&Data>) -> Option<Vec<LossTerm>> {
     t.finish();
     let (weight, mut terms) = (weight?, terms?);
     terms.iter_mut().for_each(|t| t.weight *= weight);
+    if let Some(term) = terms.iter().find(|t| !holds(t.weight)) {
+        let label = format!("times its own weight it is {:e}", term.weight);
+        return item.invalid("the weight of an output is no number of f32", &label, "");
+    }
     Some(terms)
 }
 

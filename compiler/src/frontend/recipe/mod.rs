@@ -86,6 +86,25 @@ pub struct Data {
     pub shuffle: bool,
     /// Share of the rows held back for testing, in [0, 1).
     pub split: f64,
+    #[serde(skip_serializing_if = "DataNonfinite::is_default")]
+    pub on_nonfinite: DataNonfinite,
+}
+
+/// What becomes of NaN and infinities in the data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataNonfinite {
+    /// They end the run, with the file and the row.
+    #[default]
+    Error,
+    /// They are data.
+    Allow,
+}
+
+impl DataNonfinite {
+    fn is_default(&self) -> bool {
+        *self == DataNonfinite::Error
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -293,7 +293,7 @@ impl<'s, 't> Item<'s, 't> {
         self.int(least as i64..).map(|x| x as u64)
     }
 
-    /// A finite number; integers are numbers too.
+    /// A finite number that is in the range as written and as f32; integers are numbers too.
     pub fn real(&self, range: impl RangeBounds<f64>) -> Option<f64> {
         let x = match self.value.get_ref() {
             DeValue::Integer(_) => self.raw_int()? as f64,
@@ -306,7 +306,19 @@ impl<'s, 't> Item<'s, 't> {
         if !x.is_finite() {
             return self.out_of_range(x, "finite");
         }
-        if range.contains(&x) { Some(x) } else { self.out_of_range(x, &described(&range)) }
+        if !range.contains(&x) {
+            return self.out_of_range(x, &described(&range));
+        }
+        // What is written is what is meant; what is used is f32. Here, so that no key can miss it.
+        let used = f64::from(x as f32);
+        if !holds(x) {
+            return self.out_of_range(format!("{x:e}"), F32);
+        }
+        if !range.contains(&used) {
+            let value = format!("{x}, which is {used} in f32, in which steps are computed,");
+            return self.out_of_range(value, &described(&range));
+        }
+        Some(x)
     }
 
     /// One of a closed set of words.
@@ -324,6 +336,15 @@ impl<'s, 't> Item<'s, 't> {
         None
     }
 }
+
+/// Whether f32 has a number as it is, rounded: 0, or one of its normal numbers.
+pub fn holds(x: f64) -> bool {
+    let used = f64::from(x as f32);
+    x == 0.0 || (used.is_finite() && used.abs() >= f64::from(f32::MIN_POSITIVE))
+}
+
+/// What a number that [`holds`] refuses is not.
+const F32: &str = "a number of f32, in which steps are computed: 0, or from 1.2e-38 to 3.4e38";
 
 pub fn listed<T>(set: &[(&str, T)]) -> String {
     words(set.iter().map(|(w, _)| w))

@@ -12,8 +12,19 @@ const KEYS: &[(&str, &[&str])] = &[
     (
         "[data]",
         &[
-            "format", "files", "batch", "context", "dims", "shuffle", "split", "inputs", "targets",
-            "scale", "shift", "header",
+            "format",
+            "files",
+            "batch",
+            "context",
+            "dims",
+            "shuffle",
+            "split",
+            "inputs",
+            "targets",
+            "scale",
+            "shift",
+            "header",
+            "on_nonfinite",
         ],
     ),
     (
@@ -101,6 +112,9 @@ fn read<'s>(source: &'s Source<'_>, tree: &'s DeTable<'_>) -> Option<Recipe> {
         let label = "and [loss_scale] asks for a scale";
         item.invalid::<()>("under a loss scale no step that overflows is applied", label, "");
     }
+    if let (Some(o), Some(s)) = (&optimizer, &schedule) {
+        rates(&root, o, s);
+    }
     root.finish();
     Some(Recipe {
         path: source.path.into(),
@@ -116,6 +130,18 @@ fn read<'s>(source: &'s Source<'_>, tree: &'s DeTable<'_>) -> Option<Recipe> {
         train: train?,
         target: target?,
     })
+}
+
+/// Checks that the rates of the schedule are numbers of f32: those of the warm-up and the last.
+fn rates(root: &Table, optimizer: &Optimizer, schedule: &Schedule) {
+    let (lr, t) = (optimizer.lr, root.section("schedule"));
+    let first = lr / schedule.warmup.max(1) as f64;
+    for (key, rate) in [("warmup", first), ("final_ratio", lr * schedule.final_ratio)] {
+        if let Some(item) = t.get(key).filter(|_| !super::read::holds(rate)) {
+            let label = format!("with `lr` = {lr:e} it makes a rate of {rate:e}");
+            item.invalid::<()>("the learning rate is no number of f32", &label, "");
+        }
+    }
 }
 
 /// The value of an optional key: absent gives the default, wrong gives `None` (already reported).
@@ -168,6 +194,11 @@ fn data(t: Table) -> Option<Data> {
     let shift = map(&t, "shift", |i| i.real(..));
     let shuffle = or(t.get("shuffle"), true, |i| i.bool());
     let split = or(t.get("split"), 0.0, |i| i.real(0.0..1.0));
+    let words = [("error", DataNonfinite::Error), ("allow", DataNonfinite::Allow)];
+    let on_nonfinite = or(t.get("on_nonfinite"), DataNonfinite::Error, |i| i.word(&words));
+    if let Some(Some(Format::Bytes)) = format {
+        t.reject("on_nonfinite", "bytes are finite");
+    }
 
     let source = match format {
         None => None,
@@ -210,6 +241,7 @@ fn data(t: Table) -> Option<Data> {
         shift: shift?,
         shuffle: shuffle?,
         split: split?,
+        on_nonfinite: on_nonfinite?,
     })
 }
 

@@ -297,3 +297,111 @@ fn tables_and_folders_are_counted() {
         assert!(error.to_string().contains(want), "{error}");
     }
 }
+
+/// Every number of the recipe that [`every_key_is_read`] reads, and those of its other forms.
+const NUMBERS: &str = r#"
+model = "m.onnx"
+[data]
+format = "csv"
+file = "a.csv"
+batch = 32
+inputs = { x = "a" }
+targets = { y = "b" }
+scale.x = 0.5
+shift.x = 0.5
+split = 0.2
+[[loss.terms]]
+kind = "cross_entropy"
+target = "y"
+label_smoothing = 0.1
+weight = 0.5
+[[loss.terms]]
+kind = "output"
+outputs = ["a", "b"]
+weights = [0.5, 0.5]
+[optimizer]
+kind = "OPTIMIZER"
+lr = 1.0
+weight_decay = 1e-4
+[schedule]
+kind = "cosine"
+final_ratio = 0.1
+[loss_scale]
+mode = "dynamic"
+init = 1024.0
+growth = 4.0
+backoff = 0.25
+min = 1.0
+max = 16777216.0
+[train]
+steps = 3
+clip_norm = 1.0
+ema = 0.9
+"#;
+
+#[test]
+fn every_number_is_one_of_f32() {
+    let sgd = NUMBERS.replace("OPTIMIZER", "sgd").replace("lr = 1.0", "lr = 1.0\nmomentum = 0.9");
+    let adam = NUMBERS
+        .replace("OPTIMIZER", "adam")
+        .replace("lr = 1.0", "lr = 1.0\neps = 1e-8\nbetas = [0.9, 0.999]");
+    let mut seen = std::collections::BTreeSet::new();
+    for text in [sgd, adam] {
+        Recipe::parse("recipe.toml", &text).unwrap_or_else(|e| panic!("{e}"));
+        for (i, line) in text.lines().enumerate() {
+            let Some((key, value)) = line.split_once(" = ") else { continue };
+            if !value.contains(['.', 'e']) || value.contains('"') {
+                continue;
+            }
+            seen.insert(key.to_string());
+            // The last of these rounds to 1, which is what an open range ends in.
+            for number in ["1e-300", "1e39", "0.99999999999", "nan", "-inf"] {
+                let numbers = match value.contains('[') {
+                    true => vec![format!("[{number}, 0.5]"), format!("[0.5, {number}]")],
+                    false => vec![number.to_string()],
+                };
+                for value in numbers {
+                    let lines: Vec<String> = text
+                        .lines()
+                        .enumerate()
+                        .map(|(k, l)| if k == i { format!("{key} = {value}") } else { l.into() })
+                        .collect();
+                    let read = Recipe::parse("recipe.toml", &lines.join("\n"));
+                    let open = ["betas", "backoff", "split", "label_smoothing", "momentum", "ema"];
+                    if number == "0.99999999999" && !open.contains(&key) {
+                        continue;
+                    }
+                    let e = read.expect_err(&format!("{key} = {value}")).to_string();
+                    assert!(e.contains("P0105"), "{key} = {value}: {e}");
+                    assert!(e.contains(&format!("recipe.toml:{}:", i + 1)), "{key}: {e}");
+                }
+            }
+        }
+    }
+    // Every key that reads a real number is among them.
+    let sources = [include_str!("sections.rs"), include_str!("loss.rs")].concat();
+    let reals = sources.matches(".real(").count();
+    // Both numbers of `betas` are read on one line.
+    assert_eq!(reals, seen.len() + 1, "give the new key a line in NUMBERS: {seen:?}");
+    let e = errors(&with("lr = 0.001", "lr = 1e-300"));
+    assert!(e.contains("1e-300 is not a number of f32, in which steps are computed"), "{e}");
+    let e = errors(&with("lr = 0.001", "lr = 0.1\nbetas = [0.9, 0.99999999]"));
+    assert!(e.contains("0.99999999, which is 1 in f32, in which steps are computed,"), "{e}");
+}
+
+#[test]
+fn rates_that_a_schedule_makes_are_numbers_too() {
+    for (old, new, line) in [
+        ("[train]", "[schedule]\nwarmup = 1000\n[train]", 14),
+        ("[train]", "[schedule]\nkind = \"linear\"\nfinal_ratio = 1e-9\n[train]", 15),
+    ] {
+        let text = with(old, new).replace("lr = 0.001", "lr = 1e-36");
+        let e = errors(&text);
+        assert!(e.contains("P0105") && e.contains(&format!("recipe.toml:{line}:")), "{e}");
+        assert!(e.contains("the learning rate is no number of f32"), "{e}");
+    }
+    let loss = "kind = \"mse\"\n[[loss.terms]]\nkind = \"output\"\noutputs = [\"a\"]\n\
+                weights = [1e-30]\nweight = 1e-30";
+    let e = errors(&with("kind = \"cross_entropy\"", loss).replace("[loss]\nkind = \"mse\"\n", ""));
+    assert!(e.contains("the weight of an output is no number of f32"), "{e}");
+}
