@@ -264,6 +264,7 @@ ops! {
     concat: Concat;
     pad: Pad;
     reduce: Reduce;
+    reduce_int: ReduceInt;
     extremum: Extremum, ExtremumGrad;
     log_sum_exp: LogSumExp, LogSumExpGrad;
     matmul: MatMul;

@@ -178,6 +178,12 @@ fn movement(c: &mut Cases) {
         }
     }
     c.add(Reduce { f: ReduceOp::Sum, axes: vec![1] }, &[Tensor::real([2, 0], vec![])]);
+    let whole = ints(DType::I32, [2, 3], &[-7, 0, i64::from(i32::MAX), 1, -70_000, 9]);
+    for &f in ReduceOp::ALL {
+        for axes in [vec![0], vec![1], vec![0, 1]] {
+            c.add(ReduceInt { f, axes }, std::slice::from_ref(&whole));
+        }
+    }
     for f in [ReduceOp::Max, ReduceOp::Min] {
         for axis in 0..3 {
             let op = Extremum { f, axis };

@@ -5,6 +5,7 @@ mod cases;
 mod edges;
 mod fuzz;
 mod graphs;
+mod integers;
 mod numerics;
 mod random;
 mod ranges;

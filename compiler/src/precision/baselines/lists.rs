@@ -148,6 +148,7 @@ pub fn grappler(op: &Op, half: DType, mean: bool, bias_grad: bool) -> Grappler {
         | Op::Recurrence(_)
         | Op::RecurrenceGrad(_)
         | Op::LastIndex(_)
+        | Op::ReduceInt(_)
         | Op::CumSum(_)
         | Op::TopK(_)
         | Op::GradStats(_)
