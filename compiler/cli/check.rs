@@ -5,6 +5,7 @@ use crate::input::{self, Dims, Kind};
 use crate::recipe_args::{compile, has_model, open, open_data, options, warn};
 use precast_compiler::autodiff::vanishing;
 use precast_compiler::frontend::onnx;
+use precast_compiler::pipeline::reads_nothing_of;
 use precast_compiler::{Diagnostic, Place};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,23 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         say!("{}", json!({ "ok": true, "files": found }));
     }
     Ok(())
+}
+
+/// Inputs that no result depends on.
+fn unread(imported: &onnx::Imported) -> Option<Diagnostic> {
+    let g = &imported.graph;
+    let mut read = vec![false; g.value_count()];
+    g.results.iter().chain(&g.updates).for_each(|r| read[r.value.0 as usize] = true);
+    let mut unread: Vec<&str> = vec![];
+    for (_, n) in g.nodes().rev() {
+        if !n.outputs.iter().any(|v| read[v.0 as usize]) {
+            unread.extend(imported.inputs.iter().map(|i| i.0.as_str()).filter(|i| *i == n.name));
+            continue;
+        }
+        n.inputs.iter().for_each(|v| read[v.0 as usize] = true);
+    }
+    unread.reverse();
+    (!unread.is_empty()).then(|| reads_nothing_of(&unread))
 }
 
 /// What there is to say of a file.
@@ -102,6 +120,7 @@ fn check(path: &Path, dims: &Dims) -> Outcome<Checked> {
                     let g = &imported.graph;
                     let outputs: Vec<_> = g.results.iter().map(|r| r.value).collect();
                     warn(&vanishing(g, &outputs, &[]));
+                    warn(unread(imported).as_slice());
                     names.push(("trained", imported.params.clone()));
                     names.push(("buffers", imported.buffers.clone()));
                     if !imported.drawn.is_empty() {

@@ -226,7 +226,7 @@ pub fn open_data(recipe: &Recipe) -> Outcome<Inputs> {
 pub fn open(
     recipe: &Recipe,
     plan: precast_plan::Plan,
-    inputs: Inputs,
+    mut inputs: Inputs,
     threads: usize,
 ) -> Outcome<(Session, data::Dataset)> {
     let model = recipe.model_path();
@@ -245,6 +245,9 @@ pub fn open(
             .help("begin again once whatever writes it has ended")
             .into());
     }
-    let data = data::Dataset::bind(inputs.data, &session.wanted()).map_err(place)?;
+    // What nothing reads was warned of when the plan was made.
+    let wanted = session.wanted();
+    inputs.data.keep(|input| wanted.iter().any(|w| w.name == input));
+    let data = data::Dataset::bind(inputs.data, &wanted).map_err(place)?;
     Ok((session, data))
 }

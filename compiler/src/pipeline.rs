@@ -6,6 +6,7 @@ mod ranges;
 mod reasons;
 mod watched;
 
+pub use loss::reads_nothing_of;
 pub use watched::{Watched, profile, replay};
 
 use crate::autodiff::{self, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
@@ -84,6 +85,7 @@ pub fn compile(recipe: &Recipe, options: &Options) -> Result<Compiled> {
     let trained = trained(joint.shown());
     let plan = finish(recipe, options, &forward, outcome, plan)?;
     warnings.extend(recipe.idle_ignore(plan.summary.scaled));
+    warnings.extend(loss::unread(recipe, &plan));
     Ok(Compiled { plan, stages, warnings, casts, trained })
 }
 

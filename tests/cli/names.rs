@@ -89,3 +89,28 @@ fn a_weight_file_wins_over_textual_ir() {
     assert_eq!(code, "P0217", "{text}");
     assert!(text.contains("shape [4, 2]"), "{text}");
 }
+
+/// Exporters keep arguments that a module does not use.
+#[test]
+fn an_input_that_nothing_reads_is_said_and_makes_no_difference() {
+    let lab = Lab::new();
+    lab.ok(&["grad", "recipe.toml", "-o", "grad.safetensors"]);
+    let want = lab.read("grad.safetensors");
+    lab.write(
+        "model.pir",
+        &MODEL.replace("%w1 = var", "%z = input {name=\"z\"} : f32[4,1]\n  %w1 = var"),
+    );
+    lab.recipe("x = \"a..c\"", "x = \"a..c\", z = \"b\"");
+    for args in [
+        &["check", "recipe.toml"][..],
+        &["train", "recipe.toml", "--steps", "2"],
+        &["grad", "recipe.toml", "-o", "grad.safetensors"],
+    ] {
+        let said = lab.warnings(args);
+        assert!(said.contains("warning[P0233]: nothing reads the input `z`"), "{args:?}: {said}");
+        assert!(said.contains("recipe.toml"), "{said}");
+    }
+    assert!(lab.read("grad.safetensors") == want);
+    lab.recipe("", "");
+    assert!(!lab.warnings(&["check", "recipe.toml"]).contains("P0233"));
+}

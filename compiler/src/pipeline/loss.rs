@@ -116,5 +116,57 @@ pub fn classes(recipe: &Recipe, forward: &Graph, plan: &Plan) -> Vec<Classes> {
             found.push(Classes { tensor, count: count as u64, ignore: ignore_index });
         }
     }
+    // Those of losses that the model computes.
+    let own = forward.nodes().filter_map(|(_, n)| match &n.op {
+        Op::CrossEntropy(op) if !n.name.starts_with("loss.") => Some((op.ignore_index, n)),
+        _ => None,
+    });
+    for (ignore, n) in own {
+        let Op::Input(input) = &forward.def(n.inputs[1]).op else { continue };
+        let named = |t: &precast_plan::Tensor| {
+            t.name == input.name && matches!(t.storage, Storage::Input { .. })
+        };
+        if let (Some(tensor), Some(&count)) =
+            (plan.tensors.iter().position(named), forward.shape(n.inputs[0]).last())
+            && found.iter().all(|c| c.tensor != tensor as u32)
+        {
+            let tensor = tensor as u32;
+            found.push(Classes { tensor, count: count as u64, ignore });
+        }
+    }
     found
+}
+
+/// Inputs that the recipe feeds and nothing of the step or of its evaluation reads. Exporters keep
+/// them where the module takes an argument that it does not use.
+pub fn unread(recipe: &Recipe, plan: &Plan) -> Option<Diagnostic> {
+    let read = |name: &str| {
+        let input = |s: &Storage| matches!(s, Storage::Input { .. });
+        plan.tensors.iter().any(|t| t.name == name && input(&t.storage))
+    };
+    let inputs = recipe.data.inputs.keys();
+    // A target that no loss of the recipe's reads is an input of a model that computes its own.
+    let targets = recipe.data.targets.keys().filter(|_| recipe.loss.in_model());
+    let unread: Vec<&str> =
+        inputs.chain(targets).map(String::as_str).filter(|n| !read(n)).collect();
+    let first = unread.first()?;
+    let keys = ["inputs", "targets"].map(|list| format!("data.{list}.{first}"));
+    Some(
+        reads_nothing_of(&unread)
+            .at(recipe.place(&keys.each_ref().map(String::as_str), "not read")),
+    )
+}
+
+/// The warning for inputs that nothing reads.
+pub fn reads_nothing_of(inputs: &[&str]) -> Diagnostic {
+    let list: Vec<String> = inputs.iter().map(|n| format!("`{n}`")).collect();
+    let (what, them) = match inputs {
+        [_] => ("input", "it"),
+        _ => ("inputs", "them"),
+    };
+    Diagnostic::warning("P0233", format!("nothing reads the {what} {}", list.join(", "))).help(
+        format!(
+            "data for {them} makes no difference; leave {them} out, or export the model without"
+        ),
+    )
 }

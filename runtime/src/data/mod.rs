@@ -200,6 +200,15 @@ impl Opened {
         Ok(opened)
     }
 
+    /// Forgets the fields of inputs that `read` says nothing of.
+    pub fn keep(&mut self, read: impl Fn(&str) -> bool) {
+        let keep: Vec<bool> = self.spec.fields.iter().map(|f| read(&f.input)).collect();
+        let mut of = keep.iter();
+        self.spec.fields.retain(|_| *of.next().expect("one a field"));
+        let mut of = keep.iter();
+        self.rows.retain(|_| *of.next().expect("one a field"));
+    }
+
     fn fills(&self, batch: u64) -> Result<()> {
         let train = self.count - self.test;
         // Without fields there is nothing to count; binding says which input is not fed.
