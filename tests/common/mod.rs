@@ -10,7 +10,7 @@ use precast_compiler::schedule::Capabilities;
 use precast_compiler::{egraph, emit, simplify};
 use precast_plan::{Plan, Target};
 use precast_runtime::data::{Batch, batch_of};
-use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile};
+use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile, WeightSource};
 use std::path::{Path, PathBuf};
 
 /// Where the fixtures are, for test programs that were carried to another machine.
@@ -295,4 +295,17 @@ pub fn check_frozen_rows(mut session: Session, batch: &Batch) {
             assert_eq!(a == b, still, "{name}, row {row}: {a:?} and {b:?}");
         }
     }
+}
+
+/// Holds the gradients that a session of the fixture `integers` has computed against PyTorch's.
+pub fn check_integers(f: &Fixture, session: &Session, prefix: &str) {
+    let errors = f.gradient_errors_of(session, prefix);
+    let listed = f.reference.names().iter().filter(|n| n.starts_with(prefix)).count();
+    assert_eq!(errors.len(), listed - 1, "all but the loss: {errors:?}");
+    let faults: Vec<String> = errors
+        .iter()
+        .filter(|(_, e)| e.is_nan() || *e > 1e-5)
+        .map(|(name, e)| format!("{prefix}{name}: {e:.2e}"))
+        .collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -55,7 +55,7 @@ pub fn load_assuming(path: &Path, given: &[(String, usize)]) -> Result<Assumed> 
     let is_batch = |name: &String| batches.contains(&&Dim::Named(name.clone()));
     let others = if names.iter().all(is_batch) { vec![EXTENTS[0]] } else { extents(&info) };
     let choices = BATCHES.iter().flat_map(|&b| others.iter().map(move |&x| (b, x)));
-    let mut first = None;
+    let mut best = None;
     for (batch, extent) in choices {
         let dims: Vec<(String, usize)> =
             names.iter().map(|n| (n.clone(), if is_batch(n) { batch } else { extent })).collect();
@@ -68,16 +68,19 @@ pub fn load_assuming(path: &Path, given: &[(String, usize)]) -> Result<Assumed> 
         match load(path, &opts) {
             Ok(imported) => return Ok(Assumed { info, dims, imported: Some(imported) }),
             Err(e) => {
-                // Only operands that do not fit each other may fit with other extents.
-                let other = !names.is_empty() && e.0.iter().all(|d| d.code == "P0214");
-                first.get_or_insert((e, dims));
-                if !other {
+                // Operands that do not fit each other may fit with other extents; what else is refused
+                // is best told of extents with which all fit.
+                let misfits = e.0.iter().filter(|d| d.code == "P0214").count();
+                if best.as_ref().is_none_or(|(_, _, fewest)| misfits < *fewest) {
+                    best = Some((e, dims, misfits));
+                }
+                if names.is_empty() || misfits == 0 {
                     break;
                 }
             }
         }
     }
-    let (mut errors, dims) = first.expect("there are extents to try");
+    let (mut errors, dims, _) = best.expect("there are extents to try");
     if let (Some(d), false) = (errors.0.first_mut(), dims.is_empty()) {
         let list: Vec<String> = dims.iter().map(|(n, x)| format!("{n} = {x}")).collect();
         let said = format!("found with assumed extents: {}", list.join(", "));

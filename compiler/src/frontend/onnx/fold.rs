@@ -56,7 +56,7 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
     Ok(Some(match op {
         "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" | "Max" | "Min" | "And" | "Or" | "Xor"
         | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "BitwiseAnd"
-        | "BitwiseOr" => {
+        | "BitwiseOr" | "BitwiseXor" => {
             let mut acc = need(x, 0)?.clone();
             let fmod = op == "Mod" && attrs.int("fmod", 0)? != 0;
             for i in 1..x.len() {
@@ -65,7 +65,7 @@ pub fn eval(op: &str, x: &[Option<Tensor>], attrs: &Attrs) -> Res<Option<Tensor>
             acc
         }
         "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal" | "Exp" | "Log"
-        | "Sin" | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" => {
+        | "Sin" | "Cos" | "Tanh" | "Sigmoid" | "Erf" | "Sign" | "Not" | "IsNaN" | "BitwiseNot" => {
             match unary(op, need(x, 0)?)? {
                 Some(t) => t,
                 None => return Ok(None),
@@ -206,6 +206,7 @@ fn binary(op: &str, fmod: bool, a: &Tensor, b: &Tensor) -> Res<Tensor> {
                 "Min" => Data::Int(p.map(|(x, y)| x.min(y)).collect()),
                 "BitwiseAnd" => Data::Int(p.map(|(x, y)| x & y).collect()),
                 "BitwiseOr" => Data::Int(p.map(|(x, y)| x | y).collect()),
+                "BitwiseXor" => Data::Int(p.map(|(x, y)| x ^ y).collect()),
                 "Equal" => Data::Bool(p.map(|(x, y)| x == y).collect()),
                 "Less" => Data::Bool(p.map(|(x, y)| x < y).collect()),
                 "LessOrEqual" => Data::Bool(p.map(|(x, y)| x <= y).collect()),
@@ -234,6 +235,17 @@ fn unary(op: &str, t: &Tensor) -> Res<Option<Tensor>> {
     check_size(&t.shape)?;
     let data = match (&t.data, op) {
         (Data::Bool(v), "Not") => Data::Bool(v.iter().map(|x| !x).collect()),
+        (Data::Bool(v), "BitwiseNot") => Data::Bool(v.iter().map(|x| !x).collect()),
+        (Data::Int(v), "BitwiseNot") => {
+            // An unsigned number keeps its bits.
+            let mask = match t.elem {
+                Elem::U8 => 0xff,
+                Elem::U16 => 0xffff,
+                Elem::U32 => 0xffff_ffff,
+                _ => -1,
+            };
+            Data::Int(v.iter().map(|x| !x & mask).collect())
+        }
         (Data::Int(v), "Neg") => Data::Int(v.iter().map(|x| x.wrapping_neg()).collect()),
         (Data::Int(v), "Abs") => Data::Int(v.iter().map(|x| x.wrapping_abs()).collect()),
         (Data::Int(v), "Sign") => Data::Int(v.iter().map(|x| x.signum()).collect()),

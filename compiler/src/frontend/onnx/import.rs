@@ -5,12 +5,13 @@ use super::fold;
 use super::moves::{self, Move};
 use super::node::{Attrs, Seen, fail};
 use super::params::{Known, Role, roles};
+use super::proto::NodeProto;
 use super::source::Source;
 use super::stops::{Globs, Stops};
 use super::tensor::{Data, Elem, Tensor, checked_elements};
 use super::variables::aliases;
 use super::{ImportOptions, Imported};
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::{Diagnostic, Diagnostics, Result};
 use crate::frontend::weights::WeightFile;
 use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, VarRole};
 use crate::ops::{self, Op};
@@ -150,6 +151,8 @@ pub struct Importer<'a> {
     pub(super) drawn: Vec<String>,
     /// Where gradients stop.
     pub(super) stops: Stops,
+    /// How many branches the node being converted lies in.
+    pub(super) depth: usize,
 }
 
 /// Imports a model.
@@ -184,47 +187,112 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         moving: false,
         drawn: Vec::new(),
         stops,
+        depth: 0,
     };
     let inputs = cx.inputs()?;
+    let mut faults = Faults::default();
     for (i, node) in src.graph.node.iter().enumerate() {
-        cx.at = i;
-        let op = node.op_type.as_deref().unwrap_or_default();
-        cx.base = match node.name.as_deref() {
-            Some(n) if !n.is_empty() => n.into(),
-            _ => format!("{op}_{i}"),
-        };
-        let place = |d: Diagnostic| match d.place {
-            None => d.at(src.node_place(i)),
-            Some(_) => d,
-        };
-        let inputs = node
-            .input
-            .iter()
-            .map(|x| if x.is_empty() { Ok(None) } else { cx.operand(x).map(Some) })
-            .collect::<Res<_>>()
-            .map_err(place)?;
-        cx.moving = convert::MOVING.contains(&op);
-        let seen = Seen::default();
-        let attrs = Attrs::new(node, &seen);
-        let call = Call { op, inputs, read: Seen::default(), attrs, outputs: &node.output };
-        let results = convert::node(&mut cx, &call).map_err(place)?;
-        call.all_understood().map_err(place)?;
-        let given = results.len();
-        let results = cx.stopped(node, results).map_err(place)?;
-        for (name, value) in node.output.iter().zip(results) {
-            if !name.is_empty() {
-                cx.values.insert(name.clone(), value);
-            }
+        // What reads the result of a node that was refused is not looked at.
+        if node.input.iter().any(|x| faults.missing.contains(x)) {
+            faults.missing.extend(node.output.iter().filter(|y| !y.is_empty()).cloned());
+            continue;
         }
-        for (k, name) in node.output.iter().enumerate().skip(given) {
-            cx.absent.insert(name.clone(), (op.into(), k));
+        cx.at = i;
+        if let Err(e) = cx.convert(node) {
+            let place = match e.place {
+                None => Some(src.node_place(i)),
+                Some(_) => None,
+            };
+            faults.add(match place {
+                Some(place) => e.at(place),
+                None => e,
+            });
+            faults.missing.extend(node.output.iter().filter(|y| !y.is_empty()).cloned());
         }
     }
+    faults.finish()?;
     let outputs = cx.results()?;
     cx.finish(inputs, outputs)
 }
 
+/// What nodes were refused for. All are found in one go, so that a model is changed once.
+#[derive(Default)]
+struct Faults {
+    /// Each with how many further nodes it is true of.
+    list: Vec<(Diagnostic, usize)>,
+    /// Names of results that there are none of.
+    missing: BTreeSet<String>,
+}
+
+/// Most faults that are told one by one.
+const TOLD: usize = 24;
+
+impl Faults {
+    fn add(&mut self, d: Diagnostic) {
+        let like = |o: &Diagnostic| o.code == d.code && o.message == d.message;
+        match self.list.iter_mut().find(|(o, _)| like(o)) {
+            Some((_, more)) => *more += 1,
+            None => self.list.push((d, 0)),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        let beyond = self.list.len().saturating_sub(TOLD);
+        let mut all: Vec<Diagnostic> = vec![];
+        for (mut d, more) in self.list.into_iter().take(TOLD) {
+            match more {
+                0 => {}
+                1 => d.message += "; at another node too",
+                n => d.message += &format!("; at {n} other nodes too"),
+            }
+            all.push(d);
+        }
+        if let (Some(last), true) = (all.last_mut(), beyond > 0) {
+            last.message += &format!(" (and {beyond} other faults)");
+        }
+        if all.is_empty() { Ok(()) } else { Err(Diagnostics(all)) }
+    }
+}
+
 impl<'a> Importer<'a> {
+    /// Converts a node and notes its results.
+    pub(super) fn convert(&mut self, node: &NodeProto) -> Res<()> {
+        let op = node.op_type.as_deref().unwrap_or_default();
+        self.base = match node.name.as_deref() {
+            Some(n) if !n.is_empty() => n.into(),
+            _ => format!("{op}_{}", self.at),
+        };
+        if op == "If" {
+            let results = self.branch(node)?;
+            for (name, value) in node.output.iter().zip(results) {
+                self.values.insert(name.clone(), value);
+            }
+            return Ok(());
+        }
+        let inputs = node
+            .input
+            .iter()
+            .map(|x| if x.is_empty() { Ok(None) } else { self.operand(x).map(Some) })
+            .collect::<Res<_>>()?;
+        self.moving = convert::MOVING.contains(&op);
+        let seen = Seen::default();
+        let attrs = Attrs::new(node, &seen);
+        let call = Call { op, inputs, read: Seen::default(), attrs, outputs: &node.output };
+        let results = convert::node(self, &call)?;
+        call.all_understood()?;
+        let given = results.len();
+        let results = self.stopped(node, results)?;
+        for (name, value) in node.output.iter().zip(results) {
+            if !name.is_empty() {
+                self.values.insert(name.clone(), value);
+            }
+        }
+        for (k, name) in node.output.iter().enumerate().skip(given) {
+            self.absent.insert(name.clone(), (op.into(), k));
+        }
+        Ok(())
+    }
+
     fn inputs(&mut self) -> Result<Vec<(String, TensorType)>> {
         let mut out = Vec::new();
         for (name, ty) in super::inputs::bind(self.src, self.opts)? {
@@ -290,7 +358,7 @@ impl<'a> Importer<'a> {
     }
 
     /// The value of an ONNX name.
-    fn operand(&mut self, name: &str) -> Res<Val> {
+    pub(super) fn operand(&mut self, name: &str) -> Res<Val> {
         if let Some(v) = self.values.get(name) {
             return Ok(v.clone());
         }
@@ -514,9 +582,13 @@ pub fn unsupported_input(elem: &str) -> Diagnostic {
     )
 }
 
-/// The graph's type for an input of an ONNX element type.
+/// The graph's type for an input of an ONNX element type. Reals are f32, as everywhere in a graph whose
+/// formats are not chosen yet; data in 16 bits is widened.
 pub fn input_dtype(code: i32) -> Res<DType> {
-    Elem::from_onnx(code)
-        .and_then(Elem::file_dtype)
-        .ok_or_else(|| unsupported_input(&Elem::code_name(code)))
+    let dtype = Elem::from_onnx(code).and_then(Elem::file_dtype);
+    match dtype {
+        Some(d) if d.is_low_precision() => Ok(DType::F32),
+        Some(d) => Ok(d),
+        None => Err(unsupported_input(&Elem::code_name(code))),
+    }
 }

@@ -10,7 +10,12 @@ use indexmap::IndexMap;
 use prost::Message;
 use prost::bytes::Bytes;
 
-fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+pub(super) fn node(
+    op: &str,
+    inputs: &[&str],
+    outputs: &[&str],
+    attribute: Vec<AttributeProto>,
+) -> NodeProto {
     NodeProto {
         op_type: Some(op.into()),
         name: Some(format!("n_{}", outputs[0])),
@@ -21,15 +26,15 @@ fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributePro
     }
 }
 
-fn attr(name: &str) -> AttributeProto {
+pub(super) fn attr(name: &str) -> AttributeProto {
     AttributeProto { name: Some(name.into()), ..AttributeProto::default() }
 }
 
-fn int(name: &str, i: i64) -> AttributeProto {
+pub(super) fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { i: Some(i), r#type: Some(2), ..attr(name) }
 }
 
-fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
+pub(super) fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
     let dim =
         dims.iter().map(|&d| DimensionProto { dim_value: Some(d), dim_param: None }).collect();
     let tensor =
@@ -40,7 +45,7 @@ fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
     }
 }
 
-fn tensor(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
+pub(super) fn tensor(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
     TensorProto {
         name: Some(name.into()),
         dims: dims.to_vec(),
@@ -50,7 +55,7 @@ fn tensor(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
     }
 }
 
-fn ints(name: &str, data: &[i64]) -> TensorProto {
+pub(super) fn ints(name: &str, data: &[i64]) -> TensorProto {
     TensorProto {
         name: Some(name.into()),
         dims: vec![data.len() as i64],
@@ -74,7 +79,7 @@ fn external(name: &str, location: &str) -> TensorProto {
 }
 
 /// `x` [2,3] → `y`.
-fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
+pub(super) fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
     ModelProto {
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
         graph: Some(GraphProto {
@@ -88,12 +93,12 @@ fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
     }
 }
 
-fn load_in(folder: &Path, m: &ModelProto) -> Result<Imported> {
+pub(super) fn load_in(folder: &Path, m: &ModelProto) -> Result<Imported> {
     let opts = ImportOptions { training: true, ..ImportOptions::default() };
     load_bytes(&folder.join("model.onnx"), m.encode_to_vec(), &opts)
 }
 
-fn refused(m: ModelProto) -> String {
+pub(super) fn refused(m: ModelProto) -> String {
     let e = load_in(Path::new("."), &m).unwrap_err();
     e.to_string()
 }

@@ -11,6 +11,7 @@
 #![allow(clippy::result_large_err)]
 
 mod assume;
+mod branches;
 mod buffers;
 mod convert;
 mod fold;
@@ -29,6 +30,8 @@ mod tensor;
 mod variables;
 mod warnings;
 
+#[cfg(test)]
+mod found_tests;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]

@@ -322,11 +322,13 @@ pub fn split_sizes(
                 })
                 .collect()
         }
-        _ => Err(format!("{extent} elements cannot be split into {count:?} parts")),
+        (None, Some(n)) => Err(format!("{extent} elements cannot be split into {n} parts")),
+        (None, None) => Err("neither the parts nor their number is known".into()),
     }
 }
 
-/// `Tile`.
+/// `Tile`. Only an axis of several elements that is repeated becomes two on the way, and no more of
+/// them at once than a tensor may have axes.
 ///
 /// # Errors
 /// Where the repeats do not match the rank, are negative or overflow.
@@ -335,12 +337,33 @@ pub fn tile(from: &[usize], repeats: &[i64]) -> Result<Vec<Move>, String> {
         return Err(format!("{} repeats for rank {}", repeats.len(), from.len()));
     }
     let (repeats, _) = checked_elements(repeats)?;
-    let wide: Vec<i64> =
-        from.iter().zip(&repeats).flat_map(|(&n, &r)| [r as i64, n as i64]).collect();
-    let (wide, _) = checked_elements(&wide)?;
-    let thin = from.iter().flat_map(|&n| [1, n]).collect();
-    let to = wide.chunks(2).map(|c| c[0] * c[1]).collect();
-    Ok(vec![Move::Reshape(thin), Move::Broadcast(wide), Move::Reshape(to)])
+    let pairs = from.iter().zip(&repeats);
+    let whole: Vec<i64> = pairs.flat_map(|(&n, &r)| [r as i64, n as i64]).collect();
+    checked_elements(&whole)?;
+    let split = |d: &usize| from[*d] != 1 && repeats[*d] != 1;
+    let all: Vec<usize> = (0..from.len()).filter(split).collect();
+    let room = precast_plan::MAX_RANK.saturating_sub(from.len()).max(1);
+    let mut at = from.to_vec();
+    let mut moves = vec![];
+    // Axes of one element are repeated by the first.
+    for (first, group) in all.chunks(room).chain(all.is_empty().then_some(&[][..])).enumerate() {
+        let (mut thin, mut wide) = (vec![], vec![]);
+        for d in 0..at.len() {
+            if group.contains(&d) {
+                thin.extend([1, at[d]]);
+                wide.extend([repeats[d], at[d]]);
+                at[d] *= repeats[d];
+            } else {
+                thin.push(at[d]);
+                if first == 0 && from[d] == 1 {
+                    at[d] = repeats[d];
+                }
+                wide.push(at[d]);
+            }
+        }
+        moves.extend([Move::Reshape(thin), Move::Broadcast(wide), Move::Reshape(at.clone())]);
+    }
+    Ok(moves)
 }
 
 #[cfg(test)]
@@ -381,12 +404,44 @@ mod tests {
         assert_eq!(run(&[2, 3], transpose(&[2, 3], None)), (vec![3, 2], vec![0, 3, 1, 4, 2, 5]));
         assert_eq!(run(&[2, 1], tile(&[2, 1], &[1, 2])), (vec![2, 2], vec![0, 0, 1, 1]));
         assert_eq!(run(&[2], tile(&[2], &[2])), (vec![4], vec![0, 1, 0, 1]));
+        assert_eq!(run(&[2], tile(&[2], &[0])).0, [0]);
+        assert_eq!(run(&[], tile(&[], &[])).0, [] as [usize; 0]);
         assert_eq!(run(&[2, 1], expand(&[2, 1], &[3])), (vec![2, 3], vec![0, 0, 0, 1, 1, 1]));
         assert_eq!(run(&[4, 3], reshape(&[4, 3], &[0, -1, 1], false)).0, [4, 3, 1]);
         assert_eq!(run(&[4, 3], flatten(&[4, 3], -1)).0, [4, 3]);
         assert_eq!(run(&[1, 3, 1], squeeze(&[1, 3, 1], None)).0, [3]);
         assert_eq!(run(&[3], unsqueeze(&[3], &[0, -1])).0, [1, 3, 1]);
         assert_eq!(split_sizes(10, None, Some(4)).unwrap(), [3, 3, 3, 1]);
+    }
+
+    #[test]
+    fn tiles_of_many_axes_pass_through_few() {
+        for (from, repeats) in [
+            (vec![2, 3, 1, 4, 5], vec![1, 1, 2, 1, 1]),
+            (vec![2, 3, 1, 2, 2], vec![2, 1, 3, 2, 2]),
+            (vec![2, 1, 2, 1, 2, 2, 2, 1], vec![2, 2, 2, 1, 2, 2, 2, 1]),
+        ] {
+            let moves = tile(&from, &repeats).unwrap();
+            let axes = |m: &Move| match m {
+                Move::Reshape(s) | Move::Broadcast(s) => s.len(),
+                _ => 0,
+            };
+            let most = moves.iter().map(axes).max().unwrap();
+            assert!(most <= precast_plan::MAX_RANK.max(from.len() + 1), "{moves:?}");
+            let (shape, got) = run(&from, Ok(moves));
+            // Element by element, as numpy's tile.
+            let to: Vec<usize> = from.iter().zip(&repeats).map(|(n, r)| n * *r as usize).collect();
+            assert_eq!(shape, to);
+            let strides = Shape::new(&from).strides();
+            for (k, &x) in got.iter().enumerate() {
+                let (mut left, mut want) = (k, 0);
+                for d in (0..to.len()).rev() {
+                    want += (left % to[d] % from[d]) as i64 * strides[d];
+                    left /= to[d];
+                }
+                assert_eq!(x, want, "{from:?} {repeats:?}");
+            }
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub struct AttributeProto {
     pub s: Option<Bytes>,
     #[prost(message, optional, boxed, tag = "5")]
     pub t: Option<Box<TensorProto>>,
-    /// Undecoded: its presence is what matters, subgraphs are refused.
+    /// Undecoded: only branches that are taken are looked at.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub g: Option<Bytes>,
     #[prost(float, repeated, tag = "7")]

@@ -490,7 +490,11 @@ fn opset_of(model: &ModelProto) -> Result<i64, Diagnostic> {
     }
 }
 
-fn check_node(node: &NodeProto) -> Result<(), Diagnostic> {
+/// Refuses operators that are not ONNX's, and subgraphs other than the branches of an `If`.
+///
+/// # Errors
+/// P0205, P0215.
+pub fn check_node(node: &NodeProto) -> Result<(), Diagnostic> {
     let op = node.op_type.as_deref().unwrap_or_default();
     let domain = node.domain.as_deref().unwrap_or_default();
     if !matches!(domain, "" | "ai.onnx") {
@@ -501,7 +505,13 @@ fn check_node(node: &NodeProto) -> Result<(), Diagnostic> {
         .help("export without custom operators, or replace this one by standard ones"));
     }
     let subgraph = |a: &&AttributeProto| a.g.is_some() || !a.graphs.is_empty();
-    if let Some(a) = node.attribute.iter().find(subgraph) {
+    let branch = |a: &AttributeProto| {
+        op == "If"
+            && a.graphs.is_empty()
+            && matches!(a.name.as_deref(), Some("then_branch" | "else_branch"))
+    };
+    let other = |a: &&AttributeProto| subgraph(a) && !branch(a);
+    if let Some(a) = node.attribute.iter().find(other) {
         let name = a.name.as_deref().unwrap_or_default();
         return Err(Diagnostic::error("P0215", format!("`{op}` has a subgraph (`{name}`)"))
             .help("control flow is not supported; trace the model with fixed branches and loops"));

@@ -2,10 +2,11 @@
 
 use super::window::{Axis, Planar, axes, still};
 use super::words;
+use crate::diagnostic::Diagnostic;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::Move;
 use crate::frontend::onnx::node::fail;
-use crate::ir::ValueId;
+use crate::ir::{ConstData, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, Math};
 
@@ -13,6 +14,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
         "Conv" => conv(cx, call)?,
         "ConvTranspose" => conv_transpose(cx, call)?,
+        "Col2Im" => columns_to_image(cx, call)?,
         _ => return Ok(None),
     };
     Ok(Some(vec![Val::Node(v)]))
@@ -28,6 +30,11 @@ fn groups(call: &Call) -> Res<usize> {
 
 fn add_channel_bias(cx: &mut Importer, call: &Call, y: ValueId) -> Res<ValueId> {
     let Some(b) = call.input(2).cloned() else { return Ok(y) };
+    // torch.export writes one of zeros where the module has none; over three axes and in groups it has
+    // the wrong length.
+    if matches!(&b, Val::Const(t) if t.splat() == Some(0.0)) {
+        return Ok(y);
+    }
     let shape = cx.graph.shape(y).to_vec();
     let n = cx.shape(&b)?;
     if n != [shape[1]] {
@@ -192,9 +199,30 @@ fn grown(call: &Call, list: &[Axis]) -> Res<Vec<Grown>> {
             // What is behind the windows of the result is not of this operand's making.
             let reached = (a.size - 1) * a.stride + a.reach();
             window.after = reached.saturating_sub(window.before + size);
+            // The depth is put together from planes; of the other axes every element but those of
+            // one stride is reached by a window.
+            let most = reached + a.stride - 1 - window.before.min(reached);
+            if size > most && !(n == 3 && d == 0) {
+                let attr = if wanted.is_empty() { "output_padding" } else { "output_shape" };
+                return Err(too_long(attr, d, size, &a, most));
+            }
             Ok(Grown { window, size })
         })
         .collect()
+}
+
+fn too_long(attr: &str, axis: usize, size: usize, a: &Axis, most: usize) -> Diagnostic {
+    fail(
+        "P0206",
+        format!(
+            "`{attr}` makes {size} elements along spatial axis {axis}: {} elements under windows of {} \
+             with a stride of {} reach {most} at most",
+            a.size,
+            a.reach(),
+            a.stride
+        ),
+    )
+    .help("leave the elements that no window reaches to a `Pad` behind it")
 }
 
 /// The data gradient of a convolution is what ONNX and PyTorch call a transposed convolution.
@@ -243,6 +271,58 @@ fn transposed(
     let size = [h.size, b.size];
     let op = ops::Conv2dDataGrad { stride, pad, dilation, groups, size, math: Math::Exact };
     cx.one("", op, &[x, w])
+}
+
+/// `Col2Im`, which is PyTorch's `fold`: columns [n, c·windows, places] are added where their windows lie
+/// in [n,c,h,w]. A transposed convolution of every channel alone, each tap with a filter of one 1.
+fn columns_to_image(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let x = cx.real(call, 0)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let list = |i: usize| -> Res<Vec<usize>> {
+        let given = call.ints(i)?.unwrap_or_default();
+        let sizes =
+            given.iter().map(|&n| usize::try_from(n).ok().filter(|n| *n > 0 && *n <= 1 << 20));
+        sizes.collect::<Option<Vec<_>>>().ok_or_else(|| words(format!("extents {given:?}")))
+    };
+    let (image, block) = (list(1)?, list(2)?);
+    if image.len() != 2 || block.len() != 2 {
+        let what = format!("`Col2Im` over {} axes; two are supported", image.len());
+        return Err(fail("P0206", what));
+    }
+    let [stride, dilation] = ["strides", "dilations"].map(|name| call.attrs.sizes(name, 2, 1));
+    let (stride, dilation) = (stride?, dilation?);
+    let pads = call.attrs.sizes("pads", 4, 0)?;
+    let mut windows = vec![];
+    for d in 0..2 {
+        let (before, after) = (pads[d], pads[d + 2]);
+        let reach = (block[d] - 1) * dilation[d] + 1;
+        let places = (image[d] + before + after)
+            .checked_sub(reach)
+            .map(|n| n / stride[d].max(1) + 1)
+            .ok_or_else(|| words(format!("windows {block:?} are larger than {image:?}")))?;
+        let (kernel, stride, dilation) = (block[d], stride[d], dilation[d]);
+        let window = Axis { size: places, kernel, stride, dilation, before, after, extra: 0 };
+        windows.push(Grown { window, size: image[d] });
+    }
+    let taps = block[0] * block[1];
+    let places = windows[0].window.size * windows[1].window.size;
+    if shape.len() != 3 || !shape[1].is_multiple_of(taps) || shape[2] != places {
+        return Err(words(format!(
+            "columns {shape:?} are not [n, c · {taps}, {places}] for windows {block:?} in {image:?}"
+        )));
+    }
+    let channels = shape[1] / taps;
+    let x = cx.reshape(x, &[shape[0], shape[1], windows[0].window.size, windows[1].window.size])?;
+    let mut filter = vec![0.0; taps * taps];
+    (0..taps).for_each(|k| filter[k * taps + k] = 1.0);
+    let data = ConstData::from_f32(vec![1, taps, 1, block[0], block[1]], &filter);
+    let w = cx.one("filter", ops::Const { data }, &[])?;
+    let wide = vec![channels, taps, 1, block[0], block[1]];
+    let w = cx.move_value(
+        w,
+        &[Move::Broadcast(wide), Move::Reshape(vec![shape[1], 1, block[0], block[1]])],
+    )?;
+    transposed(cx, x, w, &windows[0], &windows[1], channels)
 }
 
 /// [n,o,taps,d,h,w] → [n,o,size,h,w]: plane i of tap k is added at `i · stride + k · dilation`.

@@ -9,7 +9,7 @@ use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{Real, ValueId};
 use crate::ops;
-use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
+use precast_plan::{BinaryOp as B, DType, Kind, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let one = |v: ValueId| Ok(Some(vec![Val::Node(v)]));
@@ -53,6 +53,18 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "IsInf" => one(is_inf(cx, call)?),
         "BitwiseAnd" => one(binary(cx, call, B::And)?),
         "BitwiseOr" => one(binary(cx, call, B::Or)?),
+        // Of integers −1 − x; of bytes 255 − x.
+        "BitwiseNot" => {
+            let v = call.need(0)?.clone();
+            let x = cx.value(&v)?;
+            if cx.kind(&v)? == Kind::Bool {
+                return one(cx.one("", ops::Unary { f: U::Not }, &[x])?);
+            }
+            let shape = cx.graph.shape(x).to_vec();
+            let ones = if cx.graph.ty(x).dtype == DType::U8 { 255 } else { -1 };
+            let ones = whole_number(cx, ones, &shape)?;
+            one(cx.one("", ops::Binary { f: B::Sub }, &[ones, x])?)
+        }
         "BitwiseXor" => {
             let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
             let either = cx.one("or", ops::Binary { f: B::Or }, &[a, b])?;
@@ -255,8 +267,12 @@ fn literal(cx: &mut Importer, like: ValueId, shape: &[usize], x: i64) -> Res<Val
     if cx.graph.ty(like).is_real() {
         return cx.full(x as f64, shape);
     }
-    let t = Tensor::new(Elem::I32, [], Data::Int(vec![x]));
-    cx.spread(&Val::constant(t), shape)
+    whole_number(cx, x, shape)
+}
+
+/// A small integer at every element.
+fn whole_number(cx: &mut Importer, x: i64, shape: &[usize]) -> Res<ValueId> {
+    cx.spread(&Val::constant(Tensor::new(Elem::I32, [], Data::Int(vec![x]))), shape)
 }
 
 /// −1, 0 or 1; NaN gives 0, as torch.sign. Its derivative is 0.
@@ -323,7 +339,10 @@ fn cast(cx: &mut Importer, call: &Call, to: Elem) -> Res<Option<Vec<Val>>> {
             }
             return Ok(Some(vec![v.clone()]));
         }
-        (Kind::Int, e) if !e.is_real() && e != Elem::Bool => return Ok(Some(vec![v.clone()])),
+        (Kind::Int, e) if !e.is_real() && e != Elem::Bool => {
+            let v = v.clone();
+            return Ok(Some(vec![narrowed(cx, v, e)?]));
+        }
         (Kind::Bool, Elem::Bool) => return Ok(Some(vec![v.clone()])),
         (_, e) if e.is_real() => U::ToReal,
         (_, Elem::Bool) => U::ToBool,
@@ -331,6 +350,31 @@ fn cast(cx: &mut Importer, call: &Call, to: Elem) -> Res<Option<Vec<Val>>> {
     };
     let x = cx.value(&v.clone())?;
     Ok(Some(vec![Val::Node(cx.one("", ops::Unary { f }, &[x])?)]))
+}
+
+/// Integers of which as many bits are kept as a narrower type has.
+fn narrowed(cx: &mut Importer, v: Val, to: Elem) -> Res<Val> {
+    let (bits, signed) = match to {
+        Elem::U8 => (8, false),
+        Elem::I8 => (8, true),
+        Elem::U16 => (16, false),
+        Elem::I16 => (16, true),
+        _ => return Ok(v),
+    };
+    let x = cx.value(&v)?;
+    let fits = super::reduce::most(cx, x);
+    if fits.is_some_and(|most| most < 1 << (bits - u32::from(signed))) {
+        return Ok(v);
+    }
+    let shape = cx.graph.shape(x).to_vec();
+    let mask = whole_number(cx, (1 << bits) - 1, &shape)?;
+    if !signed {
+        return Ok(Val::Node(cx.one("", ops::Binary { f: B::And }, &[x, mask])?));
+    }
+    let half = whole_number(cx, 1 << (bits - 1), &shape)?;
+    let moved = cx.one("moved", ops::Binary { f: B::Add }, &[x, half])?;
+    let kept = cx.one("kept", ops::Binary { f: B::And }, &[moved, mask])?;
+    Ok(Val::Node(cx.one("", ops::Binary { f: B::Sub }, &[kept, half])?))
 }
 
 fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {

@@ -3,11 +3,12 @@
 
 use super::index::whole;
 use super::words;
+use crate::frontend::onnx::fold::check_size;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{Move, part};
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
-use crate::ir::{Real, ValueId};
+use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, ReduceOp, UnaryOp as U};
 
@@ -212,7 +213,51 @@ impl Plane<'_, '_> {
     }
 }
 
+/// `AffineGrid`: the places of `GridSample` by matrices [n,d,d+1], as a product with the coordinates of
+/// all elements.
+fn affine(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+    let theta = cx.real(call, 0)?;
+    let shape = cx.graph.shape(theta).to_vec();
+    let align = call.attrs.int("align_corners", 0)? != 0;
+    let size = call.ints(1)?.unwrap_or_default();
+    let size: Vec<usize> = size.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
+    let axes = size.len().saturating_sub(2);
+    if !matches!(axes, 2 | 3) || size.contains(&0) || shape != [size[0], axes, axes + 1] {
+        return Err(words(format!("matrices {shape:?} for a grid of {size:?}")));
+    }
+    let space = &size[2..];
+    let count = space.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let count = count.ok_or_else(|| words(format!("a grid of {size:?}")))?;
+    check_size(&[count, axes + 1])?;
+    let at = |k: usize, n: usize| match (align, n) {
+        (_, 1) => 0.0,
+        (true, n) => 2.0 * k as f64 / (n - 1) as f64 - 1.0,
+        (false, n) => (2.0 * k as f64 + 1.0) / n as f64 - 1.0,
+    };
+    let mut places = Vec::with_capacity(count * (axes + 1));
+    for k in 0..count {
+        // The last axis is x.
+        let mut left = k;
+        for &n in space.iter().rev() {
+            places.push(at(left % n, n) as f32);
+            left /= n;
+        }
+        places.push(1.0);
+    }
+    let data = ConstData::from_f32(vec![count, axes + 1], &places);
+    let places = cx.one("places", ops::Const { data }, &[])?;
+    let theta = cx.transpose(theta, &[0, 2, 1])?;
+    let y = super::linear::matmul(cx, places, theta)?;
+    let mut grid = vec![size[0]];
+    grid.extend_from_slice(space);
+    grid.push(axes);
+    cx.reshape(y, &grid)
+}
+
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
+    if call.op == "AffineGrid" {
+        return Ok(Some(vec![Val::Node(affine(cx, call)?)]));
+    }
     if call.op != "GridSample" {
         return Ok(None);
     }

@@ -1,4 +1,5 @@
-//! Gathering and scattering by indices of the running graph: rows of a flattened table.
+//! Gathering by indices of the running graph, and where elements are scattered to: rows of a flattened
+//! table.
 //!
 //! An operator that takes an index for each element, or several indices for each row, becomes one
 //! gather: a row number of the table, flattened as far as the indices reach, is calculated from the
@@ -11,17 +12,14 @@ use crate::frontend::onnx::fold::{check_size, element_positions, gather_nd_rows}
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{Move, axis};
 use crate::frontend::onnx::node::fail;
-use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{ConstData, ValueId};
 use crate::ops::{self, Op};
-use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
+use precast_plan::{BinaryOp as B, Kind};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
         "GatherElements" => gather_elements(cx, call)?,
         "GatherND" => gather_nd(cx, call)?,
-        "ScatterElements" => scatter_elements(cx, call)?,
-        "ScatterND" => scatter_nd(cx, call)?,
         _ => return Ok(None),
     };
     Ok(Some(vec![Val::Node(v)]))
@@ -279,157 +277,4 @@ fn gather_nd(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let table = cx.reshape(table, &[e.rows, e.width])?;
     let y = cx.one("", ops::Gather {}, &[table, e.ids])?;
     cx.reshape(y, &shape)
-}
-
-fn scatter_elements(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let from = cx.shape(call.need(0)?)?;
-    let a = axis(call.attrs.int("axis", 0)?, from.len()).map_err(words)?;
-    let (index, updates) = (call.need(1)?.clone(), call.need(2)?.clone());
-    if cx.shape(&index)? != cx.shape(&updates)? {
-        let (i, u) = (cx.shape(&index)?, cx.shape(&updates)?);
-        return Err(words(format!("indices {i:?} and updates {u:?} differ")));
-    }
-    let e = elements(cx, &index, &from, a)?;
-    scatter(cx, call, &index, &e)
-}
-
-fn scatter_nd(cx: &mut Importer, call: &Call) -> Res<ValueId> {
-    let from = cx.shape(call.need(0)?)?;
-    let (index, updates) = (call.need(1)?.clone(), call.need(2)?.clone());
-    let e = tuples(cx, &index, &from, 0)?;
-    let mut shape = cx.graph.shape(e.ids).to_vec();
-    let k = cx.shape(&index)?.last().copied().unwrap_or(0);
-    shape.extend_from_slice(&from[k..]);
-    if shape != cx.shape(&updates)? {
-        let u = cx.shape(&updates)?;
-        return Err(words(format!("updates {u:?} are not {shape:?}")));
-    }
-    scatter(cx, call, &index, &e)
-}
-
-/// Rows of the first operand replaced by, or added to, those of the third. Of several indices that
-/// name one row the last counts, as in a loop over them.
-fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<ValueId> {
-    let (data, updates) = (call.need(0)?.clone(), call.need(2)?.clone());
-    let kind = cx.kind(&data)?;
-    if cx.kind(&updates)? != kind {
-        return Err(words("data and updates are of different kinds".into()));
-    }
-    let shape = cx.shape(&data)?;
-    let reduction = call.attrs.string("reduction", "none")?;
-    let (data, updates) = (cx.value(&data)?, cx.value(&updates)?);
-    let places = cx.graph.shape(e.ids).to_vec();
-    if places.contains(&0) || shape.contains(&0) {
-        return Ok(data);
-    }
-    let flat = [e.rows, e.width];
-    let count = places.iter().product();
-    let data = cx.reshape(data, &flat)?;
-    let updates = cx.reshape(updates, &[count, e.width])?;
-    let literal = match &cx.graph.def(e.ids).op {
-        Op::Const(c) => c.data.ints(),
-        _ => None,
-    };
-    let ids = match literal {
-        Some(v) => cx.one("rows", ops::Const { data: ConstData::from_i64([count], &v) }, &[])?,
-        None => cx.reshape(e.ids, &[count])?,
-    };
-    let y = match (reduction.as_str(), kind) {
-        ("add", Kind::Real) => {
-            let sums = cx.one("sums", ops::ScatterAdd { rows: e.rows }, &[ids, updates])?;
-            cx.one("", ops::Binary { f: B::Add }, &[data, sums])?
-        }
-        ("none", _) => replace(cx, index, ids, data, updates, flat)?,
-        (other, _) => {
-            let what = format!("`{}` with `reduction` \"{other}\" of {kind}s", call.op);
-            return Err(fail("P0206", what).help(
-                "`none` is supported, and `add` of reals; a maximum or product over rows of \
-                       equal index can be written with a one-hot mask and a reduction",
-            ));
-        }
-    };
-    cx.reshape(y, &shape)
-}
-
-/// Rows of `data` `[rows, width]` that `ids` names replaced by those of `updates`, the last one where
-/// several have one id.
-fn replace(
-    cx: &mut Importer,
-    index: &Val,
-    ids: ValueId,
-    data: ValueId,
-    updates: ValueId,
-    flat: [usize; 2],
-) -> Res<ValueId> {
-    let [rows, _] = flat;
-    let real = cx.graph.ty(data).is_real();
-    let literal = matches!(index, Val::Const(_)) && check_size(&[rows]).is_ok();
-    // 1 + the last update of each row, and whether there is one.
-    let (last, hit, won) = match (&cx.graph.def(ids).op, literal) {
-        (Op::Const(c), true) => {
-            let rows_of = c.data.ints().unwrap_or_default();
-            let mut last = vec![0i64; rows];
-            for (r, &id) in rows_of.iter().enumerate() {
-                last[id as usize] = r as i64 + 1;
-            }
-            let hit = last.iter().map(|&l| l != 0).collect();
-            let hit = Tensor::new(Elem::Bool, [rows], Data::Bool(hit));
-            let won: Vec<bool> = rows_of
-                .iter()
-                .enumerate()
-                .map(|(r, &id)| last[id as usize] == r as i64 + 1)
-                .collect();
-            let distinct = won.iter().all(|w| *w);
-            let won = Tensor::new(Elem::Bool, [rows_of.len()], Data::Bool(won));
-            let won = if distinct { None } else { Some(cx.value(&Val::constant(won))?) };
-            let last =
-                if real { None } else { Some(cx.value(&Val::constant(Tensor::ints(last)))?) };
-            (last, cx.value(&Val::constant(hit))?, won)
-        }
-        _ => {
-            let last = cx.one("last", ops::LastIndex { rows }, &[ids])?;
-            let hit = cx.one("hit", ops::Unary { f: U::ToBool }, &[last])?;
-            let won = if real {
-                let winner = cx.one("winner", ops::Gather {}, &[last, ids])?;
-                let shape = cx.graph.shape(ids).to_vec();
-                let (own, one) = (
-                    cx.one("own", ops::Iota { shape: shape.clone(), axis: 0 }, &[])?,
-                    whole(cx, 1, &shape)?,
-                );
-                let own = cx.one("own", ops::Binary { f: B::Add }, &[own, one])?;
-                Some(cx.one("won", ops::Binary { f: B::Eq }, &[winner, own])?)
-            } else {
-                None
-            };
-            (Some(last), hit, won)
-        }
-    };
-    let wide = |cx: &mut Importer, v: ValueId, shape: [usize; 2]| {
-        let v = cx.reshape(v, &[shape[0], 1])?;
-        cx.move_value(v, &[Move::Broadcast(shape.to_vec())])
-    };
-    let new = match (real, last) {
-        // Sums of one row each, and of nothing: exact, and differentiable in the updates.
-        (true, _) => {
-            let updates = match won {
-                None => updates,
-                Some(won) => {
-                    let shape = cx.graph.shape(updates).to_vec();
-                    let won = wide(cx, won, [shape[0], shape[1]])?;
-                    let zero = cx.full(0.0, &shape)?;
-                    cx.one("updates", ops::Select {}, &[won, updates, zero])?
-                }
-            };
-            cx.one("placed", ops::ScatterAdd { rows }, &[ids, updates])?
-        }
-        (false, Some(last)) => {
-            let (one, zero) = (whole(cx, 1, &[rows])?, whole(cx, 0, &[rows])?);
-            let at = cx.one("at", ops::Binary { f: B::Sub }, &[last, one])?;
-            let at = cx.one("at", ops::Binary { f: B::Max }, &[at, zero])?;
-            cx.one("placed", ops::Gather {}, &[updates, at])?
-        }
-        (false, None) => unreachable!("places of integers were made"),
-    };
-    let hit = wide(cx, hit, flat)?;
-    cx.one("", ops::Select {}, &[hit, new, data])
 }

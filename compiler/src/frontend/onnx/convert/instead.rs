@@ -2,26 +2,18 @@
 
 /// By operator: what to write instead, where there is something that would work.
 const INSTEAD: &[(&str, &str)] = &[
-    ("AffineGrid", "write the grid as a product of the matrices with constant coordinates"),
     ("Bernoulli", "draw the noise outside and give it as an input of the data"),
     ("BitShift", "multiply or divide the integers by a power of two"),
     ("CenterCropPad", "use `Slice` and `Pad`, whose extents are known"),
-    ("Col2Im", "use `ConvTranspose` with a constant filter of ones and zeros"),
     ("CumProd", "use `exp(cumsum(log(x)))` where x is positive"),
-    ("DFT", "multiply by constant matrices of cosines and sines"),
     ("DeformConv", "use `GridSample` for the taps, then a product"),
     ("DequantizeLinear", "export the network before it is quantised"),
     ("DynamicQuantizeLinear", "export the network before it is quantised"),
-    ("If", "trace the model with the branch that training takes"),
     ("Loop", "unroll the loop, or use `LSTM`, `GRU` or `RNN` where it is one"),
     ("MaxRoiPool", "use `GridSample` and `MaxPool`"),
     ("MaxUnpool", "use `Resize` or `ConvTranspose`"),
     ("MelWeightMatrix", "store the matrix as a constant"),
     ("Multinomial", "draw the samples outside and give them as an input of the data"),
-    (
-        "NegativeLogLikelihoodLoss",
-        "leave the loss to the recipe: `[loss] kind = \"cross_entropy\"`",
-    ),
     (
         "NonMaxSuppression",
         "end the exported network at the boxes and scores; suppression follows training",

@@ -1,60 +1,236 @@
-//! A cross-entropy inside the model.
+//! Losses inside the model: cross-entropy and negative log-likelihood against classes.
 
+use super::index::{elements, whole};
 use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::node::fail;
-use crate::ir::{ConstData, Real};
-use crate::ops;
-use precast_plan::{BinaryOp as B, ReduceOp, UnaryOp as U};
+use crate::frontend::onnx::origin;
+use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
+use crate::ir::{Real, ValueId};
+use crate::ops::{self, Op};
+use precast_plan::{BinaryOp as B, Kind, ReduceOp, UnaryOp as U};
 
-/// `SoftmaxCrossEntropyLoss`: classes are axis 1, which is brought to the end.
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
-    if call.op != "SoftmaxCrossEntropyLoss" {
-        return Ok(None);
+    match call.op {
+        "SoftmaxCrossEntropyLoss" => cross_entropy(cx, call).map(Some),
+        "NegativeLogLikelihoodLoss" => likelihood(cx, call).map(Some),
+        _ => Ok(None),
     }
-    if call.input(2).is_some() {
-        return Err(fail("P0206", "class weights in `SoftmaxCrossEntropyLoss`"));
+}
+
+/// The labels, and what they say is not counted: `None` where nothing is.
+struct Labels {
+    value: ValueId,
+    ignore: Option<i64>,
+}
+
+impl Labels {
+    fn of(cx: &mut Importer, call: &Call, x: ValueId) -> Res<Labels> {
+        let v = call.need(1)?.clone();
+        let (scores, shape) = (cx.graph.shape(x).to_vec(), cx.shape(&v)?);
+        if scores.len() < 2 {
+            return Err(words("the scores have no class axis".into()));
+        }
+        let rows = [&scores[..1], &scores[2..]].concat();
+        if cx.kind(&v)? != Kind::Int || shape != rows {
+            return Err(words(format!(
+                "labels {shape:?} are not one integer for each place of scores {scores:?}, whose \
+                 axis 1 counts the classes"
+            )));
+        }
+        let ignore = match call.attrs.has("ignore_index") {
+            true => Some(call.attrs.int("ignore_index", 0)?),
+            false => None,
+        };
+        let ignore = ignore.filter(|i| i32::try_from(*i).is_ok());
+        Ok(Labels { value: cx.value(&v)?, ignore })
     }
-    let x = cx.real(call, 0)?;
-    let rank = cx.graph.shape(x).rank();
-    if rank < 2 {
-        return Err(words("the scores have no class axis".into()));
+
+    /// Whether each is ignored.
+    fn ignored(&self, cx: &mut Importer) -> Res<Option<ValueId>> {
+        let Some(ignore) = self.ignore else { return Ok(None) };
+        let shape = cx.graph.shape(self.value).to_vec();
+        let c = Tensor::new(Elem::I64, [], Data::Int(vec![ignore]));
+        let c = cx.spread(&Val::constant(c), &shape)?;
+        Ok(Some(cx.one("ignored", ops::Binary { f: B::Eq }, &[self.value, c])?))
     }
-    let mut perm: Vec<usize> = (0..rank).collect();
-    perm.remove(1);
-    perm.push(1);
-    let last = cx.transpose(x, &perm)?;
-    let labels = call.need(1)?.clone();
-    let labels = cx.value(&labels)?;
-    // A class that no label names: nothing is ignored.
-    let ignore = call.attrs.int("ignore_index", i64::from(i32::MIN))?;
-    let op = ops::CrossEntropy { ignore_index: ignore, label_smoothing: Real(0.0) };
-    let rows = cx.one("rows", op, &[last, labels])?;
+
+    /// Classes that a table has, where the labels are classes or ignored. One that is neither is a row
+    /// behind the table, so that it is an error of the data.
+    fn safe(&self, cx: &mut Importer, classes: usize) -> Res<ValueId> {
+        let shape = cx.graph.shape(self.value).to_vec();
+        let (zero, behind) = (whole(cx, 0, &shape)?, whole(cx, classes, &shape)?);
+        let below = cx.one("below", ops::Binary { f: B::Lt }, &[self.value, zero])?;
+        let label = cx.one("class", ops::Select {}, &[below, behind, self.value])?;
+        match self.ignored(cx)? {
+            None => Ok(label),
+            Some(ignored) => cx.one("class", ops::Select {}, &[ignored, zero, label]),
+        }
+    }
+
+    /// How much each counts: its class's weight, and nothing where it is ignored. `None`: all count 1.
+    fn weights(&self, cx: &mut Importer, call: &Call, classes: usize) -> Res<Option<ValueId>> {
+        let ignored = self.ignored(cx)?;
+        let shape = cx.graph.shape(self.value).to_vec();
+        let weights = match call.input(2).cloned() {
+            None => match ignored {
+                None => return Ok(None),
+                Some(_) => cx.full(1.0, &shape)?,
+            },
+            Some(w) => {
+                let (kind, have) = (cx.kind(&w)?, cx.shape(&w)?);
+                if kind != Kind::Real || have != [classes] {
+                    return Err(words(format!("weights {have:?} of {classes} classes")));
+                }
+                let (table, class) = (cx.value(&w)?, self.safe(cx, classes)?);
+                cx.one("weights", ops::Gather {}, &[table, class])?
+            }
+        };
+        let Some(ignored) = ignored else { return Ok(Some(weights)) };
+        let zero = cx.full(0.0, &shape)?;
+        Ok(Some(cx.one("weights", ops::Select {}, &[ignored, zero, weights])?))
+    }
+}
+
+/// The loss of losses of places: their sum, or, as PyTorch's, their mean by what each counts.
+fn reduced(
+    cx: &mut Importer,
+    call: &Call,
+    rows: ValueId,
+    weights: Option<ValueId>,
+) -> Res<ValueId> {
     let shape = cx.graph.shape(rows).to_vec();
     let axes: Vec<usize> = (0..shape.len()).collect();
     let total = ops::Reduce { f: ReduceOp::Sum, axes };
-    let loss = match call.attrs.string("reduction", "mean")?.as_str() {
-        "none" => rows,
-        "sum" => cx.one("", total, &[rows])?,
+    match call.attrs.string("reduction", "mean")?.as_str() {
+        "none" => Ok(rows),
+        "sum" => cx.one("", total, &[rows]),
         "mean" => {
-            let data = ConstData::from_i64(vec![1; shape.len()], &[ignore]);
-            let c = cx.one("ignored", ops::Const { data }, &[])?;
-            let c = cx.one("ignored", ops::Broadcast { shape }, &[c])?;
-            let out = cx.one("ignored", ops::Binary { f: B::Eq }, &[labels, c])?;
-            let counted = cx.one("counted", ops::Unary { f: U::Not }, &[out])?;
-            let counted = cx.one("counted", ops::Unary { f: U::ToReal }, &[counted])?;
-            let n = cx.one("count", total.clone(), &[counted])?;
-            let s = cx.one("sum", total, &[rows])?;
-            cx.one("", ops::Binary { f: B::Div }, &[s, n])?
+            let s = cx.one("sum", total.clone(), &[rows])?;
+            let n = match weights {
+                Some(w) => cx.one("count", total, &[w])?,
+                None => cx.full(shape.iter().product::<usize>() as f64, &[])?,
+            };
+            cx.one("", ops::Binary { f: B::Div }, &[s, n])
         }
-        other => return Err(fail("P0206", format!("`reduction` is \"{other}\""))),
-    };
-    let mut results = vec![Val::Node(loss)];
+        other => Err(fail("P0206", format!("`reduction` is \"{other}\""))),
+    }
+}
+
+/// Axis 1 brought to the end.
+fn classes_last(cx: &mut Importer, x: ValueId) -> Res<ValueId> {
+    let mut perm: Vec<usize> = (0..cx.graph.shape(x).rank()).collect();
+    perm.remove(1);
+    perm.push(1);
+    cx.transpose(x, &perm)
+}
+
+/// −log softmax at the labels, 0 where they are ignored.
+fn surprise(cx: &mut Importer, last: ValueId, labels: &Labels, smoothing: f64) -> Res<ValueId> {
+    // A class that no label names: nothing is ignored.
+    let ignore_index = labels.ignore.unwrap_or(i64::from(i32::MIN));
+    let op = ops::CrossEntropy { ignore_index, label_smoothing: Real(smoothing) };
+    cx.one("rows", op, &[last, labels.value])
+}
+
+/// Losses of places by their classes' weights.
+fn weighted(
+    cx: &mut Importer,
+    call: &Call,
+    rows: ValueId,
+    weights: Option<ValueId>,
+) -> Res<ValueId> {
+    match (weights, call.input(2)) {
+        (Some(w), Some(_)) => cx.one("weighted", ops::Binary { f: B::Mul }, &[rows, w]),
+        _ => Ok(rows),
+    }
+}
+
+/// The operator has no label smoothing, and torch.export writes a smoothed loss as one that is not; the
+/// call beside the node still says it.
+fn smoothing(call: &Call) -> Res<f64> {
+    let Some(from) = origin::call(call.attrs.node()) else { return Ok(0.0) };
+    if from.target != "aten.cross_entropy_loss.default" {
+        return Ok(0.0);
+    }
+    let given = from.args.get(5).and_then(|a| a.trim().parse::<f64>().ok()).unwrap_or(0.0);
+    if given != 0.0 && call.input(2).is_some() {
+        return Err(fail("P0206", "class weights together with label smoothing").help(
+            "write the loss out: `-log_softmax(x).gather(1, t)` and a mean over the classes",
+        ));
+    }
+    Ok(if (0.0..=1.0).contains(&given) { given } else { 0.0 })
+}
+
+fn cross_entropy(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
+    let x = cx.real(call, 0)?;
+    let rank = cx.graph.shape(x).rank();
+    let labels = Labels::of(cx, call, x)?;
+    let classes = cx.graph.shape(x)[1];
+    let last = classes_last(cx, x)?;
+    let smoothing = smoothing(call)?;
+    let rows = surprise(cx, last, &labels, smoothing)?;
+    let weights = labels.weights(cx, call, classes)?;
+    let rows = weighted(cx, call, rows, weights)?;
+    let mut results = vec![Val::Node(reduced(cx, call, rows, weights)?)];
     if call.wants(1) {
         let y = cx.one("log_prob", ops::Softmax { log: true }, &[last])?;
         let mut back = vec![0, rank - 1];
         back.extend(1..rank - 1);
         results.push(Val::Node(cx.transpose(y, &back)?));
     }
-    Ok(Some(results))
+    Ok(results)
+}
+
+/// `NegativeLogLikelihoodLoss`: minus the first operand at the labels. Of what `LogSoftmax` gives it
+/// is the cross-entropy, whose gradient does not cancel.
+fn likelihood(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
+    let x = cx.real(call, 0)?;
+    let labels = Labels::of(cx, call, x)?;
+    let shape = cx.graph.shape(x).to_vec();
+    let rows = match logits(cx, x)? {
+        Some(z) => {
+            let last = classes_last(cx, z)?;
+            surprise(cx, last, &labels, 0.0)?
+        }
+        None => {
+            let class = labels.safe(cx, shape[1])?;
+            let places = cx.graph.shape(class).to_vec();
+            let mut at = shape.clone();
+            at[1] = 1;
+            let index = cx.reshape(class, &at)?;
+            let e = elements(cx, &Val::Node(index), &shape, 1)?;
+            let table = cx.reshape(x, &[e.rows, e.width])?;
+            let picked = cx.one("picked", ops::Gather {}, &[table, e.ids])?;
+            let picked = cx.reshape(picked, &places)?;
+            let rows = cx.one("rows", ops::Unary { f: U::Neg }, &[picked])?;
+            match labels.ignored(cx)? {
+                None => rows,
+                Some(ignored) => {
+                    let zero = cx.full(0.0, &places)?;
+                    cx.one("rows", ops::Select {}, &[ignored, zero, rows])?
+                }
+            }
+        }
+    };
+    let weights = labels.weights(cx, call, shape[1])?;
+    let rows = weighted(cx, call, rows, weights)?;
+    Ok(vec![Val::Node(reduced(cx, call, rows, weights)?)])
+}
+
+/// What a log-softmax over axis 1 is of.
+fn logits(cx: &mut Importer, x: ValueId) -> Res<Option<ValueId>> {
+    let rank = cx.graph.shape(x).rank();
+    let n = cx.graph.def(x).clone();
+    match &n.op {
+        Op::Softmax(s) if s.log && rank == 2 => Ok(Some(n.inputs[0])),
+        Op::Transpose(t) if t.perm[1] == rank - 1 => {
+            let inner = cx.graph.def(n.inputs[0]).clone();
+            match inner.op {
+                Op::Softmax(s) if s.log => Ok(Some(cx.transpose(inner.inputs[0], &t.perm)?)),
+                _ => Ok(None),
+            }
+        }
+        _ => Ok(None),
+    }
 }

@@ -5,6 +5,7 @@ mod attention;
 mod conv;
 mod einsum;
 mod elementwise;
+mod fourier;
 mod grid;
 mod index;
 mod instead;
@@ -18,6 +19,7 @@ mod recurrence;
 mod reduce;
 mod resize;
 mod rotary;
+mod scatter;
 mod window;
 
 pub use instead::instead_of;
@@ -33,6 +35,7 @@ pub const SUPPORTED: &[&str] = &[
     "Acos",
     "Acosh",
     "Add",
+    "AffineGrid",
     "And",
     "ArgMax",
     "ArgMin",
@@ -44,6 +47,7 @@ pub const SUPPORTED: &[&str] = &[
     "AveragePool",
     "BatchNormalization",
     "BitwiseAnd",
+    "BitwiseNot",
     "BitwiseOr",
     "BitwiseXor",
     "Cast",
@@ -51,6 +55,7 @@ pub const SUPPORTED: &[&str] = &[
     "Ceil",
     "Celu",
     "Clip",
+    "Col2Im",
     "Compress",
     "Concat",
     "Constant",
@@ -60,6 +65,7 @@ pub const SUPPORTED: &[&str] = &[
     "Cos",
     "Cosh",
     "CumSum",
+    "DFT",
     "DepthToSpace",
     "Div",
     "Dropout",
@@ -89,6 +95,7 @@ pub const SUPPORTED: &[&str] = &[
     "HardSwish",
     "Hardmax",
     "Identity",
+    "If",
     "InstanceNormalization",
     "IsInf",
     "IsNaN",
@@ -111,6 +118,7 @@ pub const SUPPORTED: &[&str] = &[
     "Mod",
     "Mul",
     "Neg",
+    "NegativeLogLikelihoodLoss",
     "NonZero",
     "Not",
     "OneHot",
@@ -231,9 +239,11 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     for family in [
         movement::convert,
         index::convert,
+        scatter::convert,
         order::convert,
         einsum::convert,
         grid::convert,
+        fourier::convert,
         elementwise::convert,
         activation::convert,
         linear::convert,

@@ -55,7 +55,10 @@ fn batch_norm(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     if trains && (cx.opts.training || !(kept(3) && kept(4))) {
         return train_batch_norm(cx, call, x, eps);
     }
-    if cx.opts.training && !cx.warnings.iter().any(|w| w.code == "P0221") {
+    // Statistics that the graph computes are no running ones that should move.
+    let computed = |i: usize| matches!(call.input(i), Some(Val::Node(_))) && !kept(i);
+    let running = !computed(3) && !computed(4);
+    if cx.opts.training && running && !cx.warnings.iter().any(|w| w.code == "P0221") {
         cx.warn(
             Diagnostic::warning(
                 "P0221",

@@ -18,7 +18,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "CumSum" => cumsum(cx, call)?,
         "ArgMax" => arg_extreme(cx, call, true)?,
         "ArgMin" => arg_extreme(cx, call, false)?,
-        "OneHot" => one_hot(cx, call)?,
+        "OneHot" => return Ok(Some(vec![one_hot(cx, call)?])),
         "Trilu" => triangle(cx, call)?,
         "Range" => range(cx, call)?,
         "ReverseSequence" => reverse_sequence(cx, call)?,
@@ -52,7 +52,11 @@ fn literal_int(call: &Call, i: usize, what: &str) -> Res<Option<i64>> {
 
 fn cumsum(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let v = call.need(0)?.clone();
-    let x = cx.value(&v)?;
+    let mut x = cx.value(&v)?;
+    // The TorchScript exporter drops the cast of `mask.cumsum(1)`.
+    if cx.kind(&v)? == Kind::Bool {
+        x = cx.one("whole", ops::Unary { f: U::ToInt }, &[x])?;
+    }
     let a = literal_int(call, 1, "the axis")?.ok_or_else(|| words("no axis".into()))?;
     let a = axis(a, cx.graph.shape(x).rank()).map_err(words)?;
     let flag = |name: &str| call.attrs.int(name, 0).map(|v| v != 0);
@@ -138,7 +142,7 @@ fn arg_extreme(cx: &mut Importer, call: &Call, largest: bool) -> Res<ValueId> {
 
 /// `values[1]` where the coordinate along the new axis is the index, `values[0]` elsewhere. Negative
 /// indices count from the end; one outside has no element.
-fn one_hot(cx: &mut Importer, call: &Call) -> Res<ValueId> {
+fn one_hot(cx: &mut Importer, call: &Call) -> Res<Val> {
     let index = call.need(0)?.clone();
     let shape = cx.shape(&index)?;
     let depth = match call.literal(1)? {
@@ -156,6 +160,19 @@ fn one_hot(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     thin.insert(a, 1);
     let mut to = shape;
     to.insert(a, depth);
+    if let (Val::Const(ids), Val::Const(values)) = (&index, &values) {
+        check_size(&to)?;
+        let ids = ids.cast(Elem::I64).to_ints().unwrap_or_default();
+        let inner: usize = to[a + 1..].iter().product();
+        let on = |at: usize| {
+            let (outer, rest) = (at / (inner * depth), at % (inner * depth));
+            let id = ids[outer * inner + rest % inner];
+            let id = if id < 0 { id.saturating_add(depth as i64) } else { id };
+            usize::from(id == (rest / inner) as i64)
+        };
+        let picked: Vec<usize> = (0..to.iter().product()).map(on).collect();
+        return Ok(Val::constant(values.pick(to, &picked)));
+    }
     let ids = cx.value(&index)?;
     let ids = match cx.graph.ty(ids).kind() {
         Kind::Int => ids,
@@ -171,7 +188,7 @@ fn one_hot(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let [off, on] = [0, 1].map(|i| part(&[2], 0, i, 1));
     let (off, on) = (cx.moved(&values, &[off])?, cx.moved(&values, &[on])?);
     let (off, on) = (cx.spread(&off, &to)?, cx.spread(&on, &to)?);
-    cx.one("", ops::Select {}, &[hit, on, off])
+    Ok(Val::Node(cx.one("", ops::Select {}, &[hit, on, off])?))
 }
 
 /// A literal: only the extents of the operand count.

@@ -5,9 +5,10 @@ use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, axis};
 use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::origin;
+use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{Real, ValueId};
-use crate::ops;
-use precast_plan::{BinaryOp as B, Kind, ReduceOp, UnaryOp as U};
+use crate::ops::{self, Op};
+use precast_plan::{BinaryOp as B, DType, Kind, ReduceOp, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = match call.op {
@@ -36,14 +37,15 @@ fn softmax(cx: &mut Importer, call: &Call, log: bool) -> Res<ValueId> {
 
 fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let v = call.need(0)?.clone();
+    let kind = cx.kind(&v)?;
     let extremum = matches!(call.op, "ReduceMax" | "ReduceMin");
-    // The largest of bools says whether any is true, the smallest whether all are.
-    let bools = extremum && cx.kind(&v)? == Kind::Bool;
-    let x = if bools {
-        let x = cx.value(&v)?;
-        cx.one("real", ops::Unary { f: U::ToReal }, &[x])?
-    } else {
-        cx.real(call, 0)?
+    // The largest of bools says whether any is true, the smallest whether all are; otherwise they
+    // count as 0 and 1.
+    let x = cx.value(&v)?;
+    let x = match kind {
+        Kind::Bool if extremum => cx.one("real", ops::Unary { f: U::ToReal }, &[x])?,
+        Kind::Bool => cx.one("whole", ops::Unary { f: U::ToInt }, &[x])?,
+        Kind::Real | Kind::Int => x,
     };
     let shape = cx.graph.shape(x).to_vec();
     let list = call.ints_or(1, "axes")?.unwrap_or_default();
@@ -60,26 +62,113 @@ fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     axes.iter().for_each(|&a| kept[a] = 1);
     let count: usize = axes.iter().map(|&a| shape[a]).product();
     let y = if count == 0 && !axes.is_empty() {
-        let empty = match call.op {
-            "ReduceMean" => return Err(fail("P0214", "the mean of no elements")),
-            "ReduceMax" if bools => 0.0,
-            "ReduceMin" if bools => 1.0,
-            "ReduceMax" | "ReduceLogSum" | "ReduceLogSumExp" => f64::NEG_INFINITY,
-            "ReduceMin" => f64::INFINITY,
-            "ReduceProd" => 1.0,
-            _ => 0.0,
-        };
         // No element takes part, so nothing depends on the operand.
-        cx.full(empty, &kept)?
-    } else {
+        of_nothing(cx, call, x, kind, &kept)?
+    } else if cx.graph.ty(x).is_real() {
         over(cx, call, x, &axes)?
+    } else {
+        over_integers(cx, call, x, &axes)?
     };
+    let bools = kind == Kind::Bool && extremum;
     let y = if bools { cx.one("bool", ops::Unary { f: U::ToBool }, &[y])? } else { y };
     if call.attrs.int("keepdims", 1)? == 0 {
         let left = (0..shape.len()).filter(|d| !axes.contains(d)).map(|d| shape[d]);
         kept = left.collect();
     }
     cx.reshape(y, &kept)
+}
+
+/// The reduction of no elements; `x` is of the operand's kind, bools as what they are reduced as.
+fn of_nothing(
+    cx: &mut Importer,
+    call: &Call,
+    x: ValueId,
+    kind: Kind,
+    shape: &[usize],
+) -> Res<ValueId> {
+    if !cx.graph.ty(x).is_real() {
+        let empty = match call.op {
+            "ReduceSum" | "ReduceL1" | "ReduceSumSquare" => 0,
+            "ReduceProd" => 1,
+            "ReduceMax" => i64::from(i32::MIN),
+            "ReduceMin" => i64::from(i32::MAX),
+            _ => return Err(words(format!("`{}` of no integers", call.op))),
+        };
+        return cx
+            .spread(&Val::constant(Tensor::new(Elem::I32, [], Data::Int(vec![empty]))), shape);
+    }
+    let bools = kind == Kind::Bool;
+    let empty = match call.op {
+        "ReduceMean" => return Err(fail("P0214", "the mean of no elements")),
+        "ReduceMax" if bools => 0.0,
+        "ReduceMin" if bools => 1.0,
+        "ReduceMax" | "ReduceLogSum" | "ReduceLogSumExp" => f64::NEG_INFINITY,
+        "ReduceMin" => f64::INFINITY,
+        "ReduceProd" => 1.0,
+        _ => 0.0,
+    };
+    cx.full(empty, shape)
+}
+
+/// Of integers, exact in 32 bits: a sum beyond them is the nearest, a product wraps around.
+fn over_integers(cx: &mut Importer, call: &Call, x: ValueId, axes: &[usize]) -> Res<ValueId> {
+    let count: usize = axes.iter().map(|&a| cx.graph.shape(x)[a]).product();
+    let by = |cx: &mut Importer, suffix: &str, x: ValueId, f: ReduceOp| {
+        // Numbers so small that f32 holds their sum need no digits.
+        let small = most(cx, x).is_some_and(|most| most.saturating_mul(count) <= 1 << 24);
+        match axes {
+            [] => Ok(x),
+            _ if small => {
+                let x = cx.one("real", ops::Unary { f: U::ToReal }, &[x])?;
+                let y = cx.one("exact", ops::Reduce { f, axes: axes.to_vec() }, &[x])?;
+                cx.one(suffix, ops::Unary { f: U::ToInt }, &[y])
+            }
+            _ => cx.one(suffix, ops::ReduceInt { f, axes: axes.to_vec() }, &[x]),
+        }
+    };
+    match call.op {
+        "ReduceSum" => by(cx, "", x, ReduceOp::Sum),
+        "ReduceMax" => by(cx, "", x, ReduceOp::Max),
+        "ReduceMin" => by(cx, "", x, ReduceOp::Min),
+        "ReduceProd" => product(cx, x, axes),
+        "ReduceMean" => {
+            let s = by(cx, "sum", x, ReduceOp::Sum)?;
+            let shape = cx.graph.shape(s).to_vec();
+            let n = super::index::whole(cx, count.max(1), &shape)?;
+            cx.one("", ops::Binary { f: B::Div }, &[s, n])
+        }
+        "ReduceL1" => {
+            let m = cx.one("abs", ops::Unary { f: U::Abs }, &[x])?;
+            by(cx, "", m, ReduceOp::Sum)
+        }
+        "ReduceSumSquare" => {
+            let square = cx.one("square", ops::Binary { f: B::Mul }, &[x, x])?;
+            by(cx, "", square, ReduceOp::Sum)
+        }
+        other => Err(fail("P0207", format!("`{other}` of integers that depend on data"))
+            .help("cast them before: `x.float()` in the module")),
+    }
+}
+
+/// The largest number that integers can be where the graph shows that it is small, and that none is
+/// below zero.
+pub(super) fn most(cx: &Importer, v: ValueId) -> Option<usize> {
+    let n = cx.graph.def(v);
+    match &n.op {
+        Op::Unary(u) if u.f == U::ToInt => {
+            (cx.graph.ty(n.inputs[0]).kind() == Kind::Bool).then_some(1)
+        }
+        Op::Input(_) => (cx.graph.ty(v).dtype == DType::U8).then_some(255),
+        Op::Const(c) => {
+            let v = c.data.ints()?;
+            let most = v.iter().max().copied().unwrap_or(0);
+            v.iter().all(|x| *x >= 0).then(|| usize::try_from(most).ok()).flatten()
+        }
+        Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice(_) => {
+            most(cx, n.inputs[0])
+        }
+        _ => None,
+    }
 }
 
 /// The reduction itself, over at least one element; without axes what each element alone gives.
@@ -168,7 +257,7 @@ fn extremum(
     let first = match origin::call(call.attrs.node()) {
         Some(from) => matches!(from.target, "aten.max.dim" | "aten.min.dim"),
         None => {
-            let norm = matches!(&cx.graph.def(x).op, ops::Op::Unary(u) if u.f == U::Abs);
+            let norm = matches!(&cx.graph.def(x).op, Op::Unary(u) if u.f == U::Abs);
             cx.src.producer.starts_with("pytorch") && !norm
         }
     };
@@ -181,7 +270,7 @@ fn extremum(
 
 /// The product over axes, by halves: the derivative is that of multiplication, so zeros in it are no
 /// special case and nothing is divided.
-fn product(cx: &mut Importer, x: ValueId, axes: &[usize]) -> Res<ValueId> {
+pub(super) fn product(cx: &mut Importer, x: ValueId, axes: &[usize]) -> Res<ValueId> {
     let shape = cx.graph.shape(x).to_vec();
     let rank = shape.len();
     let kept: Vec<usize> = (0..rank).filter(|d| !axes.contains(d)).collect();
