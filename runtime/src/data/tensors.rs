@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// Bytes of data that are kept in memory, of the first tensors that fit: there a call of the system
 /// for each row would take longer than what it reads.
-const KEPT: u64 = 64 << 20;
+const KEPT: u64 = 256 << 20;
 
 /// The rows of one tensor, those of several files behind each other. A row is read when it is
 /// drawn, but for those of small tensors: the files may be larger than memory.
