@@ -216,7 +216,9 @@ fn the_text_form() {
 /// What kernels ask of their operands (`plan/src/needs.rs`), for every kernel that asks.
 #[test]
 fn operands_that_kernels_do_not_take() {
-    use precast_plan::{Access, Attention, ConvGeometry, DType, Gather, Kernel, MaxPool, Role};
+    use precast_plan::{
+        Access, Attention, AttentionGrad, ConvGeometry, DType, Gather, Kernel, MaxPool, Role,
+    };
     let refused = |make: &dyn Fn(&mut Builder) -> Kernel| -> String {
         let mut b = Builder::new();
         let kernel = make(&mut b);
@@ -267,14 +269,14 @@ fn operands_that_kernels_do_not_take() {
     assert!(said.contains("y is bf16, but x is f32"), "{said}");
     let said = refused(&|b| Kernel::MaxPoolGrad(pool(b, F32, I32)));
     assert!(said.contains("index is i32, not u8"), "{said}");
-    let said = refused(&|b| {
+    let attention = |b: &mut Builder, lse: [i64; 3], low: [i64; 3]| {
         let mut row = |name: &str| keep(b, name, F32, &[1, 1, 3, 4]);
         let (q, k, v, o) = (row("q"), row("k"), row("v"), row("o"));
-        let lse = Access { strides: vec![6, 6, 2], ..keep(b, "lse", F32, &[1, 1, 6]) };
-        let low = Access { strides: vec![3, 3, 1], ..keep(b, "low", F32, &[1, 1, 3]) };
+        let lse = Access { strides: lse.to_vec(), ..keep(b, "lse", F32, &[1, 1, 6]) };
+        let low = Access { strides: low.to_vec(), ..keep(b, "low", F32, &[1, 1, 6]) };
         let (batch, heads, tq, tk, d) = (1, 1, 3, 3, 4);
         let (scale, causal, mask) = (1.0, false, None);
-        Kernel::Attention(Attention {
+        Attention {
             batch,
             heads,
             tq,
@@ -291,7 +293,148 @@ fn operands_that_kernels_do_not_take() {
             low,
             fill: None,
             safe: false,
-        })
+        }
+    };
+    let (dense, gaps) = ([3, 3, 1], [6, 6, 2]);
+    let said = refused(&|b| Kernel::Attention(attention(b, gaps, dense)));
+    assert!(said.contains("lse is not dense") && !said.contains("low is"), "{said}");
+    let said = refused(&|b| Kernel::Attention(attention(b, dense, gaps)));
+    assert!(said.contains("low is not dense") && !said.contains("lse is"), "{said}");
+    let said = refused(&|b| {
+        let forward = attention(b, dense, gaps);
+        let mut row = |name: &str| keep(b, name, F32, &[1, 1, 3, 4]);
+        let (d_o, d_q, d_k, d_v) = (row("d_o"), row("d_q"), row("d_k"), row("d_v"));
+        Kernel::AttentionGrad(AttentionGrad { forward, d_o, d_q, d_k, d_v })
     });
-    assert!(said.contains("lse is not dense"), "{said}");
+    assert!(said.contains("low is not dense"), "{said}");
+    // An axis of one element has no step, so that any stride will do.
+    let mut b = Builder::new();
+    let kernel = Kernel::Attention(attention(&mut b, [0, 7, 1], [5, 0, 1]));
+    b.plan.micro.push(Builder::step("step", kernel));
+    assert_eq!(b.plan.validate(), Ok(()));
+}
+
+/// The same, of kernels along one axis and of recurrences.
+#[test]
+fn operands_that_kernels_along_an_axis_do_not_take() {
+    use DType::{Bf16, Bool, F32, I32, I64};
+    use precast_plan::{
+        CumSum, DType, Kernel, LastIndex, Recurrence, RecurrenceGrad, RecurrenceShape,
+        RecurrentCell, Role, Squash, TopK, Way,
+    };
+    let refused = |make: &dyn Fn(&mut Builder) -> Kernel| -> String {
+        let mut b = Builder::new();
+        let kernel = make(&mut b);
+        b.plan.micro.push(Builder::step("step", kernel));
+        let faults = b.plan.validate().expect_err("a kernel does not take this");
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let keep = |b: &mut Builder, name: &str, dtype: DType, shape: &[u64]| {
+        let t = b.keep(name, dtype, shape, Role::Buffer, precast_plan::Init::Zeros);
+        b.all(t)
+    };
+    let last = |b: &mut Builder, ids: DType, out: DType, step: i64| LastIndex {
+        rows: 3,
+        table_rows: 5,
+        ids: keep(b, "ids", ids, &[3]),
+        out: precast_plan::Access { strides: vec![step], ..keep(b, "out", out, &[10]) },
+    };
+    let said = refused(&|b| Kernel::LastIndex(last(b, Bool, I32, 1)));
+    assert!(said.contains("ids is bool, not i32 or i64 or u8"), "{said}");
+    let said = refused(&|b| Kernel::LastIndex(last(b, I32, I64, 1)));
+    assert!(said.contains("out is i64, not i32"), "{said}");
+    let said = refused(&|b| Kernel::LastIndex(last(b, I32, I32, 2)));
+    assert!(said.contains("out is not dense"), "{said}");
+    let sums = |b: &mut Builder, x: DType, y: DType| CumSum {
+        dims: [2, 3, 4],
+        exclusive: false,
+        reverse: false,
+        x: keep(b, "x", x, &[2, 3, 4]),
+        y: keep(b, "y", y, &[2, 3, 4]),
+    };
+    let said = refused(&|b| Kernel::CumSum(sums(b, I64, I64)));
+    assert!(said.contains("running sums is i64, not f32 or f16 or bf16 or i32"), "{said}");
+    let said = refused(&|b| Kernel::CumSum(sums(b, F32, I32)));
+    assert!(said.contains("y is i32, not real"), "{said}");
+    let top = |b: &mut Builder, index: DType, k: u64| TopK {
+        dims: [2, 3, 4],
+        k,
+        largest: true,
+        x: keep(b, "x", F32, &[2, 3, 4]),
+        index: keep(b, "index", index, &[2, 4, 4]),
+    };
+    let said = refused(&|b| Kernel::TopK(top(b, I64, 2)));
+    assert!(said.contains("index is i64, not i32"), "{said}");
+    let said = refused(&|b| Kernel::TopK(top(b, I32, 4)));
+    assert!(said.contains("the 4 largest of 3 elements"), "{said}");
+
+    let shape = || RecurrenceShape {
+        cell: RecurrentCell::GruResetAfter,
+        squash: [Squash::Sigmoid, Squash::Tanh, Squash::Tanh],
+        way: Way::Forward,
+        steps: 3,
+        batch: 2,
+        hidden: 4,
+    };
+    let forward = |b: &mut Builder, kept: DType, lengths: DType| {
+        let s = shape();
+        Recurrence {
+            gates: keep(b, "gates", Bf16, &s.gates_dims()),
+            matrix: keep(b, "matrix", F32, &s.matrix_dims()),
+            states: keep(b, "states", F32, &s.states_dims()),
+            bias: Some(keep(b, "bias", F32, &s.bias_dims())),
+            peephole: None,
+            lengths: Some(keep(b, "lengths", lengths, &[2])),
+            y: keep(b, "y", Bf16, &s.y_dims()),
+            kept: keep(b, "kept", kept, &s.kept_dims()),
+            before: keep(b, "before", F32, &s.before_dims()),
+            shape: s,
+        }
+    };
+    let said = refused(&|b| Kernel::Recurrence(forward(b, Bf16, I32)));
+    assert!(said.contains("kept is bf16, not f32"), "{said}");
+    let said = refused(&|b| Kernel::Recurrence(forward(b, F32, DType::U8)));
+    assert!(said.contains("lengths is u8, not i32 or i64"), "{said}");
+    for (name, change) in [
+        ("gates", &(|r: &mut Recurrence| r.gates.strides.swap(0, 1)) as &dyn Fn(&mut Recurrence)),
+        ("matrix", &|r| r.matrix.strides.swap(1, 2)),
+        ("bias", &|r| r.bias.as_mut().unwrap().strides[1] = 0),
+        ("lengths", &|r| r.lengths.as_mut().unwrap().strides[0] = -1),
+        ("before", &|r| r.before.strides[3] = 2),
+    ] {
+        let said = refused(&|b| {
+            let mut r = forward(b, F32, I64);
+            change(&mut r);
+            Kernel::Recurrence(r)
+        });
+        assert!(said.contains(&format!("{name} is not dense")), "{name}: {said}");
+    }
+    let back = |b: &mut Builder, d_states: DType| {
+        let s = shape();
+        RecurrenceGrad {
+            matrix: keep(b, "matrix", F32, &s.matrix_dims()),
+            kept: keep(b, "kept", F32, &s.kept_dims()),
+            before: keep(b, "before", F32, &s.before_dims()),
+            d_y: keep(b, "d_y", Bf16, &s.y_dims()),
+            peephole: None,
+            lengths: None,
+            d_gates: keep(b, "d_gates", Bf16, &s.gates_dims()),
+            d_states: keep(b, "d_states", d_states, &s.states_dims()),
+            shape: s,
+        }
+    };
+    let said = refused(&|b| Kernel::RecurrenceGrad(back(b, Bf16)));
+    assert!(said.contains("d_states is bf16, not f32"), "{said}");
+    let said = refused(&|b| {
+        let mut g = back(b, F32);
+        g.d_y.strides.swap(0, 1);
+        Kernel::RecurrenceGrad(g)
+    });
+    assert!(said.contains("d_y is not dense"), "{said}");
+    let said = refused(&|b| {
+        let mut g = back(b, F32);
+        g.shape.hidden = u64::MAX;
+        Kernel::RecurrenceGrad(g)
+    });
+    assert!(said.contains("a recurrence has an empty or huge size"), "{said}");
 }

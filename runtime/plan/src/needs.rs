@@ -5,8 +5,11 @@
 use crate::dtype::{DType, Kind};
 use crate::schema::{Access, Attention, Kernel, Math, Plan};
 
+/// Accesses by name, with their extents.
+pub(crate) type Uses<'a> = Vec<(&'static str, &'a Access, Vec<u64>)>;
+
 /// What an operand has to be.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Is<'k> {
     /// Of one of these formats.
     Of(&'static [DType]),
@@ -14,12 +17,12 @@ pub enum Is<'k> {
     Like(&'static str, &'k Access),
     /// Of the format of another operand, unless both are real: those are rounded.
     CopyOf(&'static str, &'k Access),
-    /// Row-major without gaps over these extents, of which leading ones may be left out.
-    Dense([u64; 3]),
+    /// Row-major without gaps over these extents.
+    Dense(Vec<u64>),
 }
 
 /// One requirement.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Need<'k> {
     pub what: &'static str,
     pub access: &'k Access,
@@ -31,6 +34,10 @@ const I32: &[DType] = &[DType::I32];
 const U8: &[DType] = &[DType::U8];
 /// Integers that count rows of a table.
 const IDS: &[DType] = &[DType::I32, DType::I64, DType::U8];
+/// Integers that count steps of a sequence.
+const LENGTHS: &[DType] = &[DType::I32, DType::I64];
+/// What sums are stored in: integers wrap at 32 bits.
+const SUMS: &[DType] = &[DType::F32, DType::F16, DType::Bf16, DType::I32];
 
 /// The requirements of a kernel.
 pub fn needs(kernel: &Kernel) -> Vec<Need<'_>> {
@@ -58,16 +65,41 @@ pub fn needs(kernel: &Kernel) -> Vec<Need<'_>> {
         Kernel::LastIndex(l) => vec![
             need("ids", &l.ids, Is::Of(IDS)),
             need("out", &l.out, Is::Of(I32)),
-            need("out", &l.out, Is::Dense([1, 1, l.table_rows])),
+            need("out", &l.out, Is::Dense(vec![l.table_rows])),
         ],
-        Kernel::CumSum(_) => vec![],
+        Kernel::CumSum(s) => vec![need("running sums", &s.y, Is::Of(SUMS))],
         Kernel::TopK(t) => vec![need("index", &t.index, Is::Of(I32))],
-        // Dense, of the extents of their shapes, which the validator knows.
-        Kernel::Recurrence(r) => vec![need("kept", &r.kept, Is::Of(F32))],
-        Kernel::RecurrenceGrad(g) => {
-            vec![need("kept", &g.kept, Is::Of(F32)), need("d_states", &g.d_states, Is::Of(F32))]
+        // Others are another fault, of the sizes.
+        Kernel::Recurrence(r) if r.shape.is_sound() => {
+            let mut list = walked(r.reads(), r.writes(), r.lengths.as_ref(), r.shape.batch);
+            list.push(need("kept", &r.kept, Is::Of(F32)));
+            list
         }
+        Kernel::RecurrenceGrad(g) if g.shape.is_sound() => {
+            let mut list = walked(g.reads(), g.writes(), g.lengths.as_ref(), g.shape.batch);
+            list.push(need("kept", &g.kept, Is::Of(F32)));
+            list.push(need("d_states", &g.d_states, Is::Of(F32)));
+            list
+        }
+        Kernel::Recurrence(_) | Kernel::RecurrenceGrad(_) => vec![],
     }
+}
+
+/// A recurrence walks dense tensors.
+fn walked<'k>(
+    reads: Uses<'k>,
+    writes: Uses<'k>,
+    lengths: Option<&'k Access>,
+    batch: u64,
+) -> Vec<Need<'k>> {
+    let all = reads.into_iter().chain(writes);
+    let mut list: Vec<Need> =
+        all.map(|(what, access, dims)| need(what, access, Is::Dense(dims))).collect();
+    if let Some(a) = lengths {
+        list.push(need("lengths", a, Is::Of(LENGTHS)));
+        list.push(need("lengths", a, Is::Dense(vec![batch])));
+    }
+    list
 }
 
 fn need<'k>(what: &'static str, access: &'k Access, is: Is<'k>) -> Need<'k> {
@@ -89,10 +121,10 @@ fn multiplied<'k>(math: Math, a: &'k Access, b: &'k Access) -> Vec<Need<'k>> {
 
 /// What an attention keeps of its rows has one order for all kernels that read it.
 fn statistics(a: &Attention) -> Vec<Need<'_>> {
-    let rows = [a.batch, a.heads, a.tq];
+    let rows = || Is::Dense(vec![a.batch, a.heads, a.tq]);
     [("lse", &a.lse), ("low", &a.low)]
         .into_iter()
-        .flat_map(|(what, x)| [need(what, x, Is::Of(F32)), need(what, x, Is::Dense(rows))])
+        .flat_map(|(what, x)| [need(what, x, Is::Of(F32)), need(what, x, rows())])
         .collect()
 }
 
@@ -103,17 +135,17 @@ impl Plan {
         let have = dtype(need.access)?;
         let what = need.what;
         let differs = |other: &str, want: DType| format!("{what} is {have}, but {other} is {want}");
-        match need.is {
+        match &need.is {
             Is::Of(formats) => (!formats.contains(&have)).then(|| {
                 let names: Vec<String> = formats.iter().map(ToString::to_string).collect();
                 format!("{what} is {have}, not {}", names.join(" or "))
             }),
-            Is::Like(other, a) => dtype(a).filter(|&d| d != have).map(|d| differs(other, d)),
-            Is::CopyOf(other, a) => dtype(a)
+            &Is::Like(other, a) => dtype(a).filter(|&d| d != have).map(|d| differs(other, d)),
+            &Is::CopyOf(other, a) => dtype(a)
                 .filter(|&d| d != have && [d, have].iter().any(|d| d.kind() != Kind::Real))
                 .map(|d| differs(other, d)),
             Is::Dense(dims) => {
-                (!dense(&need.access.strides, &dims)).then(|| format!("{what} is not dense"))
+                (!dense(&need.access.strides, dims)).then(|| format!("{what} is not dense"))
             }
         }
     }
@@ -122,10 +154,7 @@ impl Plan {
 /// Whether strides are those of a row-major tensor without gaps.
 fn dense(strides: &[i64], dims: &[u64]) -> bool {
     let mut step = 1i128;
-    let (extra, front) = dims.split_at(dims.len().saturating_sub(strides.len()));
-    let dims = front;
     strides.len() == dims.len()
-        && extra.iter().all(|&n| n == 1)
         && (0..dims.len()).rev().all(|d| {
             let ok = dims[d] == 1 || i128::from(strides[d]) == step;
             step = step.saturating_mul(i128::from(dims[d]));

@@ -119,6 +119,12 @@ pub struct RecurrenceShape {
 }
 
 impl RecurrenceShape {
+    /// Whether no size is 0 or beyond what a tensor may have, so that extents can be computed.
+    pub fn is_sound(&self) -> bool {
+        let sizes = [self.steps, self.batch, self.hidden];
+        sizes.iter().all(|n| (1..=crate::validate::MAX_ELEMENTS).contains(n))
+    }
+
     /// Directions, d below.
     pub fn directions(&self) -> u64 {
         self.way.directions() as u64

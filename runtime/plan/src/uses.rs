@@ -1,7 +1,7 @@
 //! Which elements of which tensors a step reads and writes.
 
 use crate::dtype::{DType, Kind};
-use crate::needs::needs;
+use crate::needs::{Uses, needs};
 use crate::program::{BinaryOp, Instr, Reg};
 use crate::recurrence::{RecurrenceShape, RecurrentCell};
 use crate::schema::{
@@ -24,9 +24,6 @@ pub(crate) struct Use {
     pub space: Option<usize>,
     pub what: &'static str,
 }
-
-/// Accesses by name, with their extents.
-type Uses<'a> = Vec<(&'static str, &'a Access, Vec<u64>)>;
 
 struct Collector<'a, 'b> {
     cx: &'a mut Context<'b>,
@@ -119,9 +116,6 @@ pub(crate) fn uses(cx: &mut Context, place: &str, kernel: &Kernel) -> Vec<Use> {
                 let kind = if d.is_real() { Kind::Real } else { Kind::Int };
                 c.operand("x", &s.x, s.dims.to_vec(), kind);
                 c.result("y", &s.y, s.dims.to_vec(), kind);
-                if kind == Kind::Int && c.dtype("y", &s.y).is_some_and(|d| d != DType::I32) {
-                    c.error("running sums of integers are i32");
-                }
             }
         }
         Kernel::TopK(t) => {
@@ -439,7 +433,7 @@ impl Collector<'_, '_> {
         peephole: bool,
         lengths: Option<&Access>,
     ) -> bool {
-        if [s.steps, s.batch, s.hidden].iter().any(|n| !(1..=MAX_ELEMENTS).contains(n)) {
+        if !s.is_sound() {
             self.error("a recurrence has an empty or huge size");
             return false;
         }
@@ -448,34 +442,16 @@ impl Collector<'_, '_> {
         }
         if let Some(a) = lengths {
             self.operand("lengths", a, vec![s.batch], Kind::Int);
-            if self.dtype("lengths", a).is_some_and(|d| !matches!(d, DType::I32 | DType::I64)) {
-                self.error("lengths are neither i32 nor i64");
-            }
-            self.dense("lengths", a, &[s.batch]);
         }
         [s.gates_dims(), s.matrix_dims(), s.y_dims(), s.kept_dims()].iter().all(|d| self.sizes(d))
     }
 
-    /// Dense operands and results.
+    /// Operands and results of a recurrence.
     fn walked(&mut self, reads: Uses, writes: Uses) {
         for (list, write) in [(reads, false), (writes, true)] {
             for (what, a, dims) in list {
-                self.dense(what, a, &dims);
                 self.typed(what, a, dims, Kind::Real, write);
             }
-        }
-    }
-
-    fn dense(&mut self, what: &str, a: &Access, dims: &[u64]) {
-        let mut step = 1;
-        let whole = a.strides.len() == dims.len()
-            && dims.iter().zip(&a.strides).rev().all(|(&n, &s)| {
-                let ok = n == 1 || s == step;
-                step *= n as i64;
-                ok
-            });
-        if !whole {
-            self.error(format!("{what} is not dense"));
         }
     }
 
