@@ -118,7 +118,7 @@ impl Prices<'_> {
                     };
                     n * per
                 }
-                Op::Recurrence(_) | Op::RecurrenceGrad(_) => self.walk(op, x),
+                _ if op.def().recurrence(x).is_some() => self.walk(op, x),
                 _ if extents(op, x).is_some() => 0.0,
                 _ => {
                     let n = x.iter().chain(y).map(|t| t.shape.elements()).max().unwrap_or(0);
@@ -158,27 +158,13 @@ impl Prices<'_> {
 
     /// The arithmetic of a recurrence: its products with the recurrent matrix and its gates.
     fn walk(&self, op: &Op, x: &[&TensorType]) -> f64 {
-        match op {
-            Op::Recurrence(r) => recurrence_ns(self.target, &r.sizes(x)),
-            Op::RecurrenceGrad(r) => recurrence_ns(self.target, &r.sizes(x)),
-            _ => 0.0,
-        }
+        op.def().recurrence(x).map_or(0.0, |s| recurrence_ns(self.target, &s))
     }
 
     /// The arithmetic of kernels that run alone: every element of every window of a pool, every step
     /// of a recurrence.
     pub fn alone_work(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
-        self.windows(op, x, y) + self.walk(op, x)
-    }
-
-    /// The arithmetic of pools: every element of every window.
-    fn windows(&self, op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
-        let (count, kernel) = match op {
-            Op::MaxPool2d(p) => (y[0].shape.elements(), p.kernel),
-            Op::MaxPool2dGrad(p) => (x[0].shape.elements(), p.kernel),
-            _ => return 0.0,
-        };
-        (count * kernel[0] * kernel[1]) as f64 * self.target.simple_ns
+        op.def().visited(x, y) as f64 * self.target.simple_ns + self.walk(op, x)
     }
 
     /// One instruction of a row program on one element.

@@ -40,6 +40,9 @@ impl OpDef for CumSum {
     fn linear(&self) -> Linear {
         Linear::All
     }
+    fn stored_f32(&self, _: usize) -> Option<&'static str> {
+        Some("a sum or statistic is f32")
+    }
     fn reach(&self, k: &Known) -> Reach {
         Reach::Times(k.reach(0) * k.shape(0)[self.axis].max(1) as f64)
     }

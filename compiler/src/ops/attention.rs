@@ -90,6 +90,12 @@ impl OpDef for Attention {
     fn reads_f32(&self) -> &'static [(usize, &'static str)] {
         if self.masked { MASK_F32 } else { &[] }
     }
+    fn stored_f32(&self, result: usize) -> Option<&'static str> {
+        (result > 0).then_some("a statistic is f32")
+    }
+    fn any_strides(&self) -> bool {
+        true
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let &Attention { scale, causal, masked, fill, safe } = self;
         let n = cx.arity();
@@ -126,6 +132,9 @@ impl OpDef for AttentionGrad {
     }
     fn reads_f32(&self) -> &'static [(usize, &'static str)] {
         if self.masked { MASK_F32 } else { &[] }
+    }
+    fn any_strides(&self) -> bool {
+        true
     }
     fn linear(&self) -> Linear {
         if self.masked { Linear::Each(&[7]) } else { Linear::Each(&[6]) }

@@ -67,6 +67,9 @@ impl OpDef for ScatterAdd {
     fn linear(&self) -> Linear {
         Linear::Each(&[1])
     }
+    fn stored_f32(&self, _: usize) -> Option<&'static str> {
+        Some("a sum or statistic is f32")
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (ids, dy) = (cx.x(0), cx.only_dy(0)?);
         Ok(vec![None, Some(cx.op(Gather {}, &[dy, ids]))])

@@ -51,6 +51,9 @@ macro_rules! leaf {
             fn lowering(&self) -> Lowering {
                 Lowering::Leaf
             }
+            fn stored_f32(&self, _: usize) -> Option<&'static str> {
+                Some("stored in f32 as it arrives")
+            }
             fn bounds(&$self, _: &Known) -> Bounds {
                 $bounds
             }

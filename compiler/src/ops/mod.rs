@@ -16,7 +16,7 @@ pub use spec::{AxisMap, RowSpec};
 
 use crate::ir::view::View;
 use crate::ir::{Attr, AttrMap, TensorType};
-use precast_plan::Math;
+use precast_plan::{Math, RecurrenceShape};
 
 /// How an operation behaves numerically; decides which formats are legal and what a policy paints.
 /// The four classes of TensorFlow's and PyTorch's lists, plus two that those leave implicit.
@@ -138,6 +138,27 @@ pub trait OpDef: OpMeta {
 
     /// `View` only: the result as a view, given its operand as one; `None` where it takes a copy.
     fn view(&self, _x: &View, _y: &TensorType) -> Option<View> {
+        None
+    }
+
+    /// Why a result is stored in f32 whatever reads it, by the nature of the operation.
+    fn stored_f32(&self, _result: usize) -> Option<&'static str> {
+        None
+    }
+
+    /// `Kernel` only, other than products: whether it reads and writes any strides, so that its
+    /// results may be stored in another order, or as parts of something larger.
+    fn any_strides(&self) -> bool {
+        false
+    }
+
+    /// Elements that the windows of a pool hold, all windows together; 0 of what has none.
+    fn visited(&self, _x: &[&TensorType], _y: &[&TensorType]) -> usize {
+        0
+    }
+
+    /// The sizes of a recurrence, whose steps wait for each other.
+    fn recurrence(&self, _x: &[&TensorType]) -> Option<RecurrenceShape> {
         None
     }
 

@@ -69,6 +69,9 @@ impl OpDef for MaxPool2d {
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
     }
+    fn visited(&self, _: &[&TensorType], y: &[&TensorType]) -> usize {
+        y[0].shape.elements() * self.kernel[0] * self.kernel[1]
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (index, dy) = (cx.y(1), cx.only_dy(0)?);
         let x = cx.shape(cx.x(0));
@@ -101,5 +104,8 @@ impl OpDef for MaxPool2dGrad {
     }
     fn linear(&self) -> Linear {
         Linear::Each(&[0])
+    }
+    fn visited(&self, x: &[&TensorType], _: &[&TensorType]) -> usize {
+        x[0].shape.elements() * self.kernel[0] * self.kernel[1]
     }
 }

@@ -177,6 +177,9 @@ impl OpDef for Recurrence {
     fn flops(&self, x: &[&TensorType], _: &[&TensorType]) -> f64 {
         self.sizes(x).flops()
     }
+    fn recurrence(&self, x: &[&TensorType]) -> Option<RecurrenceShape> {
+        Some(self.sizes(x))
+    }
 }
 
 /// Columns of the last of four axes.
@@ -234,5 +237,8 @@ impl OpDef for RecurrenceGrad {
     }
     fn flops(&self, x: &[&TensorType], _: &[&TensorType]) -> f64 {
         self.sizes(x).flops()
+    }
+    fn recurrence(&self, x: &[&TensorType]) -> Option<RecurrenceShape> {
+        Some(self.sizes(x))
     }
 }

@@ -34,6 +34,9 @@ impl OpDef for Softmax {
     fn bounds(&self, _: &Known) -> Bounds {
         if self.log { Bounds::new(f64::NEG_INFINITY, 0.0) } else { Bounds::new(0.0, 1.0) }
     }
+    fn stored_f32(&self, _: usize) -> Option<&'static str> {
+        self.log.then_some("logarithms of probabilities are f32")
+    }
     fn gradient(&self, cx: &mut GradCx) -> Result<Grads, String> {
         let (y, dy) = (cx.y(0), cx.only_dy(0)?);
         Ok(vec![Some(cx.op(SoftmaxGrad { log: self.log }, &[y, dy]))])

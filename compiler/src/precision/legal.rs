@@ -267,12 +267,8 @@ fn kept_result(g: &Graph, node: &Node, i: usize, v: ValueId) -> Option<&'static 
     if node.region == Region::Forward && (node.name == "loss" || node.name.starts_with("loss.")) {
         return Some("the loss is f32");
     }
-    match &node.op {
-        Op::Input(_) | Op::Var(_) | Op::Const(_) => return Some("stored in f32 as it arrives"),
-        Op::ScatterAdd(_) | Op::CumSum(_) => return Some("a sum or statistic is f32"),
-        Op::Attention(_) if i > 0 => return Some("a statistic is f32"),
-        Op::Softmax(s) if s.log => return Some("logarithms of probabilities are f32"),
-        _ => {}
+    if let Some(why) = node.op.def().stored_f32(i) {
+        return Some(why);
     }
     if node.op.class() == NumericClass::Sensitive {
         // The tensor that flows through may be narrow; sums and statistics beside it may not.

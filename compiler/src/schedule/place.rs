@@ -7,7 +7,6 @@ use super::items::{Body, Items, Read, Source};
 use super::{deps, items::Item};
 use crate::ir::Shape;
 use crate::ir::view::View;
-use crate::ops::Op;
 use rustc_hash::FxHashSet;
 
 /// Places what can be placed.
@@ -61,15 +60,12 @@ fn placeable(
         && value.placed.is_none()
         && value.dtype == outer.dtype
         && !results.contains(&from.value);
-    let attention = |i: usize| {
-        let op = match &items.items[i].body {
-            Body::Kernel { op, .. } => op,
-            _ => return false,
-        };
-        matches!(op, Op::Attention(_) | Op::AttentionGrad(_))
+    let any = |i: usize| match &items.items[i].body {
+        Body::Kernel { op, .. } => op.def().any_strides(),
+        _ => false,
     };
-    let whole = writers[from.value].iter().all(|&w| attention(w))
-        && readers[from.value].iter().all(|&r| r == c || attention(r));
+    let whole = writers[from.value].iter().all(|&w| any(w))
+        && readers[from.value].iter().all(|&r| r == c || any(r));
     let part = partial && readers[from.value] == [c];
     if !free || !(part || whole) {
         return None;
@@ -82,22 +78,8 @@ fn placeable(
     let placement = Placement::new(&view, to.offset, &to.strides)?;
     let &[writer] = writers[from.value].as_slice() else { return None };
     let writer: &Item = &items.items[writer];
-    // These kernels write dense results only.
-    let dense = matches!(
-        &writer.body,
-        Body::Kernel {
-            op: Op::Gather(_)
-                | Op::ScatterAdd(_)
-                | Op::LastIndex(_)
-                | Op::CumSum(_)
-                | Op::TopK(_)
-                | Op::MaxPool2d(_)
-                | Op::MaxPool2dGrad(_)
-                | Op::Recurrence(_)
-                | Op::RecurrenceGrad(_),
-            ..
-        }
-    );
+    // Other kernels write dense results only.
+    let dense = matches!(&writer.body, Body::Kernel { op, .. } if !op.def().any_strides());
     if writer.phase != item.phase || dense {
         return None;
     }
