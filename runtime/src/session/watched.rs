@@ -154,7 +154,9 @@ impl Session {
         self.begin()?;
         let batches = self.steps.wrapping_mul(u64::from(self.plan.accumulate));
         if let Some(&id) = self.names.get("machine.batch") {
-            self.write_scalar(id, self.plan.tensors[id as usize].dtype, batches as f64)?;
+            // Only what the counter's 32 bits hold, which f64 holds whatever the step is.
+            let batches = f64::from(batches as u32);
+            self.write_scalar(id, self.plan.tensors[id as usize].dtype, batches)?;
         }
         if let (Some(scale), Some(&id)) = (scale, self.names.get("machine.loss_scale")) {
             self.write_scalar(id, self.plan.tensors[id as usize].dtype, f64::from(scale))?;

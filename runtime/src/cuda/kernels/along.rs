@@ -4,20 +4,42 @@ use super::gather::fault_value;
 use super::text::{Head, Params, Size, address, blocks, c_type, dtype, launch, small};
 use crate::cuda::launch::{Arg, Facts, Lowered, Place, Task};
 use crate::error::Result;
-use precast_plan::{CumSum, LastIndex, Plan, TopK};
+use precast_plan::{Access, CumSum, LastIndex, Plan, TopK};
 
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-/// Running sums in f64. Lines whose neighbours are neighbours in memory take a thread each; others a
-/// block each, which sums 256 elements at a time.
+/// What a block takes for its elements, as many as it has threads, in elements of a thread: a step for
+/// each doubling of the distance, with barriers.
+const BLOCK_OF_ELEMENTS: u64 = 32;
+
+/// Whether a thread for each line is faster than a block: where there are lines enough for all
+/// threads, or few elements a line. Threads whose lines are no neighbours in memory read a sector for
+/// every element.
+fn line_a_thread(s: &CumSum, facts: &Facts) -> bool {
+    let [outer, n, inner] = s.dims;
+    let lines = outer * inner;
+    let sms = u64::from(facts.multiprocessors).max(1);
+    let near = |a: &Access| {
+        let step = if inner > 1 { a.strides[2] } else { a.strides[0] };
+        lines == 1 || step.unsigned_abs() <= 1
+    };
+    let apart = if near(&s.x) && near(&s.y) { 1 } else { 8 };
+    let resident = u64::from(facts.threads_per_multiprocessor).max(u64::from(THREADS));
+    let by_thread = lines.div_ceil(sms * resident) * n * apart;
+    let blocks = sms * (resident / u64::from(THREADS));
+    let by_block = lines.div_ceil(blocks) * n.div_ceil(u64::from(THREADS)) * BLOCK_OF_ELEMENTS;
+    by_thread <= by_block
+}
+
+/// Running sums in f64: a line is a thread's, or a block's, which sums 256 elements at a time.
 ///
 /// # Errors
 /// None for valid plans.
 pub fn lower_cumsum(plan: &Plan, s: &CumSum, facts: &Facts, out: &mut Lowered) -> Result<()> {
     let [outer, n, inner] = s.dims;
     let (from, to) = (dtype(plan, &s.x), dtype(plan, &s.y));
-    let wide = inner > 1;
+    let wide = line_a_thread(s, facts);
     let mut head = Head::default();
     head.alias("XT", c_type(from))
         .alias("YT", c_type(to))
@@ -111,4 +133,33 @@ pub fn lower_last_index(
     let text = include_str!("last_index.cuh");
     out.tasks.push(Task::Launch(launch("last_index", &[], &head, text, p, size)));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_threads_where_there_are_many_or_short_ones() {
+        let facts = Facts {
+            capability: (9, 0),
+            multiprocessors: 132,
+            shared_per_block: 232_448,
+            threads_per_multiprocessor: 2048,
+        };
+        let wide = |dims: [u64; 3], strides: [i64; 3]| {
+            let access = || Access { tensor: 0, offset: 0, strides: strides.to_vec() };
+            let sum = CumSum { dims, exclusive: false, reverse: false, x: access(), y: access() };
+            line_a_thread(&sum, &facts)
+        };
+        // Few lines are too few threads, however they lie.
+        assert!(!wide([1, 1_000_000, 3], [3_000_000, 3, 1]));
+        assert!(!wide([64, 4096, 1], [4096, 1, 1]));
+        // Lines enough, side by side or not.
+        assert!(wide([8, 512, 65536], [512 * 65536, 65536, 1]));
+        assert!(wide([1 << 20, 8, 1], [8, 1, 1]));
+        assert!(!wide([1 << 14, 4096, 1], [4096, 1, 1]));
+        // Short lines.
+        assert!(wide([4, 16, 4], [64, 4, 1]));
+    }
 }

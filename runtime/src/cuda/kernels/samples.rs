@@ -311,7 +311,8 @@ pub fn samples(facts: &Facts) -> Vec<Arc<Source>> {
             let flags = [turned, !turned];
             let axes = if turned { [0, 2, 1] } else { [0, 1, 2] };
             for inner in [1, 5] {
-                let c = cumsum(&mut s, [3, n, inner], [dtype, DType::F32], flags, axes);
+                // Short lines that are neighbours are a thread's, all others a block's.
+                let c = cumsum(&mut s, [3, n / inner, inner], [dtype, DType::F32], flags, axes);
                 lower_cumsum(&s.plan, &c, facts, &mut out).expect(fine);
             }
             let t = top_k(&mut s, [3, n, 2], 7, dtype, turned, axes);
