@@ -128,6 +128,19 @@ case("std", lambda x: x.std(-1), [[1.0, 2.0, 4.0], [2.0, 2.0, 2.0]])
 case("prod", lambda x: x.prod(-1), [[2.0, 3.0, -1.0, 4.0, 5.0], [2.0, 0.0, 3.0, 1.0, 1.0], [0.0, 0.0, 3.0, 1.0, 2.0]])
 case("logsumexp", lambda x: x.logsumexp(-1), [[0.0, 0.0, -INF], [1000.0, 999.0, -1000.0], [-1000.0, -1000.0, -1001.0]])
 
+# Pools. NaN is larger than any number.
+NAN = float("nan")
+WINDOWS = [[1.0, 2.0, 2.0, NAN], [2.0, 2.0, 0.0, 1.0], [NAN, -1.0, 3.0, 3.0], [-INF, -1.0, 3.0, NAN]]
+case("max_pool", lambda x: F.max_pool2d(x[None], 2, 1)[0], WINDOWS)
+case("max_pool_dilated", lambda x: F.max_pool2d(x[None], 2, 1, 0, 2)[0], WINDOWS)
+case("max_pool_line", lambda x: F.max_pool1d(x, 3, 1, 0, 1), WINDOWS)
+case("max_pool_volume", lambda x: F.max_pool3d(x.reshape(1, 1, 2, 2, 4), 2, 1)[0, 0], WINDOWS)
+# torch.export makes amax of these, another function at ties, before it exports.
+case("adaptive_max", lambda x: F.adaptive_max_pool2d(x.reshape(3, 1, 2, 2), 1).reshape(3), TIES, exporters=TS)
+case("adaptive_max_line", lambda x: F.adaptive_max_pool1d(x[None], 1)[0], WINDOWS[:3], exporters=TS)
+case("max_dim_nan", lambda x: x.max(-1)[0], WINDOWS)
+case("amax_nan", lambda x: x.amax(-1), WINDOWS, exporters=DYNAMO)
+
 # Composites that exporters write out.
 case("log_sigmoid", F.logsigmoid, FAR)
 case("log_of_sigmoid", lambda x: torch.log(torch.sigmoid(x)), FAR, truth=F.logsigmoid)

@@ -16,7 +16,9 @@ op! {
 op! {
     /// (x, dy) → dx of an extremum over `axes` (ascending): dy at the `first` element that is the
     /// extremum, or shared evenly by all that are. What is largest is found anew in x, so that it
-    /// does not matter in which formats x and the result were stored.
+    /// does not matter in which formats x and the result were stored. NaN is the extremum where there
+    /// is one: the first of several has the cotangent, as of torch.max(dim); shared it is NaN
+    /// throughout, 0 / 0, as of torch.amax.
     ExtremumGrad = "extremum_grad" { f: ReduceOp, axes: Vec<usize>, first: bool }
 }
 
@@ -98,8 +100,12 @@ impl OpDef for ExtremumGrad {
             let ones = b.select(hit, one, zero);
             let count = b.sum(ones);
             let share = b.div(x[1], count);
-            return vec![b.select(hit, share, zero)];
+            let none = b.mul(share, zero);
+            return vec![b.select(hit, share, none)];
         }
+        let number = b.bin(BinaryOp::Eq, x[0], x[0]);
+        let nan = b.un(UnaryOp::Not, number);
+        let hit = b.bin(BinaryOp::Or, hit, nan);
         let axis = b.last_axis;
         let at = b.index(axis);
         let at = b.un(UnaryOp::ToReal, at);

@@ -65,7 +65,7 @@ fn windows(g: &ConvGeometry, mut f: impl FnMut(usize, u8, usize)) {
     }
 }
 
-/// NaN wins, as in PyTorch.
+/// NaN wins, the last of several, as in PyTorch.
 pub(super) fn max_pool(
     op: &MaxPool2d,
     x: &Tensor,
@@ -77,7 +77,7 @@ pub(super) fn max_pool(
     windows(&g, |out, place, at| {
         let wins = match best[out] {
             None => true,
-            Some((b, _)) => v[at] > b || (v[at].is_nan() && !b.is_nan()),
+            Some((b, _)) => v[at] > b || v[at].is_nan(),
         };
         if wins {
             best[out] = Some((v[at], place));

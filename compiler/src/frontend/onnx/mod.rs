@@ -35,6 +35,8 @@ mod found_tests;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]
+mod pools;
+#[cfg(test)]
 mod tests;
 
 pub use assume::{Assumed, load_assuming};

@@ -93,8 +93,12 @@ fn max_taps(cx: &mut Importer, x: ValueId, d: usize, a: &Axis) -> Res<ValueId> {
         best = Some(match best {
             None => tap,
             Some(old) => {
+                // NaN wins, the last of several, as in the kernel.
                 let less = cx.one("less", ops::Binary { f: B::Lt }, &[old, tap])?;
-                cx.one("", ops::Select {}, &[less, tap, old])?
+                let same = cx.one("same", ops::Binary { f: B::Eq }, &[tap, tap])?;
+                let nan = cx.one("nan", ops::Unary { f: U::Not }, &[same])?;
+                let wins = cx.one("wins", ops::Binary { f: B::Or }, &[less, nan])?;
+                cx.one("", ops::Select {}, &[wins, tap, old])?
             }
         });
     }
@@ -199,7 +203,11 @@ fn global(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let mut kept = shape[..2].to_vec();
     kept.resize(shape.len(), 1);
     let y = match call.op {
-        "GlobalMaxPool" => cx.one("", ops::Reduce { f: ReduceOp::Max, axes }, &[x])?,
+        // PyTorch's exporter writes adaptive_max_pool so, whose cotangent goes to one element.
+        "GlobalMaxPool" => {
+            let flat = cx.reshape(x, &[shape[0], shape[1], shape[2..].iter().product()])?;
+            cx.one("", ops::Extremum { f: ReduceOp::Max, axis: 2 }, &[flat])?
+        }
         "GlobalLpPool" => {
             let p = call.attrs.int("p", 2)?;
             let x = power(cx, x, p)?;
