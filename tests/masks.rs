@@ -4,6 +4,8 @@
 mod common;
 
 use common::Fixture;
+use precast_compiler::frontend::recipe::Recipe;
+use precast_compiler::pipeline;
 use precast_plan::{Kernel, Plan};
 
 const SGD: &str = "kind = \"sgd\"\nlr = 0.1";
@@ -30,6 +32,21 @@ fn gradients_in_16_bits() {
     for policy in ["bf16", "f16"] {
         gradients(policy, 0.05);
     }
+}
+
+/// Positions of sequences too long for a mask of every query and key.
+#[test]
+fn long_sequences_compile_without_a_mask() {
+    let f = Fixture::open("masks");
+    let (text, mut options) = f.recipe("long.onnx", "f32", SGD, "");
+    let recipe = Recipe::parse(f.folder.join("recipe.toml"), &text).unwrap();
+    options.shapes.insert("x".into(), vec![1, 16384, 8]);
+    options.shapes.insert("targets".into(), vec![1]);
+    let plan = pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    let causal = |k: &Kernel| matches!(k, Kernel::AttentionGrad(g) if g.forward.causal && g.forward.mask.is_none());
+    assert_eq!(plan.micro.iter().filter(|s| causal(&s.kernel)).count(), 2);
+    assert!(plan.arena_bytes < 64 << 20, "{} bytes", plan.arena_bytes);
+    assert!(plan.to_json().len() < 1 << 20);
 }
 
 /// Forms of ONNX's own operators.

@@ -118,6 +118,49 @@ def gradients(net, x, t, dtype):
     return loss.item(), found
 
 
+def long_sequences(path):
+    """Causal attention of any number of positions, by ONNX's operator and as PyTorch's exporters write it."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes, generator = [], torch.Generator().manual_seed(1)
+
+    def weight(name, *shape):
+        return numpy_helper.from_array((torch.randn(shape, generator=generator) * 0.5).numpy(), name)
+
+    def constant(name, value):
+        return numpy_helper.from_array(torch.tensor(value).numpy(), name)
+
+    def op(kind, inputs, output, **attributes):
+        nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+
+    for part in "qkv":
+        op("MatMul", ["x", f"{part}.weight"], part)
+    op("Attention", list("qkv"), "whole", is_causal=1, q_num_heads=1, kv_num_heads=1)
+    op("Shape", ["x"], "t", start=1, end=2)
+    op("Concat", ["t", "t"], "square", axis=0)
+    op("Expand", ["one", "square"], "ones")
+    op("Trilu", ["ones"], "lower", upper=0)
+    op("Equal", ["lower", "zero"], "future")
+    op("Where", ["future", "never", "zero"], "mask")
+    op("Transpose", ["k"], "kt", perm=[0, 2, 1])
+    op("MatMul", ["q", "kt"], "product")
+    op("Mul", ["product", "scale"], "scores")
+    op("Add", ["scores", "mask"], "masked")
+    op("Softmax", ["masked"], "p", axis=-1)
+    op("MatMul", ["p", "v"], "parts")
+    op("Add", ["whole", "parts"], "both")
+    op("ReduceMean", ["both", "axes"], "mean", keepdims=0)
+    op("MatMul", ["mean", "head.weight"], "logits")
+    weights = [weight(f"{part}.weight", WIDTH, WIDTH) for part in "qkv"] + [weight("head.weight", WIDTH, 5)]
+    constants = [constant("one", 1.0), constant("zero", 0.0), constant("never", -torch.inf),
+                 constant("scale", WIDTH**-0.5), constant("axes", [1])]  # fmt: skip
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "t", WIDTH])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5])
+    graph = helper.make_graph(nodes, "long", [x], [logits], weights + constants)
+    opsets = [helper.make_opsetid("", 23)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+
 def main():
     os.makedirs(OUT, exist_ok=True)
     torch.set_num_threads(1)
@@ -137,6 +180,7 @@ def main():
     torch.onnx.export(
         net, (x,), os.path.join(OUT, "model.onnx"), dynamo=False, opset_version=17,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False, **names)  # fmt: skip
+    long_sequences(os.path.join(OUT, "long.onnx"))
     save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
     reference = {f"grad.{n}": g.contiguous() for n, g in exact.items()}
     reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)

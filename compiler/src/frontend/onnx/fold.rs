@@ -10,6 +10,16 @@ use crate::ir::view::View;
 /// Most elements that a folded literal may have.
 pub const MAX_FOLDED: usize = 1 << 22;
 
+/// Most elements of a value that follows from literals alone and is not folded, but computed in every
+/// step that needs it.
+const MAX_COMPUTED: usize = 1 << 32;
+
+/// Whether a value of literals is too large even for a step to compute.
+pub fn is_beyond(shape: &[usize]) -> bool {
+    let n = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    n.is_none_or(|n| n > MAX_COMPUTED)
+}
+
 type Res<T> = Result<T, Diagnostic>;
 
 fn words(e: impl Into<String>) -> Diagnostic {

@@ -481,11 +481,20 @@ impl<'a> Importer<'a> {
         match v {
             Val::Const(t) => {
                 let mut t = Rc::clone(t);
-                for m in moves {
-                    if !m.is_identity(&t.shape) {
-                        fold::check_size(&m.shape(&t.shape))?;
-                        t = Rc::new(m.apply(&t));
+                for (i, m) in moves.iter().enumerate() {
+                    if m.is_identity(&t.shape) {
+                        continue;
                     }
+                    let to = m.shape(&t.shape);
+                    if let Err(d) = fold::check_size(&to) {
+                        if fold::is_beyond(&to) {
+                            return Err(d);
+                        }
+                        // A large literal stays a view of a small one.
+                        let small = self.value(&Val::Const(t))?;
+                        return Ok(Val::Node(self.move_value(small, &moves[i..])?));
+                    }
+                    t = Rc::new(m.apply(&t));
                 }
                 Ok(Val::Const(t))
             }

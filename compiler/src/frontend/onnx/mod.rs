@@ -33,6 +33,8 @@ mod warnings;
 #[cfg(test)]
 mod found_tests;
 #[cfg(test)]
+mod long;
+#[cfg(test)]
 mod malformed;
 #[cfg(test)]
 mod pools;

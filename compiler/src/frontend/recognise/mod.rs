@@ -8,8 +8,10 @@
 
 mod activation;
 mod attention;
+mod band;
 mod layer_norm;
 mod logarithm;
+mod masks;
 mod matcher;
 mod norm;
 mod rows;

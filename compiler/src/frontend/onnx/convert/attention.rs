@@ -8,9 +8,9 @@ use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
 use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
-/// Most elements of what a causal or windowed attention shows each query (8192 × 8192), evaluated when
-/// compiling.
-const LARGEST_WINDOW: usize = 1 << 26;
+/// What follows from the distances of this many pairs of a query and a key at most is a literal. That of
+/// more is computed from positions where a step needs it, which is nowhere where it is causality.
+const LITERAL_PAIRS: usize = 4096;
 
 /// Which results hold scores, `qk_matmul_output_mode`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -168,31 +168,21 @@ fn masks(cx: &mut Importer, call: &Call, past: Option<usize>, full: &[usize; 4])
     let causal = call.attrs.int("is_causal", 0)? != 0;
     // Keys up to so many behind and before the position of a query, which is its own plus an offset.
     let right = if causal { Some(right.unwrap_or(0).min(0)) } else { right };
-    // How far each key is behind each query's place in its block.
-    let ahead = |i: usize, j: usize| j as i64 - i as i64;
     match call.input(6).cloned() {
         None => {
             let offset = past.unwrap_or(0) as i64;
-            if left.is_some() || right.is_some() {
-                if tq.checked_mul(tk).is_none_or(|n| n > LARGEST_WINDOW) {
-                    let text = format!(
-                        "which of {tk} keys each of {tq} queries sees is too large to fold"
-                    );
-                    return Err(fail("P0213", text).help(
-                        "shorten the sequences, or leave the positions to a mask of the data",
-                    ));
+            // A key's place less a query's is at most, and at least, so much.
+            let most = right.map(|r| r.saturating_add(offset));
+            let least = left.map(|l| offset.saturating_sub(l));
+            out.hides_rows |= (0..tq as i64).any(|i| {
+                let first = least.map_or(0, |l| i.saturating_add(l).max(0));
+                let last = most.map_or(i64::MAX, |m| i.saturating_add(m)).min(tk as i64 - 1);
+                first > last
+            });
+            for (bound, upper) in [(most, true), (least, false)] {
+                if let Some(bound) = bound {
+                    kept.push(Val::Node(near(cx, [tq, tk], bound, upper)?));
                 }
-                let sees = |i: usize, j: usize| {
-                    right.is_none_or(|r| ahead(i, j) - offset <= r)
-                        && left.is_none_or(|l| offset - ahead(i, j) <= l)
-                };
-                let bools: Vec<bool> = (0..tq)
-                    .flat_map(|i| (0..tk).map(move |j| (i, j)))
-                    .map(|(i, j)| sees(i, j))
-                    .collect();
-                out.hides_rows |= bools.chunks(tk.max(1)).any(|row| !row.contains(&true));
-                let data = ConstData::from_bool([1, 1, tq, tk], &bools);
-                kept.push(Val::Node(cx.one("window", ops::Const { data }, &[])?));
             }
         }
         Some(lengths) => {
@@ -203,30 +193,25 @@ fn masks(cx: &mut Importer, call: &Call, past: Option<usize>, full: &[usize; 4])
             let lengths = cx.value(&lengths)?;
             let lengths = cx.reshape(lengths, &[full[0], 1, 1, 1])?;
             // Bools `a(i, j) ≤ length`, or `length ≤ a(i, j)`.
-            let mut within =
-                |cx: &mut Importer, a: Vec<i64>, dims: [usize; 2], least: bool| -> Res<()> {
-                    let shape = [full[0], 1, dims[0], dims[1]];
-                    let data = ConstData::from_i64([1, 1, dims[0], dims[1]], &a);
-                    let a = cx.one("distance", ops::Const { data }, &[])?;
-                    let (a, n) = (
-                        cx.spread(&Val::Node(a), &shape)?,
-                        cx.spread(&Val::Node(lengths), &shape)?,
-                    );
-                    let x = if least { [a, n] } else { [n, a] };
-                    kept.push(Val::Node(cx.one("window", ops::Binary { f: B::Le }, &x)?));
-                    Ok(())
-                };
-            // Key j counts where j + 1 ≤ length.
-            within(cx, (1..=tk as i64).collect(), [1, tk], true)?;
-            // The offset is the length less the number of queries.
-            let table = |f: &dyn Fn(i64) -> i64| -> Vec<i64> {
-                (0..tq).flat_map(|i| (0..tk).map(move |j| ahead(i, j))).map(f).collect()
+            let mut within = |cx: &mut Importer, a: ValueId, least: bool| -> Res<()> {
+                let shape = [full[0], 1, cx.graph.shape(a)[2], tk];
+                let (a, n) =
+                    (cx.spread(&Val::Node(a), &shape)?, cx.spread(&Val::Node(lengths), &shape)?);
+                let x = if least { [a, n] } else { [n, a] };
+                kept.push(Val::Node(cx.one("window", ops::Binary { f: B::Le }, &x)?));
+                Ok(())
             };
+            // Key j counts where j + 1 ≤ length.
+            let places = distances(cx, [1, tk], 1)?;
+            within(cx, places, true)?;
+            // The offset is the length less the number of queries.
             if let Some(r) = right {
-                within(cx, table(&|d| d - r + tq as i64), [tq, tk], true)?;
+                let a = distances(cx, [tq, tk], (tq as i64).saturating_sub(r))?;
+                within(cx, a, true)?;
             }
             if let Some(l) = left {
-                within(cx, table(&|d| d + l + tq as i64), [tq, tk], false)?;
+                let a = distances(cx, [tq, tk], (tq as i64).saturating_add(l))?;
+                within(cx, a, false)?;
             }
         }
     }
@@ -243,6 +228,48 @@ fn masks(cx: &mut Importer, call: &Call, past: Option<usize>, full: &[usize; 4])
         out.kept = Some(cx.spread(&Val::Node(x), full)?);
     }
     Ok(out)
+}
+
+/// Bools [1, 1, queries, keys]: whether a key's place less a query's is at most a bound, or at least.
+fn near(cx: &mut Importer, [tq, tk]: [usize; 2], bound: i64, upper: bool) -> Res<ValueId> {
+    // Beyond the keys in either direction all bounds are alike.
+    let reach = (tq + tk) as i64;
+    let bound = bound.clamp(-reach, reach);
+    if tq.saturating_mul(tk) <= LITERAL_PAIRS {
+        let within = |d: i64| if upper { d <= bound } else { d >= bound };
+        let row = |i: usize| (0..tk).map(move |j| within(j as i64 - i as i64));
+        let bools: Vec<bool> = (0..tq).flat_map(row).collect();
+        let data = ConstData::from_bool([1, 1, tq, tk], &bools);
+        return cx.one("window", ops::Const { data }, &[]);
+    }
+    let d = distances(cx, [tq, tk], 0)?;
+    let data = ConstData::from_i32([1; 4], &[bound as i32]);
+    let bound = cx.one("bound", ops::Const { data }, &[])?;
+    let bound = cx.spread(&Val::Node(bound), &[1, 1, tq, tk])?;
+    let x = if upper { [d, bound] } else { [bound, d] };
+    cx.one("window", ops::Binary { f: B::Le }, &x)
+}
+
+/// `j − i + by` for queries i and keys j, [1, 1, queries, keys] integers.
+fn distances(cx: &mut Importer, [tq, tk]: [usize; 2], by: i64) -> Res<ValueId> {
+    let shape = vec![1, 1, tq, tk];
+    // No length of a sequence is beyond the keys.
+    let reach = 2 * (tq + tk) as i64;
+    let by = by.clamp(-reach, reach) as i32;
+    if tq.saturating_mul(tk) <= LITERAL_PAIRS {
+        let of = |i: usize| (0..tk).map(move |j| j as i32 - i as i32 + by);
+        let all: Vec<i32> = (0..tq).flat_map(of).collect();
+        return cx.one("distance", ops::Const { data: ConstData::from_i32(shape, &all) }, &[]);
+    }
+    let query = cx.one("query", ops::Iota { shape: shape.clone(), axis: 2 }, &[])?;
+    let key = cx.one("key", ops::Iota { shape: shape.clone(), axis: 3 }, &[])?;
+    let d = cx.one("distance", ops::Binary { f: B::Sub }, &[key, query])?;
+    if by == 0 {
+        return Ok(d);
+    }
+    let by = cx.one("by", ops::Const { data: ConstData::from_i32([1; 4], &[by]) }, &[])?;
+    let by = cx.spread(&Val::Node(by), &shape)?;
+    cx.one("distance", ops::Binary { f: B::Add }, &[d, by])
 }
 
 /// A mask for fewer keys than there are: the others are hidden.

@@ -233,9 +233,14 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     for (_, names) in WITHOUT_EFFECT.iter().filter(|(op, _)| *op == call.op) {
         call.attrs.without_effect(names);
     }
-    if let Some(t) = folded(call)? {
-        return Ok(vec![Val::constant(t)]);
-    }
+    let too_large = match folded(call) {
+        Ok(Some(t)) => return Ok(vec![Val::constant(t)]),
+        Ok(None) => None,
+        // A large value of literals, such as a mask of every query and key: operators that also take
+        // values of the model compute it in the step.
+        Err(d) if d.code == "P0213" => Some(d),
+        Err(d) => return Err(d),
+    };
     for family in [
         movement::convert,
         index::convert,
@@ -257,9 +262,16 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         loss::convert,
         recurrence::convert,
     ] {
-        if let Some(v) = family(cx, call)? {
-            return Ok(v);
+        match (family(cx, call), &too_large) {
+            (Ok(Some(v)), Some(_)) if v.iter().any(|v| beyond(cx, v)) => break,
+            (Ok(Some(v)), _) => return Ok(v),
+            (Ok(None), _) => {}
+            (Err(e), None) => return Err(e),
+            (Err(_), Some(_)) => break,
         }
+    }
+    if let Some(d) = too_large {
+        return Err(d);
     }
     if SUPPORTED.contains(&call.op) {
         return Err(fail(
@@ -289,6 +301,11 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
             "express the model with supported operators (`precast check MODEL` lists what is missing)",
         ),
     })
+}
+
+/// Whether a step should not compute a value of literals, for its size.
+fn beyond(cx: &Importer, v: &Val) -> bool {
+    cx.shape(v).is_ok_and(|s| fold::is_beyond(&s))
 }
 
 /// The result where all operands are literals and the operator is evaluated when compiling.

@@ -5,7 +5,7 @@ use crate::frontend::onnx::fold::check_size;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, Move, axis, part};
 use crate::frontend::onnx::node::fail;
-use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
+use crate::frontend::onnx::tensor::{Data, Elem, Tensor, checked_elements};
 use crate::ir::ValueId;
 use crate::ops;
 use precast_plan::Kind;
@@ -105,6 +105,15 @@ fn shapes(cx: &mut Importer, call: &Call) -> Res<Option<Val>> {
     let a = &call.attrs;
     if call.op == "Constant" {
         return constant(call).map(Some);
+    }
+    if call.op == "ConstantOfShape" && matches!(call.input(0), Some(Val::Const(_))) {
+        // It was too large to fold: a view of its number.
+        let to = checked_elements(&call.ints(0)?.unwrap_or_default()).map_err(words)?.0;
+        let number = match a.tensor("value") {
+            Some(t) => Tensor::decode(t).map_err(words)?,
+            None => Tensor::new(Elem::F32, [], Data::Real(vec![0.0])),
+        };
+        return Ok(Some(Val::Node(cx.spread(&Val::constant(number), &to)?)));
     }
     let Some(v) = call.input(0) else { return Ok(None) };
     if matches!(v, Val::Seq(_)) {

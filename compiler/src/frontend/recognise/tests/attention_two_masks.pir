@@ -1,5 +1,5 @@
-# A selection that is causal under an added mask of padding: both as one that is added, since minus
-# infinity leaves no probability whose gradient could differ.
+# A selection that is causal under an added mask of padding: minus infinity is so under any number, and
+# leaves no probability whose gradient could differ.
 graph attention_two_masks
 
 forward:
