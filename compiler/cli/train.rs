@@ -119,12 +119,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     faults.extend(taken.lost.map(Failure::Cut));
     replaced(&data);
     let done = Done { last: taken.last, test, trained: &trained, saved: &saved, faults: &faults };
-    report(json, &session, done, &skips)?;
+    let printed = report(json, &session, done, &skips);
     // The first says with which code the command ends; the others are told here.
     let mut faults = faults.into_iter();
     let first = faults.next();
     faults.for_each(|f| tell!("{}", f.text()));
-    first.map_or(Ok(()), Err)
+    first.map_or(printed, Err)
 }
 
 /// A failure behind training, whose result is still to be printed.
@@ -432,6 +432,7 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
         None if skips.count() + skips.empty() > 0 => {
             say!("trained     nothing: no step was applied")
         }
+        None if !faults.is_empty() => say!("trained     nothing: no step was taken"),
         None => say!("trained     nothing: the run had ended at step {}", session.steps()),
     }
     if let Some(text) = skips.empty_summary() {

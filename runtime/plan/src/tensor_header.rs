@@ -47,7 +47,7 @@ impl TensorHeader {
         file.read_exact(&mut first).map_err(cut)?;
         let head = u64::from_le_bytes(first);
         // What the file's size does not back is not allocated.
-        if head > MAX_HEADER || head > len - 8 {
+        if head > MAX_HEADER || head > len.saturating_sub(8) {
             return Err("this is no safetensors file, or it ends within its header".into());
         }
         let mut bytes = first.to_vec();

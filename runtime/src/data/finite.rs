@@ -54,7 +54,10 @@ pub(super) fn error(
         return Ok(Error::new("R0418", format!("{what} is {x}")).help(NOT_FINITE));
     }
     let scaled = if (scale, shift) == (1.0, 0.0) { "" } else { ", scaled and shifted," };
-    let text = format!("{what} is {x:e}, which{scaled} is more than {} holds", wanted.dtype);
+    // As short as the format it was stored in has it.
+    let short = x as f32;
+    let value = if f64::from(short) == x { format!("{short:e}") } else { format!("{x:e}") };
+    let text = format!("{what} is {value}, which{scaled} is more than {} holds", wanted.dtype);
     Ok(Error::new("R0418", text).help(NOT_FINITE))
 }
 

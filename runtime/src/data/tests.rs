@@ -258,7 +258,7 @@ fn rows_that_are_not_kept_are_read() {
 fn what_is_not_finite_is_refused_where_it_is_drawn() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
-    let mut x = vec![1.0f32; 30];
+    let mut x = [1.0f32; 30];
     x[3 * 4 + 1] = f32::NAN;
     let bytes = x.iter().flat_map(|x| x.to_le_bytes()).collect();
     let tensors = BTreeMap::from([("x".to_string(), (DType::F32, vec![10, 3], bytes))]);
