@@ -2,6 +2,7 @@
 //! steps that training skips.
 
 use crate::failure::Outcome;
+use crate::input;
 use crate::recipe_args::{self, RecipeArgs, compile_quietly, open, open_data, watched};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_compiler::{Diagnostic, Place, pipeline};
@@ -33,9 +34,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
+    input::check_checkpoint(args.resume.as_deref())?;
     let mut recipe = args.recipe.load()?;
     if let Some(steps) = args.steps {
         recipe.train.length = TrainLength::Steps(steps);
+        recipe.overrule("train.steps", &format!("--steps {steps}"));
+        recipe.overrule("train.epochs", &format!("--steps {steps}"));
     }
     within(&recipe, args.step, "--step")?;
     let data = open_data(&recipe)?;

@@ -1,6 +1,7 @@
 //! `precast calibrate`: measures this machine and writes a target description.
 
 use crate::failure::Outcome;
+use crate::listing::duration;
 use crate::output::write_file;
 use crate::recipe_args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,8 +13,8 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// The file to write.
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, alias = "output")]
+    out: PathBuf,
     /// Name of the description.
     #[arg(long, default_value = "cpu-calibrated")]
     name: String,
@@ -35,13 +36,13 @@ pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
     })?;
     bar.finish_and_clear();
     let text = toml::to_string_pretty(&target).expect("a target is plain data");
-    write_file(&args.output, text.as_bytes())?;
+    write_file(&args.out, text.as_bytes())?;
     if as_json {
-        say!("{}", json!({ "output": args.output, "target": target }));
+        say!("{}", json!({ "ok": true, "out": args.out, "target": target }));
         return Ok(());
     }
     say!("memory      {:.1} GB/s streamed", target.bandwidth_gbs);
-    say!("kernel      {:.0} ns to start", target.launch_ns);
+    say!("kernel      {} to start", duration(target.launch_ns));
     say!(
         "element     {:.3} ns simple, {:.3} ns division, {:.3} ns transcendental",
         target.simple_ns,
@@ -52,6 +53,6 @@ pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
         let best = s.points.iter().map(|p| p.1).fold(0.0, f64::max);
         say!("{:<11} {:<5} up to {best:.0} GFLOP/s", format!("{:?}", s.family), s.format);
     }
-    say!("saved       {}", args.output.display());
+    say!("saved       {}", args.out.display());
     Ok(())
 }

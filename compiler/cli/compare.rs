@@ -1,8 +1,9 @@
 //! `precast compare`: one recipe under every policy.
 
 use crate::failure::Outcome;
+use crate::input::idle_for;
 use crate::listing::{self, bytes, duration};
-use crate::recipe_args::{RecipeArgs, compile, compile_quietly, open, open_data};
+use crate::recipe_args::{self, RecipeArgs, compile, compile_quietly, open, open_data};
 use precast_compiler::cost::step_bytes;
 use precast_compiler::frontend::recipe::{Policy, Recipe};
 use precast_compiler::pipeline::Compiled;
@@ -18,13 +19,13 @@ pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Policies to compare, all of them by default; one that the target cannot run is left out.
-    #[arg(long = "only", value_name = "POLICY")]
+    #[arg(long = "only", value_name = "POLICY", value_parser = recipe_args::policies())]
     only: Vec<Policy>,
     /// Run so many steps of each plan on this machine, plans taking turns, and report the median.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     measure: Option<u32>,
     /// Threads to measure with; 0 takes every core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
 }
 
@@ -60,6 +61,11 @@ struct Row {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
+    if let Some(policy) = args.recipe.policy {
+        let flag = format!("--policy {}", policy.name());
+        let help = format!("`--only {}` compiles that one alone", policy.name());
+        return Err(idle_for("compare", flag, "it compiles under every policy", &help).into());
+    }
     let recipe = args.recipe.load()?;
     let all: Vec<Policy> = match args.only.is_empty() {
         // Precisions that a person has to allow are compared where the recipe does.
@@ -78,6 +84,9 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     for policy in all {
         let mut recipe = recipe.clone();
         recipe.precision.policy = policy;
+        if !args.only.is_empty() {
+            recipe.overrule("precision.policy", &format!("--only {}", policy.name()));
+        }
         // What there is to warn of is said once.
         let compile: Compile = if rows.is_empty() { compile } else { compile_quietly };
         match compile(&recipe, &args.recipe.options(false)) {

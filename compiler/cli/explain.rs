@@ -3,6 +3,7 @@
 use crate::failure::Outcome;
 use crate::input;
 use crate::listing::{self, duration};
+use precast_compiler::diagnostic::nearest;
 use precast_compiler::ops::matmul::source_name;
 use precast_compiler::precision::casts::is_cast;
 use precast_compiler::{Diagnostic, Place};
@@ -64,17 +65,17 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
     if !found.is_empty() {
         return Ok(found);
     }
-    let near = plan
-        .journal
-        .iter()
-        .map(|d| (strsim::damerau_levenshtein(&d.op, node), d.op.as_str()))
-        .min_by_key(|(distance, _)| *distance);
-    let mut error = Diagnostic::error("P0005", format!("the plan decides nothing about `{node}`"))
-        .at(Place::File { path: path.into() });
-    if let Some((_, near)) = near {
-        error = error.help(format!("did you mean `{near}`?"));
-    }
-    Err(error.into())
+    let names = plan.journal.iter().flat_map(|d| [d.op.as_str(), source_name(&d.op)]);
+    let help = match nearest(node, names) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "without a name, `explain` lists the operations; a glob such as `*conv*` names \
+                 several"
+            .into(),
+    };
+    Err(Diagnostic::error("P0005", format!("the plan decides nothing about `{node}`"))
+        .at(Place::File { path: path.into() })
+        .help(help)
+        .into())
 }
 
 /// One operation with its alternatives.

@@ -1,5 +1,6 @@
 //! How a command fails: what is printed and which code it exits with.
 
+use crate::input::Unwanted;
 use precast_compiler::{Diagnostic, Diagnostics, Place, Severity};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -9,6 +10,8 @@ use std::process::ExitCode;
 pub enum Failure {
     /// The input is at fault: recipe, model, plan.
     Input(Diagnostics),
+    /// A file of another kind than was asked for.
+    Unwanted(Box<Unwanted>),
     /// The runtime refused: data, weights, device.
     Run(precast_runtime::Error),
     /// Standard output could not be written.
@@ -47,6 +50,15 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
+    /// The same of a command: what it takes is a part of the message.
+    #[must_use]
+    pub fn of(self, command: &str) -> Failure {
+        match self {
+            Failure::Unwanted(file) => Failure::Input(file.diagnostic(command).into()),
+            other => other,
+        }
+    }
+
     /// `docs/CLI.md` lists the codes.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -56,9 +68,11 @@ impl Failure {
             {
                 ExitCode::from(4)
             }
-            Failure::Input(_) | Failure::Run(_) | Failure::Io(_) | Failure::Cut(_) => {
-                ExitCode::from(1)
-            }
+            Failure::Input(_)
+            | Failure::Unwanted(_)
+            | Failure::Run(_)
+            | Failure::Io(_)
+            | Failure::Cut(_) => ExitCode::from(1),
             Failure::Training(_) => ExitCode::from(3),
         }
     }
@@ -69,6 +83,7 @@ impl Failure {
             Failure::Input(d) => {
                 d.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
             }
+            Failure::Unwanted(file) => file.diagnostic("precast").message,
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.message.clone(),
             Failure::Io(e) => e.to_string(),
         }
@@ -92,6 +107,7 @@ impl Failure {
     pub fn errors(&self) -> Vec<Value> {
         match self {
             Failure::Input(d) => d.0.iter().map(diagnostic).collect(),
+            Failure::Unwanted(file) => vec![diagnostic(&file.diagnostic("precast"))],
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => vec![error(e)],
             Failure::Io(e) => vec![json!({ "code": "P0010", "severity": "error",
                 "message": e.to_string() })],
@@ -102,6 +118,7 @@ impl Failure {
     pub fn text(&self) -> String {
         match self {
             Failure::Input(d) => d.to_string(),
+            Failure::Unwanted(file) => file.diagnostic("precast").to_string(),
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.to_string(),
             Failure::Io(e) => format!("error[P0010]: cannot write to standard output: {e}"),
         }
@@ -151,6 +168,7 @@ pub fn diagnostic(d: &Diagnostic) -> Value {
         Place::Tensor { path, tensor } => json!({ "file": path, "tensor": tensor }),
         Place::Node { name } => json!({ "node": name }),
         Place::File { path } => json!({ "file": path }),
+        Place::Flag { flag } => json!({ "flag": flag }),
     });
     json!({ "code": d.code, "severity": severity, "message": d.message, "place": place,
             "help": d.help })

@@ -1,14 +1,14 @@
 //! What a command is pointed at.
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::onnx::ModelInfo;
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::ir::{self, Graph};
 use precast_compiler::{Diagnostic, Diagnostics, Place, text};
-use precast_plan::Plan;
+use precast_plan::{FileKind, Plan};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Extents of an ONNX model's dynamic dimensions.
 #[derive(clap::Args)]
@@ -20,7 +20,10 @@ pub struct Dims {
 
 fn dim(text: &str) -> Result<(String, usize), String> {
     let (name, extent) = text.split_once('=').ok_or("expected NAME=EXTENT")?;
-    Ok((name.into(), extent.parse().map_err(|_| format!("`{extent}` is not an extent"))?))
+    match extent.parse() {
+        Ok(n) if n > 0 => Ok((name.into(), n)),
+        _ => Err(format!("`{extent}` is not an extent, which is a number of at least 1")),
+    }
 }
 
 /// The error where an option has no meaning for a file.
@@ -28,6 +31,13 @@ pub fn idle(path: &Path, option: &str, why: &str) -> Diagnostic {
     Diagnostic::error("P0011", format!("`{option}` means nothing for this input: {why}"))
         .at(Place::File { path: path.into() })
         .help("leave it out")
+}
+
+/// The error where an option, given as `flag`, has no meaning for a command.
+pub fn idle_for(command: &str, flag: String, why: &str, help: &str) -> Diagnostic {
+    Diagnostic::error("P0011", format!("`{flag}` means nothing to `{command}`: {why}"))
+        .at(Place::Flag { flag })
+        .help(help)
 }
 
 impl Dims {
@@ -59,7 +69,7 @@ impl Dims {
     }
 }
 
-/// The kinds of file, by their names.
+/// The kinds of file that can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Recipe,
@@ -78,21 +88,107 @@ impl Kind {
         }
     }
 
+    /// # Errors
+    /// P0001 for a file of no such kind.
     pub fn of(path: &Path) -> Outcome<Kind> {
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("toml") => Ok(Kind::Recipe),
-            Some("onnx") => Ok(Kind::Onnx),
-            Some("pir") => Ok(Kind::Ir),
-            Some("plan") => Ok(Kind::Plan),
-            _ => Err(Diagnostic::error("P0001", "cannot tell what this file is from its name")
-                .at(Place::File { path: path.into() })
-                .help("a recipe ends in .toml, a model in .onnx or .pir, a plan in .plan")
-                .into()),
+        const ALL: &[FileKind] = &[FileKind::Recipe, FileKind::Onnx, FileKind::Ir, FileKind::Plan];
+        Ok(match expect(path, ALL, None)? {
+            FileKind::Recipe => Kind::Recipe,
+            FileKind::Onnx => Kind::Onnx,
+            FileKind::Ir => Kind::Ir,
+            _ => Kind::Plan,
+        })
+    }
+}
+
+/// A file of a kind that what was given it does not take.
+#[derive(Clone, Debug)]
+pub struct Unwanted {
+    path: PathBuf,
+    found: FileKind,
+    wanted: &'static [FileKind],
+    /// The option, where it is not the command itself.
+    by: Option<String>,
+}
+
+impl Unwanted {
+    /// P0001: what the file is, what `command` takes, and what takes such files.
+    pub fn diagnostic(&self, command: &str) -> Diagnostic {
+        let by = self.by.clone().unwrap_or_else(|| command.into());
+        let wanted: Vec<String> = self.wanted.iter().map(ToString::to_string).collect();
+        let wanted = match wanted.as_slice() {
+            [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+            list => list.concat(),
+        };
+        let mut help: Vec<&str> = self.found.taken_by().into_iter().collect();
+        if let ([one], true) = (self.wanted, help.is_empty()) {
+            help.extend(one.made_by());
+        }
+        let inside = self.inside();
+        if let Some(file) = &inside {
+            help = vec![file];
+        }
+        let message = format!("`{by}` takes {wanted}, and this is {}", self.found);
+        let d = Diagnostic::error("P0001", message).at(Place::File { path: self.path.clone() });
+        if help.is_empty() { d } else { d.help(help.join("; ")) }
+    }
+
+    /// Of a folder: the file in it that was meant.
+    fn inside(&self) -> Option<String> {
+        if self.found != FileKind::Folder {
+            return None;
+        }
+        let files = std::fs::read_dir(&self.path).ok()?.flatten().map(|e| e.path());
+        let fits = |p: &PathBuf| FileKind::promised(p).is_some_and(|k| self.wanted.contains(&k));
+        let mut files: Vec<PathBuf> = files.filter(|p| fits(p) && p.is_file()).collect();
+        files.sort();
+        match files.as_slice() {
+            [] => Some("name a file".into()),
+            [one] => Some(format!("did you mean `{}`?", one.display())),
+            [first, ..] => Some(format!("name a file in it, such as `{}`", first.display())),
         }
     }
 }
 
-fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
+/// The kind of a file, which must be one of `wanted`; `by` is the option that takes it, where that is
+/// not the command itself. A file that cannot be read, and a damaged one whose name says that it is of
+/// the right kind, is left to its reader, who says what is wrong with it.
+///
+/// # Errors
+/// P0001 for a file of another kind, P0002 for one that cannot be read and might be any.
+pub fn expect(path: &Path, wanted: &'static [FileKind], by: Option<&str>) -> Outcome<FileKind> {
+    let promised = FileKind::promised(path).filter(|k| wanted.contains(k));
+    let found = match FileKind::of(path) {
+        Ok(kind) if wanted.contains(&kind) => return Ok(kind),
+        Ok(kind) => kind,
+        Err(e) => {
+            let only = wanted.first().filter(|_| wanted.len() == 1).copied();
+            return promised.or(only).ok_or_else(|| unreadable(path, &e).into());
+        }
+    };
+    match promised.filter(|_| found.is_vague()) {
+        Some(kind) => Ok(kind),
+        None => {
+            let by = by.map(str::to_string);
+            Err(Failure::Unwanted(Box::new(Unwanted { path: path.into(), found, wanted, by })))
+        }
+    }
+}
+
+/// Checks what `--resume` names.
+///
+/// # Errors
+/// P0001 where it is of another kind than a checkpoint.
+pub fn check_checkpoint(path: Option<&Path>) -> Outcome {
+    // A safetensors file may be what was kept of a checkpoint; its reader says what it lacks.
+    const ALL: &[FileKind] = &[FileKind::Checkpoint, FileKind::Safetensors];
+    match path {
+        Some(path) if path.exists() => expect(path, ALL, Some("--resume")).map(|_| ()),
+        _ => Ok(()),
+    }
+}
+
+pub fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
     Diagnostic::error("P0002", format!("cannot read the file: {e}"))
         .at(Place::File { path: path.into() })
 }
@@ -123,6 +219,7 @@ pub fn read_ir(path: &Path) -> Outcome<Graph> {
 
 /// A plan, validated.
 pub fn read_plan(path: &Path) -> Outcome<Plan> {
+    expect(path, &[FileKind::Plan], None)?;
     let place = || Place::File { path: path.into() };
     let plan = Plan::from_json(&read_text(path)?).map_err(|e| {
         Diagnostic::error("P0003", e)

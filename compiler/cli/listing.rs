@@ -1,43 +1,8 @@
 //! A plan for people.
 
+pub use precast_plan::units::{bytes, percent, time as duration};
 use precast_plan::{Plan, Role, Storage};
 use std::fmt::{self, Write};
-
-/// `1.25 ms`: three significant digits.
-pub fn duration(ns: f64) -> String {
-    let (value, unit) = match ns.abs() {
-        x if x < 1e3 => (ns, "ns"),
-        x if x < 1e6 => (ns / 1e3, "µs"),
-        x if x < 1e9 => (ns / 1e6, "ms"),
-        _ => (ns / 1e9, "s"),
-    };
-    format!("{} {unit}", significant(value))
-}
-
-/// `12.3 MiB`
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1024 => format!("{n} B"),
-        1024..1_048_576 => format!("{} KiB", significant(n as f64 / 1024.0)),
-        1_048_576..1_073_741_824 => format!("{} MiB", significant(n as f64 / 1_048_576.0)),
-        _ => format!("{} GiB", significant(n as f64 / 1_073_741_824.0)),
-    }
-}
-
-fn significant(x: f64) -> String {
-    let digits = match x.abs() {
-        x if x < 9.995 => 2,
-        x if x < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{x:.digits$}")
-}
-
-/// `1.9 %`
-pub fn percent(share: f64) -> String {
-    // Adding zero makes -0 positive.
-    format!("{:.1} %", (share * 1e3).round() / 10.0 + 0.0)
-}
 
 /// Bytes a step needs at most: arena, persistent tensors and inputs.
 pub fn peak_bytes(plan: &Plan) -> u64 {
@@ -103,20 +68,4 @@ fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
         writeln!(out, "            {:6} {time:>9}{note}", c.name)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantities_have_three_digits() {
-        assert_eq!(duration(0.5), "0.50 ns");
-        assert_eq!(duration(1234.0), "1.23 µs");
-        assert_eq!(duration(99_960.0), "100 µs");
-        assert_eq!(duration(12.34e9), "12.3 s");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.50 KiB");
-        assert_eq!(bytes(57 << 20), "57.0 MiB");
-    }
 }

@@ -45,7 +45,7 @@ mod show;
 mod skips;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::Failure;
 use std::io::Write;
 use std::process::ExitCode;
@@ -83,8 +83,12 @@ enum Command {
 fn main() -> ExitCode {
     precast_runtime::files::size_limit_is_an_error();
     precast_runtime::files::open_many();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut Cli::command()))?;
+        Ok((cli, matches.subcommand_name().unwrap_or("precast").to_string()))
+    });
+    let (cli, command) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),
     };
     log_to_stderr(cli.verbose);
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         // The reader of a pipe has seen enough: `precast show … | head`.
         Err(Failure::Io(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
+            let failure = failure.of(&command);
             failure.report(cli.json);
             failure.exit_code()
         }

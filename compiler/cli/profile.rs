@@ -2,8 +2,10 @@
 
 use crate::blame::within;
 use crate::failure::Outcome;
+use crate::input;
 use crate::output::write_file;
 use crate::recipe_args::{self, RecipeArgs, open, open_data, watched};
+use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::recipe::{MAX_STEPS, Target};
 use precast_compiler::{Diagnostic, Place, pipeline};
 use precast_plan::{DType, RANGES_VERSION, Range, Ranges};
@@ -36,6 +38,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
+    args.recipe.only_f32_on_cpu("profile")?;
+    input::check_checkpoint(args.resume.as_deref())?;
     let chosen = args.tensor.as_deref().map(|g| glob(g, args)).transpose()?;
     let mut recipe = args.recipe.load()?;
     let steps = match args.steps {
@@ -110,14 +114,10 @@ fn glob(text: &str, args: &Args) -> Outcome<globset::GlobMatcher> {
 
 fn nothing(args: &Args, ranges: &Ranges) -> Diagnostic {
     let glob = args.tensor.as_deref().unwrap_or_default();
-    let near = ranges
-        .tensors
-        .iter()
-        .min_by_key(|t| strsim::damerau_levenshtein(&t.name, glob))
-        .map(|t| format!("did you mean `{}`?", t.name));
+    let names: Vec<&str> = ranges.tensors.iter().map(|t| t.name.as_str()).collect();
     Diagnostic::error("P0005", format!("no tensor is called `{glob}`"))
         .at(Place::File { path: args.recipe.recipe.clone() })
-        .help(near.unwrap_or_default())
+        .help(suggestion("tensors", glob, &names))
 }
 
 fn heading(ranges: &Ranges, session: &Session, loss: f32) -> String {

@@ -1,11 +1,14 @@
 //! What commands that compile a recipe have in common.
 
 use crate::failure::Outcome;
+use crate::input::{self, idle_for};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use precast_compiler::frontend::recipe::{
-    Columns, DataNonfinite, DataSource, Policy, Recipe, TrainLength,
+    Columns, DataNonfinite, DataSource, Policy, Recipe, Target, TrainLength,
 };
 use precast_compiler::pipeline::{self, Compiled, Watched};
 use precast_compiler::{Diagnostic, Place};
+use precast_plan::{self as described, FileKind};
 use precast_runtime::cuda::{self, DeviceInfo};
 use precast_runtime::data;
 use precast_runtime::files::InputFile;
@@ -17,17 +20,23 @@ use std::path::{Path, PathBuf};
 pub struct RecipeArgs {
     /// A recipe (.toml).
     pub recipe: PathBuf,
-    /// Use this precision policy instead of the recipe's: auto, f32, bf16, f16, or another system's
-    /// rules (see docs/RECIPE.md).
-    #[arg(long)]
+    /// Use this precision policy instead of the recipe's (docs/RECIPE.md has what each does).
+    #[arg(long, value_parser = policies())]
     pub policy: Option<Policy>,
     /// Plan for this device instead of the recipe's: cpu, cuda (or cuda:1, …) for a GPU of this
-    /// machine, or a described target such as sm_90.
-    #[arg(long)]
+    /// machine, a described target such as sm_90 or h200, or a file that describes one, as
+    /// `precast calibrate` writes it.
+    #[arg(long, value_name = "DEVICE|FILE")]
     pub device: Option<String>,
     /// Check every graph after the pass that made it; a fault found so is a bug in Precast.
     #[arg(long)]
     pub verify: bool,
+}
+
+/// The words of the policies.
+pub fn policies() -> impl TypedValueParser<Value = Policy> {
+    let words = Policy::WORDS.iter().map(|(word, _)| *word);
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Policy>())
 }
 
 /// A number of threads.
@@ -41,24 +50,58 @@ pub fn threads(text: &str) -> Result<usize, String> {
 
 impl RecipeArgs {
     pub fn load(&self) -> Outcome<Recipe> {
+        input::expect(&self.recipe, &[FileKind::Recipe], None)?;
         let mut recipe = Recipe::load(&self.recipe)?;
         if let Some(policy) = self.policy {
             recipe.precision.policy = policy;
-            recipe.overrule("precision.policy");
+            recipe.overrule("precision.policy", &format!("--policy {}", policy.name()));
         }
         if let Some(device) = &self.device {
-            recipe.target.device = device.clone();
+            let flag = format!("--device {device}");
             // The command line wins over the recipe's table, too.
-            recipe.target.table = None;
-            recipe.overrule("target.device");
-            recipe.overrule("target.table");
+            recipe.overrule("target.device", &flag);
+            recipe.overrule("target.table", &flag);
+            recipe.target = target(device)?;
         }
         Ok(recipe)
+    }
+
+    /// For commands to which a policy or another device means nothing.
+    ///
+    /// # Errors
+    /// P0011 where `--policy`, or `--device` of another device than the processor, was given.
+    pub fn only_f32_on_cpu(&self, command: &str) -> Outcome {
+        if let Some(policy) = self.policy {
+            let flag = format!("--policy {}", policy.name());
+            let why = "it runs every operation in f32, whatever the policy";
+            return Err(idle_for(command, flag, why, "leave it out").into());
+        }
+        match &self.device {
+            Some(device) if device != "cpu" => {
+                let flag = format!("--device {device}");
+                let why = "it runs on the processor, whatever the recipe trains on";
+                Err(idle_for(command, flag, why, "leave it out").into())
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn options(&self, keep_gradients: bool) -> pipeline::Options {
         pipeline::Options { keep_gradients, verify: self.verify, ..options() }
     }
+}
+
+/// What `--device` names: a device, or a file that describes one.
+fn target(device: &str) -> Outcome<Target> {
+    let path = Path::new(device);
+    let known = device == "cpu" || pipeline::is_gpu(device);
+    if known || described::Target::shipped(device).is_some() || !path.exists() {
+        return Ok(Target { device: device.into(), table: None });
+    }
+    input::expect(path, &[FileKind::TargetTable], Some("--device"))?;
+    // The recipe's own paths are relative to its folder, this one is not.
+    let table = std::path::absolute(path).map_err(|e| input::unreadable(path, &e))?;
+    Ok(Target { device: "cpu".into(), table: Some(table) })
 }
 
 /// What the command line says about compiling.
@@ -68,15 +111,48 @@ pub fn options() -> pipeline::Options {
     pipeline::Options { bf16_products, ..Default::default() }
 }
 
-/// Checks that the recipe's model exists.
+/// Checks that the recipe's model exists, and that the files it names are of the right kinds.
 pub fn has_model(recipe: &Recipe) -> Outcome {
     let model = recipe.model_path();
     if model.exists() {
-        return Ok(());
+        return named_kinds(recipe);
     }
     let message = format!("the model {} does not exist", model.display());
     let place = recipe.place(&["model"], "no such file");
     Err(Diagnostic::error("P0004", message).at(place).into())
+}
+
+/// Checks that the files which a recipe names are of the kinds that it takes them for. One that is
+/// missing or damaged is left to its reader.
+fn named_kinds(recipe: &Recipe) -> Outcome {
+    use FileKind::{Checkpoint, Ir, Onnx, Ranges, Safetensors, TargetTable};
+    let model: &[FileKind] = if recipe.is_textual() { &[Ir] } else { &[Onnx] };
+    let (weights, ranges) = (recipe.weights.file.as_ref(), recipe.precision.ranges.as_ref());
+    for (key, file, wanted) in [
+        ("model", Some(&recipe.model), model),
+        ("weights.file", weights, &[Safetensors, Checkpoint]),
+        ("precision.ranges", ranges, &[Ranges]),
+        ("target.table", recipe.target.table.as_ref(), &[TargetTable]),
+    ] {
+        let Some(found) = file.and_then(|f| FileKind::of(&recipe.resolve(f)).ok()) else {
+            continue;
+        };
+        if wanted.contains(&found) || found.is_vague() {
+            continue;
+        }
+        let file = file.map_or_else(String::new, |f| f.display().to_string());
+        let message = format!("`{key}` takes {}, and `{file}` is {found}", wanted[0]);
+        let help = match (key, found) {
+            ("model", Ir) => "a name that ends in .pir says that a model is textual IR",
+            ("model", Onnx) => {
+                "a name that ends in .pir says that a model is textual IR: give it another"
+            }
+            _ => found.taken_by().or(wanted[0].made_by()).unwrap_or("write the file again"),
+        };
+        let place = recipe.place(&[key], "of another kind");
+        return Err(Diagnostic::error("P0001", message).at(place).help(help).into());
+    }
+    Ok(())
 }
 
 /// The recipe with what the data says about its extents, and the options with what it says about

@@ -41,7 +41,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             let info = onnx::inspect(&args.input)?;
             args.dims.check_names(&args.input, &info)?;
             let dims = args.dims.dims.iter().cloned().collect();
-            let options = ImportOptions { dims, training: true, ..Default::default() };
+            let options =
+                ImportOptions { dims, training: true, dims_by_option: true, ..Default::default() };
             ("import", text::print(&onnx::load(&args.input, &options)?.graph))
         }
         Kind::Ir => ("import", text::print(&input::read_ir(&args.input)?)),

@@ -1,6 +1,7 @@
 //! `precast train`: compile, train, test, save.
 
 use crate::failure::{Failure, Outcome};
+use crate::input;
 use crate::listing;
 use crate::metrics::{self, Metrics};
 use crate::output::{make_folder, write_file};
@@ -30,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     log: Option<PathBuf>,
     /// Folder of what is saved.
-    #[arg(long)]
+    #[arg(short, long)]
     out: Option<PathBuf>,
     /// Continue from this checkpoint.
     #[arg(long)]
@@ -45,9 +46,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
+    input::check_checkpoint(args.resume.as_deref())?;
     let mut recipe = args.recipe.load()?;
     if let Some(steps) = args.steps {
         recipe.train.length = TrainLength::Steps(steps);
+        recipe.overrule("train.steps", &format!("--steps {steps}"));
+        recipe.overrule("train.epochs", &format!("--steps {steps}"));
     }
     // What can be found wrong is found before the time of compiling and training is spent.
     recipe_args::has_model(&recipe)?;

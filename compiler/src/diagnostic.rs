@@ -1,5 +1,6 @@
 //! What a person is told: code, message, place, help.
 
+pub use precast_plan::words::{nearest, suggestion};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub enum Place {
     Node { name: String },
     /// A whole file.
     File { path: PathBuf },
+    /// An option of the command line, as it was given: `--device a100`.
+    Flag { flag: String },
 }
 
 /// One message. Codes are stable: `P01xx` recipe, `P02xx` ONNX, `P03xx` textual IR, `P04xx` graph,
@@ -80,29 +83,6 @@ impl Diagnostics {
     }
 }
 
-/// The closest of some words, where one is close enough to be a slip.
-pub fn nearest<'a>(word: &str, set: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    set.into_iter()
-        .map(|w| (strsim::damerau_levenshtein(word, w), w))
-        // Of two single letters, neither is a slip for the other.
-        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4 && *d < w.len().max(word.len()))
-        .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())))
-        .map(|(_, w)| w)
-}
-
-/// ``did you mean `x`?`` where a name is close, else the list.
-pub fn suggestion(what: &str, word: &str, known: &[&str]) -> String {
-    match nearest(word, known.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None if known.is_empty() => format!("it has no {what}"),
-        None => {
-            let more = if known.len() > 12 { ", …" } else { "" };
-            let listed: Vec<&str> = known.iter().copied().take(12).collect();
-            format!("its {what} are {}{more}", listed.join(", "))
-        }
-    }
-}
-
 impl From<Diagnostic> for Diagnostics {
     fn from(d: Diagnostic) -> Diagnostics {
         Diagnostics(vec![d])
@@ -146,6 +126,7 @@ impl fmt::Display for Diagnostic {
             }
             Some(Place::Node { name }) => write!(f, "\n  --> operation `{name}`")?,
             Some(Place::File { path }) => write!(f, "\n  --> {}", path.display())?,
+            Some(Place::Flag { flag }) => write!(f, "\n  --> `{flag}` of the command line")?,
             Some(Place::Span { .. }) | None => {}
         }
         if let Some(help) = &self.help {

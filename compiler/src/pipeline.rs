@@ -10,7 +10,7 @@ pub use loss::reads_nothing_of;
 pub use watched::{Watched, profile, replay};
 
 use crate::autodiff::{self, LrCurve, LrSpec, OptimizerSpec, ScaleSpec, TrainSpec};
-use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, Result, nearest};
 use crate::egraph::{self, Modes};
 use crate::frontend::onnx::{self, ImportOptions, Imported};
 use crate::frontend::recipe::{
@@ -222,7 +222,7 @@ fn differentiate(recipe: &Recipe, options: &Options, forward: &Forward) -> Resul
         let spec = train_spec(recipe, options, forward, scale)?;
         let g = forward.train.clone();
         let g = autodiff::joint(g, forward.loss, &spec, options.keep_gradients)
-            .map_err(|e| e.at(|| Place::File { path: recipe.model_path() }))?;
+            .map_err(|e| unreached(recipe, e).at(|| Place::File { path: recipe.model_path() }))?;
         // simplify: what differentiation leaves behind (zeros, identities, repeats) would only
         // feed the e-graph.
         Ok(verified("autodiff", simplify::simplify(&g)?, options))
@@ -239,6 +239,15 @@ fn differentiate(recipe: &Recipe, options: &Options, forward: &Forward) -> Resul
             Joint { plain: Some(joint(None)?), scaled }
         }
     })
+}
+
+/// Stops that a recipe asks for are its own fault, and not the model's.
+fn unreached(recipe: &Recipe, mut e: Diagnostics) -> Diagnostics {
+    let key = "train.stop_gradient";
+    for d in e.0.iter_mut().filter(|d| d.message == autodiff::STOPPED && recipe.wrote(key)) {
+        d.place = Some(recipe.place(&[key], "stops every gradient"));
+    }
+    e
 }
 
 /// The evaluated model stays in f32: it runs a few times, on weights that are there in f32.
@@ -381,6 +390,7 @@ pub fn import(recipe: &Recipe, options: &Options, training: bool) -> Result<Impo
         settled: recipe.settled(),
         stop_gradient: recipe.train.stop_gradient.clone(),
         training,
+        ..ImportOptions::default()
     };
     let path = recipe.model_path();
     if recipe.is_textual() {
@@ -463,12 +473,18 @@ fn target(recipe: &Recipe, options: &Options) -> Result<Target> {
         name => name,
     };
     Target::shipped(name).ok_or_else(|| {
-        Diagnostic::error("P0602", format!("there is no target `{name}`"))
-            .at(recipe.place(&["target.device"], "unknown"))
-            .help(format!(
-                "`[target] device` is `cpu`, `cuda`, `cuda:1` or one of {}; `table` names a description of another",
+        let known = ["cpu", "cuda"].into_iter().chain(Target::SHIPPED);
+        let help = match nearest(name, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!(
+                "a device is `cpu`, `cuda`, `cuda:1`, or one of {}; `--device` takes a file that \
+                 describes another, as `precast calibrate` writes it, and so does `[target] table`",
                 Target::SHIPPED.join(", ")
-            ))
+            ),
+        };
+        Diagnostic::error("P0602", format!("there is no device `{name}`"))
+            .at(recipe.place(&["target.device"], "unknown"))
+            .help(help)
             .into()
     })
 }

@@ -58,6 +58,11 @@ steps = 2
         lab
     }
 
+    /// The folder's path, as messages show it.
+    pub fn dir(&self) -> String {
+        format!("{}/", self.dir.path().display())
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

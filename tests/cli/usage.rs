@@ -43,7 +43,7 @@ fn faults_of_the_input_exit_with_1_on_standard_error() {
         (&["check", "README.md"][..], "P0001"),
         (&["check", "gone.toml"], "P0100"),
         (&["show", "gone.pir"], "P0002"),
-        (&["explain", "Cargo.toml"], "P0003"),
+        (&["explain", "Cargo.toml"], "P0001"),
         (&["show", "examples/digits/recipe.toml", "--stage", "soup"], "P0008"),
     ] {
         let o = precast(args);

@@ -20,5 +20,5 @@ pub use spec::{
     TrainSpec,
 };
 pub use stops::without_stops;
-pub use update::joint;
+pub use update::{STOPPED, joint};
 pub use vanish::vanishing;

@@ -53,7 +53,10 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     };
     let grads = backward(&mut g, share.value, seed, &wrt)?;
     if grads.iter().all(Option::is_none) {
-        let (message, help) = if spec.frozen.is_empty() {
+        let stopped = reaches(&g, loss, &wrt);
+        let (message, help) = if stopped {
+            (STOPPED, "`stop_gradient` and the model's `detach` leave nothing to train: stop less")
+        } else if spec.frozen.is_empty() {
             (
                 "the loss depends on no parameter",
                 "export the model with its weights as initializers, not folded into constants",
@@ -81,6 +84,24 @@ pub fn joint(mut g: Graph, loss: ValueId, spec: &TrainSpec, keep_gradients: bool
     let g = without_stops(&g);
     crate::ir::verify::verify(&g)?;
     Ok(g)
+}
+
+/// P0405, where stops are why nothing is trained.
+pub const STOPPED: &str = "no gradient reaches a parameter: every path to one is stopped";
+
+/// Whether a value is computed from one of some others, gradients or not.
+fn reaches(g: &Graph, value: ValueId, from: &[ValueId]) -> bool {
+    let mut seen = vec![false; g.value_count()];
+    let mut open = vec![value];
+    while let Some(v) = open.pop() {
+        if from.contains(&v) {
+            return true;
+        }
+        if !std::mem::replace(&mut seen[v.0 as usize], true) {
+            open.extend(&g.def(v).inputs);
+        }
+    }
+    false
 }
 
 /// The loss scale as the backward pass reads it.

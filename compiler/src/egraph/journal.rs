@@ -6,31 +6,27 @@ use crate::cost::Prices;
 use crate::ir::{Graph, Node};
 use crate::ops::{Lowering, NumericClass, Op};
 use crate::precision::{self, Policy};
+use precast_plan::units::time;
 use precast_plan::{DType, Decision, Precision, Rejected, Target};
 use std::collections::BTreeMap;
-
-/// `1.234 ms`
-pub fn ms(ns: f64) -> String {
-    if ns >= 1e6 { format!("{:.3} ms", ns * 1e-6) } else { format!("{:.1} µs", ns * 1e-3) }
-}
 
 /// Of a candidate whose formats go by what is legal and not by cost.
 pub const FORCED: &str = "every legal product";
 
 /// One sentence on the candidates.
 pub fn choice(policy: Policy, plans: &[Plan], best: usize, target: &Target) -> String {
-    let throughout = |i: usize| format!("{} throughout, {}", plans[i].name, ms(plans[i].ns));
-    let price = |p: &Plan| format!("{} at {}", p.name, ms(p.ns));
+    let throughout = |i: usize| format!("{} throughout, {}", plans[i].name, time(plans[i].ns));
+    let price = |p: &Plan| format!("{} at {}", p.name, time(p.ns));
     if policy != Policy::Auto {
         let mut s =
-            format!("{} was asked for: {} on {}", policy.name(), ms(plans[best].ns), target.name);
+            format!("{} was asked for: {} on {}", policy.name(), time(plans[best].ns), target.name);
         if best > 0 {
-            s += &format!(", against {} in f32", ms(plans[0].ns));
+            s += &format!(", against {} in f32", time(plans[0].ns));
         }
         return s;
     }
     if plans.len() == 1 {
-        return format!("f32 at {}: {} has no 16-bit products", ms(plans[0].ns), target.name);
+        return format!("f32 at {}: {} has no 16-bit products", time(plans[0].ns), target.name);
     }
     let forced = plans.iter().position(|p| p.note == FORCED);
     let plans = &plans[..forced.unwrap_or(plans.len())];

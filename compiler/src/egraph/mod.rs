@@ -1,7 +1,8 @@
 //! The e-graph pass: structure by equality saturation and extraction, then precision by minimum
 //! cut, for every candidate plan; the cheapest legal one that the policy admits wins.
 
-pub use journal::{formats, ms as duration};
+pub use journal::formats;
+pub use precast_plan::units::time as duration;
 
 pub mod convert;
 pub mod dominated;
@@ -287,8 +288,14 @@ fn refuse(has: bool, target: &Target, p: Precision) -> Result<()> {
     if has {
         return Ok(());
     }
-    Err(Diagnostic::error("P0503", format!("{} has no products in {p}", target.name))
-        .help("choose `policy = \"auto\"` or \"f32\"")
+    let able = |name: &&str| Target::shipped(name).is_some_and(|t| t.multiplies(p));
+    let able: Vec<&str> = Target::SHIPPED.into_iter().filter(able).collect();
+    Err(Diagnostic::error("P0503", format!("`{}` has no products in {p}", target.name))
+        .help(format!(
+            "{} have; on `{}`, `policy = \"auto\"` takes what it has",
+            able.join(", "),
+            target.name
+        ))
         .into())
 }
 

@@ -298,9 +298,6 @@ fn special(word: &str) -> Option<f64> {
 }
 
 pub fn suggest<'a>(word: &str, set: impl Iterator<Item = &'a str>) -> String {
-    let near = set
-        .map(|w| (strsim::damerau_levenshtein(word, w), w))
-        .filter(|(d, w)| *d <= 1 + w.len().min(word.len()) / 4)
-        .min_by_key(|(d, w)| (*d, w.len().abs_diff(word.len())));
-    near.map_or(String::new(), |(_, w)| format!("did you mean `{w}`?"))
+    let near = crate::diagnostic::nearest(word, set);
+    near.map_or(String::new(), |w| format!("did you mean `{w}`?"))
 }

@@ -6,6 +6,7 @@
 
 mod along;
 mod dtype;
+mod file_kind;
 mod interpret;
 mod json;
 mod liveness;
@@ -16,14 +17,18 @@ mod program;
 mod ranges;
 mod recurrence;
 mod schema;
+pub mod table;
 mod target;
 mod tensor_header;
+pub mod units;
 mod uses;
 mod validate;
 mod watch;
+pub mod words;
 
 pub use along::{CumSum, LastIndex, TopK};
 pub use dtype::{DType, Facts, Kind};
+pub use file_kind::FileKind;
 pub use interpret::{Value, interpret};
 pub use needs::{Is, Need, needs};
 pub use precision::{Precision, round_tf32};

@@ -2,35 +2,8 @@
 
 use crate::recurrence::{RecurrenceShape, Way};
 use crate::schema::{Access, Epilogue, EpilogueKind, Kernel, Plan, Role, Step, Storage, Tensor};
+use crate::units;
 use std::fmt;
-
-/// Bytes with a binary unit.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            n if n < 1 << 10 => write!(f, "{n} B"),
-            n if n < 1 << 20 => write!(f, "{:.1} KiB", n as f64 / 1024.0),
-            n if n < 1 << 30 => write!(f, "{:.1} MiB", n as f64 / 1_048_576.0),
-            n => write!(f, "{:.2} GiB", n as f64 / 1_073_741_824.0),
-        }
-    }
-}
-
-/// Nanoseconds with a unit.
-struct Time(f64);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            t if t < 1e3 => write!(f, "{t:.0} ns"),
-            t if t < 1e6 => write!(f, "{:.1} us", t / 1e3),
-            t if t < 1e9 => write!(f, "{:.2} ms", t / 1e6),
-            t => write!(f, "{:.3} s", t / 1e9),
-        }
-    }
-}
 
 const ROLES: [(Role, &str); 8] = [
     (Role::Parameter, "parameters"),
@@ -51,11 +24,11 @@ impl fmt::Display for Plan {
         for c in &s.candidates {
             let legal = if c.legal { "" } else { ", not legal" };
             let note = if c.note.is_empty() { String::new() } else { format!(": {}", c.note) };
-            writeln!(f, "    {} {}{legal}{note}", c.name, Time(c.predicted_ns))?;
+            writeln!(f, "    {} {}{legal}{note}", c.name, units::time(c.predicted_ns))?;
         }
         if let Some(b) = &s.bound {
-            let gap = b.gap(s.predicted_ns) * 100.0;
-            writeln!(f, "  bound {}: the plan is {gap:.1} % above", Time(b.ns))?;
+            let gap = units::percent(b.gap(s.predicted_ns));
+            writeln!(f, "  bound {}: the plan is {gap} above", units::time(b.ns))?;
         }
         let share: Vec<String> =
             s.product_flops.iter().map(|(d, x)| format!("{d} {:.1} %", x * 100.0)).collect();
@@ -74,10 +47,10 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "  predicted step {}; arena {} (bound {}), persistent {}",
-            Time(s.predicted_ns),
-            Bytes(self.arena_bytes),
-            Bytes(self.arena_bound_bytes),
-            Bytes(self.persistent_bytes)
+            units::time(s.predicted_ns),
+            units::bytes(self.arena_bytes),
+            units::bytes(self.arena_bound_bytes),
+            units::bytes(self.persistent_bytes)
         )?;
         if self.accumulate > 1 {
             writeln!(f, "  gradients of {} batches are summed before an update", self.accumulate)?;
@@ -305,6 +278,6 @@ impl fmt::Display for Line<'_> {
                 one(&t.index)
             )?,
         }
-        write!(f, "  # {}", Time(step.predicted_ns))
+        write!(f, "  # {}", units::time(step.predicted_ns))
     }
 }

@@ -4,6 +4,7 @@
 //! enumeration lacks. Handles and descriptors have cudarc's types.
 
 use super::library::{DriverVersion, Kind, Library, places};
+use super::settings;
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys as cu;
@@ -210,11 +211,15 @@ pub struct Libraries {
 /// The driver alone, for asking what devices there are.
 ///
 /// # Errors
-/// `R0701` where it is missing, `R0702` where it is too old.
+/// `R0701` where it is missing, `R0702` where it is too old, `R0710` where the environment says what is
+/// not understood.
 pub fn driver() -> Result<&'static Driver> {
     static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
     DRIVER
-        .get_or_init(|| Driver::load(&Library::open(Kind::Driver, places(), None)?))
+        .get_or_init(|| {
+            settings::check()?;
+            Driver::load(&Library::open(Kind::Driver, places(), None)?)
+        })
         .as_ref()
         .map_err(Clone::clone)
 }

@@ -12,7 +12,7 @@ pub use told::tell;
 
 use super::api::{Candidate, CublasLt, Status};
 use super::cache::Cache;
-use super::driver::{Context, Memory, Stream, gibibytes};
+use super::driver::{Context, Memory, Stream};
 use super::launch::Place;
 use super::lower::Answer;
 use super::measure::Watch;
@@ -23,6 +23,7 @@ use lt::cublasLtMatmulDescAttributes_t as Desc;
 use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
 use lt::cublasLtMatrixLayoutAttribute_t as Layout;
 use precast_plan::DType;
+use precast_plan::units;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::env;
@@ -93,7 +94,7 @@ impl Blas {
             if let Some(memory) = Memory::new(context, bytes)? {
                 return Ok(memory);
             }
-            let (need, free) = (gibibytes(bytes), gibibytes(context.memory()?.0));
+            let (need, free) = (units::bytes(bytes), units::bytes(context.memory()?.0));
             let text = format!("cuBLASLt needs {need} of device memory, and {free} are free");
             Err(Error::new("R0708", text).at(format!("cuda:{}", context.info.ordinal)))
         };

@@ -194,14 +194,6 @@ impl Drop for Context {
     }
 }
 
-/// A number of bytes for people.
-pub fn gibibytes(bytes: u64) -> String {
-    match bytes as f64 / f64::from(1 << 20) {
-        mib if mib < 1000.0 => format!("{mib:.1} MiB"),
-        mib => format!("{:.2} GiB", mib / 1024.0),
-    }
-}
-
 /// Memory of the device.
 pub struct Memory {
     context: Arc<Context>,

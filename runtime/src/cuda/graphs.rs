@@ -2,10 +2,11 @@
 
 use super::cache::Cache;
 use super::dnn::{CUDNN_VARIABLE, Steps};
-use super::driver::{Context, Stream, gibibytes};
+use super::driver::{Context, Stream};
 use super::launch::{Lowered, Place};
 use super::lower::Graph;
 use crate::error::Result;
+use precast_plan::units;
 use precast_plan::{Kernel, Plan};
 use std::env;
 use std::sync::Arc;
@@ -94,13 +95,13 @@ impl Graphs {
 
     /// As [`Library::restrict`].
     pub fn restrict(&mut self, free: u64) -> bool {
-        let wanted = gibibytes(self.workspace());
+        let wanted = units::bytes(self.workspace());
         let less = self.library.as_mut().is_ok_and(|l| l.restrict(free));
         if less {
             self.notice = Some(format!(
                 "memory of the device is short: cuDNN runs without engines that want more than {} \
                  of workspace; the most that one wants is {wanted}",
-                gibibytes(free)
+                units::bytes(free)
             ));
         }
         less

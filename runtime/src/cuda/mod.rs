@@ -23,6 +23,7 @@ pub mod product;
 pub mod refusals;
 pub mod regions;
 pub mod report;
+mod settings;
 pub mod staging;
 #[cfg(test)]
 pub mod testing;

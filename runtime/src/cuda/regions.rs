@@ -1,12 +1,13 @@
 //! Where a plan's memory lies on a GPU.
 
 use super::blas::Blas;
-use super::driver::{Context, Memory, Stream, gibibytes};
+use super::driver::{Context, Memory, Stream};
 use super::graphs::Graphs;
 use super::launch::{Arg, Place, Table};
 use super::lower::LoweredPlan;
 use super::staging::Inbound;
 use crate::error::{Error, Result};
+use precast_plan::units;
 use precast_plan::{Plan, Storage, TensorId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -155,7 +156,7 @@ impl Needs {
 
     /// The error where so many bytes are free.
     pub fn too_much(&self, context: &Context, free: u64) -> Error {
-        let gib = gibibytes;
+        let gib = units::bytes;
         let text = format!(
             "the plan needs {} of device memory, and {} are free: activations {}, weights and optimizer state {}, batches {}, workspaces {}",
             gib(self.total()),

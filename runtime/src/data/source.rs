@@ -5,7 +5,8 @@ use super::{Columns, DataSource, DataSpec, F64, Field, NOT_FINITE, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{InputFile, read_whole};
 use crate::tensors::{Element, HostTensor};
-use precast_plan::DType;
+use precast_plan::words::suggestion;
+use precast_plan::{DType, table};
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,13 +45,13 @@ pub(super) fn open(spec: &DataSpec) -> Result<Vec<Rows>> {
             fields.iter().map(rows).collect()
         }
         DataSource::Csv { files, header } => {
-            fields.iter().map(|f| table(files, *header, f, spec.allow_nonfinite)).collect()
+            fields.iter().map(|f| rows_of_table(files, *header, f, spec.allow_nonfinite)).collect()
         }
         DataSource::Bytes { files, context } => text(files, *context, fields),
     }
 }
 
-fn table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) -> Result<Rows> {
+fn rows_of_table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) -> Result<Rows> {
     let (mut values, mut width, mut files) = (vec![], 0, vec![]);
     for path in paths {
         let bad = |text: String| Error::new("R0412", text).at(path.display());
@@ -60,7 +61,7 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) -> Result<
             .trim(csv::Trim::All)
             .from_reader(file.reader());
         // Without a header this is the first record, which `records` gives again.
-        let first = reader.headers().map_err(|e| bad(format!("cannot read line 1: {e}")))?;
+        let first = reader.headers().map_err(|e| bad(table::fault(path, &e, None)))?;
         let cells = first.len();
         let names: Option<Vec<String>> = header.then(|| first.iter().map(str::to_string).collect());
         let columns =
@@ -75,20 +76,19 @@ fn table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) -> Result<
         }
         width = columns.len();
         files.push((path.clone(), (values.len() / width) as u64));
-        for (line, record) in reader.records().enumerate() {
-            let line = line + 1 + usize::from(header);
-            let record = record.map_err(|e| bad(format!("line {line}: {e}")))?;
+        for record in reader.records() {
+            let record = record.map_err(|e| bad(table::fault(path, &e, names.as_deref())))?;
+            let place = |c| table::cell(path, record.position(), c, names.as_deref());
             for &c in &columns {
-                let cell =
-                    record.get(c).ok_or_else(|| bad(format!("line {line} has no column {c}")))?;
-                let x: f64 = cell.parse().map_err(|_| {
-                    bad(format!("line {line}, column {c}: `{cell}` is not a number"))
-                })?;
+                let cell = record.get(c).ok_or_else(|| bad(format!("{} is missing", place(c))))?;
+                let x: f64 = cell
+                    .parse()
+                    .map_err(|_| bad(format!("{}: `{cell}` is not a number", place(c))))?;
                 if !x.is_finite() && !allow {
                     let name =
                         names.as_ref().map_or_else(|| c.to_string(), |n| format!("`{}`", n[c]));
                     return Err(Error::new("R0418", format!("column {name} holds {x}"))
-                        .at(format!("{}: line {line}", path.display()))
+                        .at(format!("{}: {}", path.display(), place(c)))
                         .help(NOT_FINITE));
                 }
                 values.push(x);
@@ -110,10 +110,13 @@ fn columns(columns: &Columns, header: Option<&[String]>, cells: usize) -> Result
             None => name.parse().ok().filter(|&i| i < cells),
         };
         at.ok_or_else(|| {
-            let help = header.map_or_else(
-                || format!("without a header, columns are numbers from 0; there are {cells}"),
-                |h| format!("the columns are {}", h.join(", ")),
-            );
+            let help = match header {
+                None => format!("without a header, columns are numbers from 0; there are {cells}"),
+                Some(names) => {
+                    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                    suggestion("columns", name, &names)
+                }
+            };
             Error::new("R0413", format!("the table has no column `{name}`")).help(help)
         })
     };

@@ -68,10 +68,10 @@ pub fn true_inputs(src: &Source) -> impl Iterator<Item = (&String, &ValueInfoPro
 /// Types of the inputs with every dynamic dimension bound by `opts.dims` or by the data's shapes.
 ///
 /// # Errors
-/// All that are unbound (P0208, each with the inputs that use it) or in conflict (P0209).
+/// All that are unbound (P0208, each with the axes that it is) or in conflict (P0209).
 pub fn bind(src: &Source, opts: &ImportOptions) -> Result<Vec<(String, TensorType)>> {
     let mut errors = Vec::new();
-    let mut bound: BTreeMap<String, usize> = opts.dims.clone();
+    let mut bound = Bound::new(opts);
     let mut inputs = Vec::new();
     for (name, v) in true_inputs(src) {
         let place = || src.tensor_place(name);
@@ -92,78 +92,162 @@ pub fn bind(src: &Source, opts: &ImportOptions) -> Result<Vec<(String, TensorTyp
         let given = opts.input_shapes.get(name);
         let Some(dims) = dims.or_else(|| given.map(|s| s.iter().map(|&n| Dim::Known(n)).collect()))
         else {
+            let help = if opts.dims_by_option {
+                "export the model so that it states one; a recipe's data would give it, too"
+            } else {
+                "name a tensor of the data for it under [data] inputs"
+            };
             errors.push(
                 Diagnostic::error("P0208", "the model does not state the shape of this input")
                     .at(place())
-                    .help("name a tensor of the data for it under [data] inputs"),
+                    .help(help),
             );
             continue;
         };
-        if let Some(given) = given {
-            let list = dims.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ");
-            let mut conflict = dims.len() != given.len();
-            for (d, &n) in dims.iter().zip(given) {
-                match d {
-                    Dim::Known(m) => conflict |= *m != n,
-                    Dim::Named(s) => conflict |= *bound.entry(s.clone()).or_insert(n) != n,
-                }
-            }
-            if conflict {
-                let said: Vec<String> = dims
-                    .iter()
-                    .filter_map(|d| match d {
-                        Dim::Named(s) => Some(format!("{s} = {}", bound.get(s)?)),
-                        Dim::Known(_) => None,
-                    })
-                    .collect();
-                let mut d = Diagnostic::error(
-                    "P0209",
-                    format!("the data has shape {given:?}, the model wants [{list}]"),
-                )
-                .at(place());
-                if !said.is_empty() {
-                    d = d.help(format!("dimensions so far: {}", said.join(", ")));
-                }
-                errors.push(d);
-            }
+        if let Some(given) = given
+            && let Err(d) = bound.add(name, &dims, given)
+        {
+            errors.push(d.at(place()));
         }
         inputs.push((name.clone(), dtype, dims));
     }
-    let mut unbound: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut unbound: BTreeMap<&str, Vec<(&str, usize)>> = BTreeMap::new();
     let mut out = Vec::new();
     for (name, dtype, dims) in &inputs {
         let mut extents = Vec::new();
-        for d in dims {
+        for (axis, d) in dims.iter().enumerate() {
             match d {
                 Dim::Known(n) => extents.push(*n as i64),
-                Dim::Named(s) => match bound.get(s) {
-                    Some(&n) => extents.push(i64::try_from(n).unwrap_or(i64::MAX)),
-                    None => unbound.entry(s).or_default().push(name),
+                Dim::Named(s) => match bound.extent(s) {
+                    Some(n) => extents.push(i64::try_from(n).unwrap_or(i64::MAX)),
+                    None => unbound.entry(s).or_default().push((name, axis)),
                 },
             }
         }
         match checked_elements(&extents) {
-            Ok((shape, _)) if shape.contains(&0) => errors.push(
-                Diagnostic::error("P0209", format!("this input of shape {shape:?} has no elements"))
-                    .at(src.tensor_place(name))
-                    .help("an axis of an input has an extent of at least 1: export with an example that has"),
-            ),
+            Ok((shape, _)) if shape.contains(&0) => {
+                let axis = shape.iter().position(|n| *n == 0).unwrap_or(0);
+                let message =
+                    format!("{} has no elements: the shape is {shape:?}", axis_of(dims, axis));
+                errors.push(
+                    Diagnostic::error("P0209", message)
+                        .at(src.tensor_place(name))
+                        .help("an axis of an input has an extent of at least 1: export with an example that has"),
+                );
+            }
             Ok((shape, _)) => out.push((name.clone(), TensorType::new(*dtype, shape))),
             Err(e) => errors.push(Diagnostic::error("P0210", e).at(src.tensor_place(name))),
         }
     }
     for (dim, users) in unbound {
-        let users: Vec<String> = users.iter().map(|u| format!("`{u}`")).collect();
+        let axes: Vec<String> =
+            users.iter().map(|(input, axis)| format!("axis {axis} of `{input}`")).collect();
+        let help = if opts.dims_by_option {
+            format!("state it: `--dim \"{dim}={}\"`", example(dim))
+        } else {
+            format!(
+                "give data for the input, or state it in the recipe: [data] dims = {{ \"{dim}\" = {} }}",
+                example(dim)
+            )
+        };
         errors.push(
             Diagnostic::error(
                 "P0208",
-                format!("dimension `{dim}` of {} has no extent", users.join(", ")),
+                format!("dimension `{dim}`, which is {}, has no extent", axes.join(", ")),
             )
             .at(crate::Place::File { path: src.path.clone() })
             .help(format!(
-                "state it in the recipe: [data] dims = {{ \"{dim}\" = … }}, or give data for the input"
+                "{help}; the exporter's `dynamic_axes` (with dynamo=True: `dynamic_shapes`) made it dynamic"
             )),
         );
     }
     if errors.is_empty() { Ok(out) } else { Err(Diagnostics(errors)) }
+}
+
+/// An extent that a person may mean by a name.
+fn example(dim: &str) -> usize {
+    let lower = dim.to_lowercase();
+    if ["seq", "len", "time", "token"].iter().any(|w| lower.contains(w)) { 128 } else { 32 }
+}
+
+/// ``axis 0 (`batch`)``
+fn axis_of(dims: &[Dim], axis: usize) -> String {
+    match dims.get(axis) {
+        Some(Dim::Named(name)) => format!("axis {axis} (`{name}`)"),
+        _ => format!("axis {axis}"),
+    }
+}
+
+/// Dynamic dimensions with an extent, and what gave it.
+struct Bound(BTreeMap<String, (usize, String)>);
+
+impl Bound {
+    fn new(opts: &ImportOptions) -> Bound {
+        let by = if opts.dims_by_option { "by `--dim`" } else { "in `[data] dims`" };
+        Bound(opts.dims.iter().map(|(name, n)| (name.clone(), (*n, by.to_string()))).collect())
+    }
+
+    fn extent(&self, name: &str) -> Option<usize> {
+        self.0.get(name).map(|(n, _)| *n)
+    }
+
+    /// The extents of the data for an input.
+    ///
+    /// # Errors
+    /// P0209 where they are not the model's, with the first axis that differs.
+    fn add(&mut self, input: &str, dims: &[Dim], given: &[usize]) -> Result<(), Diagnostic> {
+        if dims.len() != given.len() {
+            let list = dims.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "the data for `{input}` has {} axes, {given:?}; the model's input has {}, [{list}]",
+                given.len(),
+                dims.len()
+            );
+            return Err(Diagnostic::error("P0209", message).help(
+                "rows of the data are the input without its first axis, which is the batch: store them \
+                 in that shape, or flat",
+            ));
+        }
+        for (axis, (d, &n)) in dims.iter().zip(given).enumerate() {
+            match d {
+                Dim::Known(m) if *m != n => return Err(fixed(input, axis, (*m, n), given)),
+                Dim::Known(_) => {}
+                Dim::Named(name) => {
+                    let by = format!("by axis {axis} of `{input}`");
+                    let (before, by) = self.0.entry(name.clone()).or_insert((n, by));
+                    if *before != n {
+                        let message = format!(
+                            "{} of the data for `{input}` is {n}, and `{name}` is {before} {by}",
+                            axis_of(dims, axis)
+                        );
+                        return Err(Diagnostic::error("P0209", message).help(
+                            "axes that the exporter's `dynamic_axes` (with dynamo=True: \
+                             `dynamic_shapes`) give one name have one extent: give data that agrees, or \
+                             export with a name for each",
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// P0209: an axis whose extent, (the model's, the data's), was fixed when the model was exported.
+fn fixed(input: &str, axis: usize, (model, data): (usize, usize), given: &[usize]) -> Diagnostic {
+    let message = format!(
+        "axis {axis} of `{input}` is {model} in the model, and {data} in the data, whose batch is \
+         {given:?}"
+    );
+    let name = if axis == 0 { "batch" } else { "n" };
+    let free = format!(
+        "export with `dynamic_axes={{\"{input}\": {{{axis}: \"{name}\"}}}}` (with dynamo=True: \
+         `dynamic_shapes`)"
+    );
+    Diagnostic::error("P0209", message).help(match axis {
+        0 => format!(
+            "the model was exported for a batch of {model}: set `[data] batch = {model}`, or {free}"
+        ),
+        _ => format!("give rows with {model} there; for another extent, {free}"),
+    })
 }

@@ -37,6 +37,8 @@ mod long;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]
+mod messages_tests;
+#[cfg(test)]
 mod pools;
 #[cfg(test)]
 mod tests;
@@ -78,6 +80,9 @@ pub struct ImportOptions {
     /// Training form: dropout is active, batch normalisation uses the batch and updates its running
     /// statistics. Otherwise both are in inference form.
     pub training: bool,
+    /// Whether a person states extents by `--dim`, and not in a recipe; for what to do about one that
+    /// is missing.
+    pub dims_by_option: bool,
 }
 
 /// A model as a graph.

@@ -6,7 +6,7 @@ use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::frontend::onnx::{self, Dim, ImportOptions, InitScheme};
 use globset::{GlobBuilder, GlobMatcher};
 use indexmap::IndexMap;
-use precast_plan::TensorHeader;
+use precast_plan::{FileKind, TensorHeader};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -41,6 +41,7 @@ impl Recipe {
                 if !path.is_file() {
                     return Err(fault(&path, "the data file does not exist").into());
                 }
+                self.check_format(source, &path)?;
                 found.push(path);
                 continue;
             }
@@ -51,6 +52,30 @@ impl Recipe {
             found.extend(matches);
         }
         Ok(found)
+    }
+
+    /// Checks that a file of the data is of the recipe's format; a damaged one is left to its reader.
+    fn check_format(&self, source: &DataSource, path: &Path) -> Result<()> {
+        use FileKind::{Checkpoint, Csv, Empty, Safetensors};
+        let Ok(found) = FileKind::of(path) else { return Ok(()) };
+        let (format, fits) = match source {
+            DataSource::Safetensors { .. } => {
+                ("safetensors", matches!(found, Safetensors | Checkpoint))
+            }
+            DataSource::Csv { .. } => ("csv", found == Csv),
+            DataSource::Bytes { .. } => return Ok(()),
+        };
+        if fits || found.is_vague() || found == Empty {
+            return Ok(());
+        }
+        let message = format!("`format` is \"{format}\", and {} is {found}", path.display());
+        let help = match found {
+            Csv => "write `format = \"csv\"`",
+            Safetensors | Checkpoint => "write `format = \"safetensors\"`",
+            other => other.taken_by().unwrap_or("name another file"),
+        };
+        let place = self.place(&["data.format"], "not that of the file");
+        Err(Diagnostic::error("P0108", message).at(place).help(help).into())
     }
 
     /// Rows and extents of the data; `None` where the recipe names no data.
@@ -228,6 +253,7 @@ impl Recipe {
             settled: self.settled(),
             stop_gradient: self.train.stop_gradient.clone(),
             training,
+            ..ImportOptions::default()
         })
     }
 }

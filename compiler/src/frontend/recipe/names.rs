@@ -92,23 +92,28 @@ impl Recipe {
             let place = |label: &str| self.place(&[&format!("train.freeze_rows.{name}")], label);
             let Some((_, shape)) = trained().find(|(p, _)| p == name) else {
                 let known: Vec<&str> = trained().map(|(p, _)| p.as_str()).collect();
-                let (message, help) = match frozen.contains(name) {
-                    true => {
-                        let help = "remove it here, or from `freeze`".to_string();
-                        (format!("all of `{name}` is frozen"), help)
-                    }
+                let (message, label, help) = match frozen.contains(name) {
+                    true => (
+                        format!("all of `{name}` is frozen by `freeze`"),
+                        "frozen already",
+                        "remove it here, or from `freeze`".to_string(),
+                    ),
                     false => (
                         format!("no parameter `{name}` is trained"),
+                        "not in the model",
                         suggestion("parameters", name, &known),
                     ),
                 };
-                let d = Diagnostic::error("P0112", message);
-                errors.push(d.at(place("not in the model")).help(help));
+                errors.push(Diagnostic::error("P0112", message).at(place(label)).help(help));
                 continue;
             };
             let Some(&count) = shape.first() else {
                 let message = format!("`{name}` is one number and has no rows");
-                errors.push(Diagnostic::error("P0113", message).at(place("no rows")));
+                errors.push(
+                    Diagnostic::error("P0113", message)
+                        .at(place("no rows"))
+                        .help("`freeze = [\"…\"]` keeps all of a parameter"),
+                );
                 continue;
             };
             let mut found = std::collections::BTreeSet::new();

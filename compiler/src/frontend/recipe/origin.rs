@@ -15,6 +15,8 @@ pub struct Origin {
     /// By dotted path, `loss_scale.init`, `data.dims.N`, `precision.pins.0`: from the first byte
     /// of the key (of an element of an array: of the value) to the last of the value.
     keys: BTreeMap<String, Range<usize>>,
+    /// Options of the command line by the keys that they overrule.
+    flags: BTreeMap<String, String>,
 }
 
 impl PartialEq for Origin {
@@ -25,7 +27,7 @@ impl PartialEq for Origin {
 
 impl Origin {
     pub(super) fn new(text: &str, root: &DeTable<'_>) -> Origin {
-        let mut origin = Origin { text: text.into(), keys: BTreeMap::new() };
+        let mut origin = Origin { text: text.into(), ..Origin::default() };
         origin.table("", root);
         origin
     }
@@ -59,14 +61,20 @@ impl Recipe {
         self.origin.keys.contains_key(key)
     }
 
-    /// Another value than the one that was written is used for a key: no place is to blame for it.
-    pub fn overrule(&mut self, key: &str) {
+    /// Another value than the one that was written is used for a key: that of an option of the
+    /// command line, such as `--device a100`, which is to blame for it.
+    pub fn overrule(&mut self, key: &str, flag: &str) {
         self.origin.keys.remove(key);
+        self.origin.flags.insert(key.into(), flag.into());
     }
 
-    /// The place of the first of some keys that was written, with `label` at it; the recipe itself
-    /// where none was.
+    /// The place of the first of some keys that the command line or the recipe gave, with `label` at
+    /// it; the recipe itself where none did.
     pub fn place(&self, keys: &[&str], label: &str) -> Place {
+        // What was said last is looked at first.
+        if let Some(flag) = keys.iter().find_map(|k| self.origin.flags.get(*k)) {
+            return Place::Flag { flag: flag.clone() };
+        }
         match keys.iter().find_map(|k| self.origin.keys.get(*k)) {
             Some(span) => Place::Span {
                 path: self.path.clone(),

@@ -90,7 +90,11 @@ impl<'s, 't> Table<'s, 't> {
 
     /// A key that may be absent.
     pub fn get(&self, key: &'static str) -> Option<Item<'s, 't>> {
-        self.known.borrow_mut().push(key);
+        let mut known = self.known.borrow_mut();
+        if !known.contains(&key) {
+            known.push(key);
+        }
+        drop(known);
         let value = self.table?.get(key)?;
         Some(Item { source: self.source, key: key.into(), value })
     }

@@ -2,9 +2,10 @@
 
 use super::Columns;
 use super::extents::fault;
-use crate::diagnostic::Result;
+use crate::diagnostic::{Result, suggestion};
 use csv::{Reader, ReaderBuilder, Trim};
 use indexmap::IndexMap;
+use precast_plan::table;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,7 @@ pub fn widths(
     for path in files {
         let mut reader = open(path, header)?;
         // Without a header this is the first record.
-        let first =
-            reader.headers().map_err(|e| fault(path, format!("cannot read line 1: {e}")))?;
+        let first = reader.headers().map_err(|e| fault(path, table::fault(path, &e, None)))?;
         let table = Table { path, header, cells: first.iter().collect() };
         for (field, columns) in fields {
             let width = vec![table.width(field, columns)?];
@@ -54,7 +54,15 @@ pub fn rows(files: &[PathBuf], header: bool) -> Result<u64> {
     for path in files {
         let mut reader = open(path, header)?;
         let mut record = csv::ByteRecord::new();
-        while reader.read_byte_record(&mut record).map_err(|e| fault(path, e))? {
+        let names = match header {
+            true => reader.headers().ok().map(|h| h.iter().map(str::to_string).collect()),
+            false => None,
+        };
+        let names: Option<Vec<String>> = names;
+        while reader
+            .read_byte_record(&mut record)
+            .map_err(|e| fault(path, table::fault(path, &e, names.as_deref())))?
+        {
             rows += 1;
         }
     }
@@ -78,7 +86,7 @@ impl Table<'_> {
         at.ok_or_else(|| {
             let message = format!("the table has no column `{name}` for `{field}`");
             let help = if self.header {
-                format!("the columns are {}", self.cells.join(", "))
+                suggestion("columns", name, &self.cells)
             } else {
                 let count = self.cells.len();
                 format!("without a header, columns are numbers from 0; there are {count}")

@@ -3,11 +3,11 @@
 use super::Target;
 use super::api::Cudnn;
 use super::desc::{Desc, Kind, Name, Refusal, Values};
-use crate::cuda::driver::gibibytes;
 use cudarc::cudnn::sys as dnn;
 use dnn::cudnnBackendAttributeType_t as Type;
 use dnn::cudnnBackendHeurMode_t as Mode;
 use dnn::cudnnBackendNumericalNote_t as Note;
+use precast_plan::units;
 use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::fmt::Write as _;
@@ -215,8 +215,8 @@ pub(super) fn candidate(
     if workspace > bytes(most) {
         return Err(format!(
             "engine {number} wants {} of workspace, and it may have {}",
-            gibibytes(workspace as u64),
-            gibibytes(most)
+            units::bytes(workspace as u64),
+            units::bytes(most)
         ));
     }
     let tag = engine_tag(&config.name) + &workspace_tag(workspace);

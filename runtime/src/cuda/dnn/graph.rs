@@ -7,7 +7,6 @@ use super::engines::{
 };
 use super::handle::Handle;
 use super::{Limits, Target};
-use crate::cuda::driver::gibibytes;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys as dnn;
 use dnn::cudnnBackendAttributeType_t as Type;
@@ -15,6 +14,7 @@ use dnn::cudnnBackendHeurMode_t as Mode;
 use dnn::cudnnPointwiseMode_t as Pointwise;
 use dnn::cudnnReduceTensorOp_t as Reduce;
 use precast_plan::DType;
+use precast_plan::units;
 use std::collections::BTreeSet;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -297,7 +297,7 @@ impl Builder {
         let own: u64 = own.sum();
         let workspace = limits.workspace.saturating_sub(own);
         if own > limits.workspace {
-            let (need, most) = (gibibytes(own), gibibytes(limits.workspace));
+            let (need, most) = (units::bytes(own), units::bytes(limits.workspace));
             return Err(format!("it needs {need} of workspace, and it may have {most}"));
         }
         if let Some(c) = only.and_then(|r| saved(self.api, target, r, workspace)) {

@@ -5,7 +5,7 @@ use super::graph::Graph;
 use super::wish::{Wish, key, misaligned, place};
 use super::{Dnn, For, Handle, Offer, Remembered, Stores, spelled};
 use crate::cuda::cache::Cache;
-use crate::cuda::driver::{Context, Stream, gibibytes};
+use crate::cuda::driver::{Context, Stream};
 use crate::cuda::graphs::Library;
 use crate::cuda::launch::{Facts, Lowered, Place, Task};
 use crate::cuda::lower::Graph as Lowers;
@@ -14,6 +14,7 @@ use crate::cuda::refusals::Refusals;
 use crate::cuda::regions::workspace_limit;
 use crate::cuda::text;
 use crate::error::{Error, Result};
+use precast_plan::units;
 use precast_plan::{Access, Kernel, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -271,7 +272,7 @@ impl Steps {
             self.distrusted.insert(key);
             return self.graph(plan, wish, list);
         }
-        let (need, most) = (gibibytes(least), gibibytes(self.short));
+        let (need, most) = (units::bytes(least), units::bytes(self.short));
         Err(format!("it needs {need} of workspace, and {most} are free"))
     }
 

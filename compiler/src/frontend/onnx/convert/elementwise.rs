@@ -377,6 +377,55 @@ fn narrowed(cx: &mut Importer, v: Val, to: Elem) -> Res<Val> {
     Ok(Val::Node(cx.one("", ops::Binary { f: B::Sub }, &[kept, half])?))
 }
 
+/// P0223, once for dropout of attention and once for all other.
+fn warn_of_idle_dropout(cx: &mut Importer, call: &Call, p: f64) {
+    // Exporters write the dropout of `scaled_dot_product_attention` without a training mode, whatever
+    // the module's mode was.
+    let (message, help) = if call.inputs.len() < 3 && behind_softmax(cx) {
+        (
+            format!(
+                "the dropout of attention weights (`dropout_p` = {p}) is written without a training mode, \
+                 and will not drop anything"
+            ),
+            "exporters lose `dropout_p` of `scaled_dot_product_attention` however they are called: \
+             compute the weights in the module, with `nn.Dropout`, or set `dropout_p` to 0; see \
+             docs/EXPORTING.md, Dropout",
+        )
+    } else {
+        (
+            format!("dropout (ratio {p}) is in inference form and will not drop anything"),
+            "export with training=TrainingMode.TRAINING; see docs/EXPORTING.md",
+        )
+    };
+    let begin = &message[..message.find('(').unwrap_or(message.len())];
+    let known = |w: &Diagnostic| w.code == "P0223" && w.message.starts_with(begin);
+    if !cx.warnings.iter().any(known) {
+        cx.warn(Diagnostic::warning("P0223", message).help(help));
+    }
+}
+
+/// Whether a softmax is among what the present node's operand is computed of, a few nodes back: what
+/// guards rows without a key may lie between.
+fn behind_softmax(cx: &Importer) -> bool {
+    let nodes = &cx.src.graph.node;
+    let mut names: Vec<&str> = nodes[cx.at].input.iter().take(1).map(String::as_str).collect();
+    for _ in 0..4 {
+        let makes = |n: &&crate::frontend::onnx::proto::NodeProto| {
+            n.output.iter().any(|y| names.contains(&y.as_str()))
+        };
+        let made_by: Vec<_> = nodes.iter().filter(makes).collect();
+        if made_by.iter().any(|n| n.op_type.as_deref() == Some("Softmax")) {
+            return true;
+        }
+        names = made_by
+            .iter()
+            .filter(|n| matches!(n.op_type.as_deref(), Some("Where" | "Cast" | "Mul")))
+            .flat_map(|n| n.input.iter().map(String::as_str))
+            .collect();
+    }
+    false
+}
+
 fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let v = call.need(0)?.clone();
     let p = match call.literal(1)? {
@@ -394,14 +443,8 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         return Err(fail("P0206", format!("the dropout ratio is {p}, not in [0, 1)")));
     }
     if p == 0.0 || !cx.opts.training || !active {
-        if p > 0.0 && cx.opts.training && !cx.warnings.iter().any(|w| w.code == "P0223") {
-            cx.warn(
-                Diagnostic::warning(
-                    "P0223",
-                    "dropout is in inference form and will not drop anything",
-                )
-                .help("export with training=TrainingMode.TRAINING; see docs/EXPORTING.md"),
-            );
+        if p > 0.0 && cx.opts.training {
+            warn_of_idle_dropout(cx, call, p);
         }
         return Ok(Some(vec![v]));
     }

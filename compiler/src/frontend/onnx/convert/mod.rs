@@ -283,19 +283,15 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
              not for values of the model; docs/EXPORTING.md lists the operators",
         ));
     }
-    let near = SUPPORTED
-        .iter()
-        .map(|s| (strsim::jaro_winkler(s, call.op), *s))
-        .filter(|(d, _)| *d > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let near = crate::diagnostic::nearest(call.op, SUPPORTED.iter().copied());
     let d = fail("P0205", format!("operator `{}` is not supported", call.op));
     Err(match near {
         _ if instead_of(call.op).is_some() => {
             d.help(instead_of(call.op).expect("there is something"))
         }
-        Some((_, s)) => d.help(format!(
-            "`{s}` is; express the model with supported operators (`precast check MODEL` lists what \
-             is missing)"
+        Some(s) => d.help(format!(
+            "did you mean `{s}`? Else express the model with supported operators (`precast check MODEL` \
+             lists what is missing)"
         )),
         None => d.help(
             "express the model with supported operators (`precast check MODEL` lists what is missing)",
