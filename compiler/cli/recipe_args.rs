@@ -119,7 +119,9 @@ pub fn has_model(recipe: &Recipe) -> Outcome {
     }
     let message = format!("the model {} does not exist", model.display());
     let place = recipe.place(&["model"], "no such file");
-    Err(Diagnostic::error("P0004", message).at(place).into())
+    let help = described::instead_of(&model)
+        .unwrap_or_else(|| "paths in a recipe are relative to its folder".into());
+    Err(Diagnostic::error("P0004", message).at(place).help(help).into())
 }
 
 /// Checks that the files which a recipe names are of the kinds that it takes them for. One that is
@@ -242,6 +244,29 @@ fn gpu(recipe: &Recipe) -> Outcome<Option<DeviceInfo>> {
     Ok(number.map(cuda::device).transpose()?)
 }
 
+/// A warning where a plan was priced for another board than the one that it runs on: it runs there all
+/// the same, with formats and predictions of the other.
+fn other_board(recipe: &Recipe, plan: &precast_plan::Plan, gpu: usize) -> Option<Diagnostic> {
+    let name = &plan.target.name;
+    if plan.target.device != "cuda" || recipe.target.table.is_some() {
+        return None;
+    }
+    let here = cuda::device(gpu).ok()?;
+    if described::Target::describes(name, &here.name, here.facts.capability)? {
+        return None;
+    }
+    let message = format!(
+        "the plan is made for `{name}`, and runs on {}: its formats and predicted times are those of \
+         `{name}`",
+        here.name
+    );
+    Some(
+        Diagnostic::warning("P0621", message)
+            .at(recipe.place(&["target.device"], "another board"))
+            .help("`--device cuda` plans for the board that is there"),
+    )
+}
+
 /// The runtime's view of the recipe's data.
 fn data_spec(recipe: &Recipe) -> Outcome<data::DataSpec> {
     let Some(source) = &recipe.data.source else {
@@ -310,6 +335,7 @@ pub fn open(
     let file = recipe.weights.file.as_ref().map(|f| recipe.resolve(f));
     let weights = ModelWeights::for_plan(&plan, folder, file.as_deref())?;
     let gpu = gpu_number(recipe).unwrap_or(0);
+    warn(other_board(recipe, &plan, gpu).as_slice());
     let options = precast_runtime::Options { threads, gpu, seed: recipe.train.seed };
     // What has no file of its own to name is the recipe's.
     let place = |e: precast_runtime::Error| e.at(recipe.path.display());

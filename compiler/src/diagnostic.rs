@@ -1,6 +1,6 @@
 //! What a person is told: code, message, place, help.
 
-pub use precast_plan::words::{nearest, suggestion};
+pub use precast_plan::words::{difference, nearest, suggestion};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::cpu::rows::philox;
 use crate::error::{Error, Result};
 use crate::tensors::WeightSource;
+use precast_plan::words::difference;
 use precast_plan::{Init, Kind, Plan, Storage, Tensor, TensorId};
 
 /// Writes the first value of every persistent tensor of `plan` to `backend`.
@@ -104,10 +105,14 @@ fn value(t: &Tensor, init: &Init, weights: &dyn WeightSource, out: &mut Vec<u8>)
             let found = weights.get(name)?.ok_or_else(|| missing(name, weights))?;
             if found.shape != t.shape {
                 let text = format!(
-                    "`{name}` has shape {:?}, the model expects {:?}",
-                    found.shape, t.shape
+                    "`{name}` has shape {:?}, the model expects {:?}: {}",
+                    found.shape,
+                    t.shape,
+                    difference((&found.shape[..], "in the file"), (&t.shape[..], "in the model"))
                 );
-                return Err(Error::new("R0302", text).at(weights.describe()));
+                return Err(Error::new("R0302", text).at(weights.describe()).help(
+                    "give the weights of this model, or compile the model that they are of",
+                ));
             }
             let place = || format!("{}: tensor `{name}`", weights.describe());
             found.convert(0..n, t.dtype, (1.0, 0.0), out).map_err(|e| e.at(place()))?;

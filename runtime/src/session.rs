@@ -7,6 +7,7 @@ use crate::data::{Batch, DataState, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
 use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
+use precast_plan::words::{difference, suggestion};
 use precast_plan::{DType, Kernel, Named, Plan, Role, Storage, TensorId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -206,10 +207,11 @@ impl Session {
     }
 
     fn id(&self, name: &str) -> Result<TensorId> {
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| Error::new("R0502", format!("the plan has no tensor `{name}`")))
+        self.names.get(name).copied().ok_or_else(|| {
+            let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
+            let text = format!("the plan has no tensor `{name}`");
+            Error::new("R0502", text).help(suggestion("tensors", name, &known))
+        })
     }
 
     fn write_scalar(&mut self, id: TensorId, dtype: DType, x: f64) -> Result<()> {
@@ -300,7 +302,7 @@ impl Session {
         let r = list.iter().find(|r| r.name == name).ok_or_else(|| {
             let known: Vec<&str> = list.iter().map(|r| r.name.as_str()).collect();
             Error::new("R0506", format!("the plan has no result `{name}`"))
-                .help(format!("it has: {}", known.join(", ")))
+                .help(suggestion("results", name, &known))
         })?;
         self.tensor(r.tensor)
     }
@@ -329,7 +331,10 @@ impl Session {
         let id = self.id(name)?;
         let t = &self.plan.tensors[id as usize];
         if t.shape != value.shape {
-            let text = format!("`{name}` has shape {:?}, the value {:?}", t.shape, value.shape);
+            let differ =
+                difference((&value.shape[..], "in the value"), (&t.shape[..], "in the plan"));
+            let text =
+                format!("`{name}` has shape {:?}, the value {:?}: {differ}", t.shape, value.shape);
             return Err(Error::new("R0507", text));
         }
         let mut bytes = vec![];

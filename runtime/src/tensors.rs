@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::{self, InputFile, write_whole};
+use precast_plan::words::suggestion;
 use precast_plan::{DType, Kind, TensorHeader};
 use safetensors::Dtype;
 use std::borrow::Cow;
@@ -108,9 +109,9 @@ impl HostTensor<'_> {
                     } else {
                         let x = self.real(i) * scale + shift;
                         if x.fract() != 0.0 {
-                            return Err(Error::new(
-                                "R0201",
-                                format!("{x} is not an integer, which {dtype} needs"),
+                            let text = format!("{x} is not an integer, which {dtype} needs");
+                            return Err(Error::new("R0201", text).help(
+                                "the model takes whole numbers here, such as ids or numbers of classes",
                             ));
                         }
                         x as i64
@@ -122,7 +123,12 @@ impl HostTensor<'_> {
                         _ => true,
                     };
                     if !fits {
-                        return Err(Error::new("R0202", format!("{x} does not fit {dtype}")));
+                        let text = format!("{x} does not fit {dtype}");
+                        return Err(Error::new("R0202", text).help(match dtype {
+                            DType::U8 => "u8 holds 0 to 255",
+                            DType::Bool => "bool holds 0 and 1",
+                            _ => "i32 holds -2147483648 to 2147483647",
+                        }));
                     }
                     out.extend_from_slice(&x.to_le_bytes()[..dtype.size()]);
                 }
@@ -261,17 +267,19 @@ impl TensorFile {
     /// If it is absent or of a format that cannot be converted.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
         let Some(info) = self.index.get(name) else {
-            let known: Vec<&str> = self.index.keys().take(12).map(String::as_str).collect();
+            let known: Vec<&str> = self.index.keys().map(String::as_str).collect();
             let text = format!("the file has no tensor `{name}`");
             return Err(Error::new("R0204", text)
                 .at(self.path().display())
-                .help(format!("it has: {}", known.join(", "))));
+                .help(suggestion("tensors", name, &known)));
         };
         match info.unsupported {
             None => Ok(info),
             Some(other) => {
                 let text = format!("tensor `{name}` has format {other:?}, which is not supported");
-                Err(Error::new("R0205", text).at(self.path().display()))
+                Err(Error::new("R0205", text).at(self.path().display()).help(
+                    "write it as F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8 or BOOL",
+                ))
             }
         }
     }

@@ -207,3 +207,56 @@ fn rows_of_what_is_frozen_are_called_frozen() {
     assert_eq!(code, "P0112", "{text}");
     assert!(text.contains("frozen already") && !text.contains("not in the model"), "{text}");
 }
+
+#[test]
+fn files_that_are_not_there_are_named_as_they_may_be_meant() {
+    let lab = Lab::new();
+    let (code, text) = lab.fails(&["check", "recip.toml"]);
+    assert_eq!(code, "P0100", "{text}");
+    assert!(text.contains("did you mean `recipe.toml`?"), "{text}");
+    let (_, text) = lab.fails(&["check", "nothing-like-it.toml"]);
+    assert!(!text.contains("did you mean"), "{text}");
+    lab.recipe("model.pir", "modle.pir");
+    let (code, text) = lab.fails(&["check", "recipe.toml"]);
+    assert_eq!(code, "P0004", "{text}");
+    assert!(text.contains("did you mean `model.pir`?"), "{text}");
+    lab.recipe("data.csv", "data/data.csv");
+    let (code, text) = lab.fails(&["train", "recipe.toml"]);
+    assert_eq!(code, "P0108", "{text}");
+    assert!(text.contains("there is no folder data"), "{text}");
+    lab.recipe("data.csv", "dta.csv");
+    let (_, text) = lab.fails(&["train", "recipe.toml"]);
+    assert!(text.contains("did you mean `data.csv`?"), "{text}");
+}
+
+#[test]
+fn rows_of_another_shape_name_the_axis() {
+    use precast_plan::DType;
+    let lab = Lab::with(
+        "format = \"csv\"\nfile = \"data.csv\"",
+        "format = \"safetensors\"\nfile = \"d.st\"",
+    );
+    let recipe = lab.text("recipe.toml").replace("\"a..c\"", "\"x\"");
+    lab.write("recipe.toml", &recipe.replace("\"label\"", "\"t\""));
+    let write = |x: &[u64]| {
+        let zeros = |shape: &[u64], dtype: DType| {
+            vec![0u8; shape.iter().product::<u64>() as usize * dtype.size()]
+        };
+        let x = (DType::F32, x.to_vec(), zeros(x, DType::F32));
+        let t = (DType::I64, vec![24], zeros(&[24], DType::I64));
+        let tensors = [("x".to_string(), x), ("t".to_string(), t)].into();
+        let none = std::collections::BTreeMap::new();
+        precast_runtime::tensors::write_tensors(&lab.path("d.st"), &none, &tensors).unwrap();
+    };
+    write(&[24, 3]);
+    lab.ok(&["train", "recipe.toml", "--steps", "1"]);
+    write(&[24, 4]);
+    let (code, text) = lab.fails(&["train", "recipe.toml", "--steps", "1"]);
+    assert_eq!(code, "R0411", "{text}");
+    assert!(text.contains("of a row, axis 0 is 4 in the data and 3 in the model"), "{text}");
+    assert!(text.contains("dynamic_axes"), "{text}");
+    write(&[20, 3]);
+    let (code, text) = lab.fails(&["train", "recipe.toml", "--steps", "1"]);
+    assert!(code == "R0405" || code == "P0108", "{text}");
+    assert!(text.contains("a row for each example"), "{text}");
+}

@@ -86,13 +86,14 @@ fn term(g: &mut Graph, spec: &LossSpec, prefix: &str) -> Result<Term> {
         let known: Vec<&str> =
             g.results.iter().filter_map(|r| r.name.strip_prefix("out.")).collect();
         Diagnostic::error("P0403", format!("the model has no output `{output}`"))
-            .help(format!("its outputs are: {}", known.join(", ")))
+            .help(crate::diagnostic::suggestion("outputs", output, &known))
     })?;
     if !g.ty(p).is_real() {
         return Err(Diagnostic::error(
             "P0403",
             format!("output `{output}` is {}, not real", g.ty(p)),
         )
+        .help("a loss is of a real output, such as logits before `argmax`")
         .into());
     }
     let shape = g.shape(p).clone();
@@ -114,9 +115,13 @@ fn term(g: &mut Graph, spec: &LossSpec, prefix: &str) -> Result<Term> {
                 return Err(Diagnostic::error(
                     "P0403",
                     format!(
-                        "output `{output}` is {}: logits are at least [rows, classes]",
+                        "output `{output}` is {}, without an axis of classes: logits are at least \
+                         [rows, classes]",
                         g.ty(p)
                     ),
+                )
+                .help(
+                    "axis 0 is the batch, axis 1 the classes; a regression takes `kind = \"mse\"`",
                 )
                 .into());
             }
@@ -255,7 +260,12 @@ fn fitting_axis(shape: &[usize], row: &[usize], target: &str) -> Result<usize> {
                 "a row of the targets `{target}` has shape {row:?}; logits of shape {shape:?} take {}",
                 takes.join(" or ")
             );
-            Err(Diagnostic::error("P0403", message).into())
+            Err(Diagnostic::error("P0403", message)
+                .help(
+                    "targets are class numbers with the axes of the logits but for that of the classes, \
+                     which `[loss] class_axis` names",
+                )
+                .into())
         }
         _ => {
             let message = format!(
@@ -287,8 +297,16 @@ fn cross_entropy(
     if t.shape[..] != without(&shape, class_axis)[..] {
         return Err(Diagnostic::error(
             "P0403",
-            format!("targets `{target_name}` are {t}, which does not fit logits {shape}"),
+            format!(
+                "targets `{target_name}` are {t}, which does not fit logits {shape} with the classes on \
+                 axis {class_axis}: {}",
+                crate::diagnostic::difference(
+                    (&t.shape[..], "in the targets"),
+                    (&without(&shape, class_axis)[..], "in the logits without it"),
+                )
+            ),
         )
+        .help("`[loss] class_axis` names another axis")
         .into());
     }
     if class_axis != rank - 1 {

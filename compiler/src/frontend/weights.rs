@@ -4,6 +4,7 @@
 #![allow(clippy::result_large_err)]
 
 use crate::diagnostic::Diagnostic;
+use precast_plan::words::difference;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tensors of a safetensors file: element format and extents by name.
@@ -163,8 +164,13 @@ impl WeightFile {
             });
         };
         if have != shape {
-            let message = format!("the weight file has shape {have:?}, the model {shape:?}");
-            return Err(Diagnostic::error("P0217", message).at(place));
+            let differ =
+                difference((have.as_slice(), "in the weight file"), (shape, "in the model"));
+            let message =
+                format!("the weight file has shape {have:?}, the model {shape:?}: {differ}");
+            return Err(Diagnostic::error("P0217", message)
+                .at(place)
+                .help("give the weights of this model, or export the model that they are of"));
         }
         if !matches!(dtype, F32 | F16 | BF16) {
             let message = format!("the weight file stores {dtype:?}");

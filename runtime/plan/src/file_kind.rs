@@ -35,6 +35,27 @@ pub enum FileKind {
     Binary,
 }
 
+/// What to do where there is no file at `path`: the name of one beside it that may be meant, else the
+/// folder that is not there either. `None` where neither is so.
+pub fn instead_of(path: &Path) -> Option<String> {
+    let folder = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Some(format!("there is no folder {}", folder.display()));
+    }
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let near =
+        crate::words::nearest(path.file_name()?.to_str()?, names.iter().map(String::as_str))?;
+    Some(format!("did you mean `{}`?", path.with_file_name(near).display()))
+}
+
 /// How much of a file is looked at.
 const HEAD: usize = 1 << 16;
 
@@ -462,6 +483,14 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(FileKind::of(&path).unwrap(), FileKind::TorchProgram);
         assert!(FileKind::of(&dir.path().join("gone")).is_err());
+        assert_eq!(
+            instead_of(&dir.path().join("n.pt2")),
+            Some(format!("did you mean `{}`?", path.display()))
+        );
+        assert_eq!(instead_of(&dir.path().join("weights.st")), None);
+        assert!(
+            instead_of(&dir.path().join("gone/m.pt2")).unwrap().starts_with("there is no folder")
+        );
         assert_eq!(FileKind::promised(Path::new("a/b.plan")), Some(FileKind::Plan));
         assert_eq!(FileKind::promised(Path::new("b")), None);
     }

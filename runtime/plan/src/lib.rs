@@ -28,7 +28,7 @@ pub mod words;
 
 pub use along::{CumSum, LastIndex, TopK};
 pub use dtype::{DType, Facts, Kind};
-pub use file_kind::FileKind;
+pub use file_kind::{FileKind, instead_of};
 pub use interpret::{Value, interpret};
 pub use needs::{Is, Need, needs};
 pub use precision::{Precision, round_tf32};

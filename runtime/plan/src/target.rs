@@ -279,6 +279,19 @@ mod tests {
     }
 
     #[test]
+    fn a_description_is_of_some_gpus() {
+        let h200 = |name: &str| Target::describes(name, "NVIDIA H200", (9, 0));
+        assert_eq!((h200("h200"), h200("sm_90")), (Some(true), Some(true)));
+        assert_eq!(
+            (h200("b200"), h200("h100"), h200("sm_80")),
+            (Some(false), Some(false), Some(false))
+        );
+        assert_eq!((h200("cpu-generic"), h200("mine")), (None, None));
+        assert_eq!(Target::describes("h100", "NVIDIA H100 PCIe", (9, 0)), Some(false));
+        assert_eq!(Target::describes("sm_80", "NVIDIA GeForce RTX 3090", (8, 6)), Some(true));
+    }
+
+    #[test]
     fn a_gpu_is_described_by_its_board_where_its_name_says_which() {
         let name = |n: &str, c| Target::for_gpu(n, c).map(|t| t.name);
         assert_eq!(name("NVIDIA H200", (9, 0)).as_deref(), Some("h200"));

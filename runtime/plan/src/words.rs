@@ -1,5 +1,7 @@
 //! Which of some known words a person may have meant.
 
+use std::fmt::Display;
+
 /// The known word that `word` is a slip of: the same in other cases of letters, else the closest
 /// within a third of its length in edits (insertions, deletions, substitutions, and swaps of
 /// neighbours), which is rustc's bound. `None` where no word is that close.
@@ -34,9 +36,33 @@ pub fn suggestion(what: &str, word: &str, known: &[&str]) -> String {
     }
 }
 
+/// How the extents of two tensors differ, axes counted from 0: ``axis 1 is 3 in the file and 4 in the
+/// model``, where `have` and `want` are called so.
+pub fn difference<T: PartialEq + Display>(
+    (have, of): (&[T], &str),
+    (want, other): (&[T], &str),
+) -> String {
+    if have.len() != want.len() {
+        let axes = |n: usize| if n == 1 { "1 axis".to_string() } else { format!("{n} axes") };
+        return format!("it has {} {of} and {} {other}", axes(have.len()), axes(want.len()));
+    }
+    match have.iter().zip(want).enumerate().find(|(_, (a, b))| a != b) {
+        Some((axis, (a, b))) => format!("axis {axis} is {a} {of} and {b} {other}"),
+        None => "the shapes are equal".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shapes_differ_in_an_axis_or_in_their_number() {
+        let said = |a: &[u64], b: &[u64]| difference((a, "in the file"), (b, "in the model"));
+        assert_eq!(said(&[2, 3, 5], &[2, 4, 6]), "axis 1 is 3 in the file and 4 in the model");
+        assert_eq!(said(&[6], &[2, 3]), "it has 1 axis in the file and 2 axes in the model");
+        assert_eq!(said(&[2], &[2]), "the shapes are equal");
+    }
 
     #[test]
     fn only_what_is_near_is_suggested() {

@@ -79,7 +79,8 @@ pub struct Launch {
     pub args: Vec<Arg>,
 }
 
-/// What a faulty id looked like; kernels store `step << 32 | kind` once, the first writer wins.
+/// What a faulty id looked like; kernels store `step << 40 | position << 8 | kind` once, the first
+/// writer wins. A position beyond 32 bits is stored as the largest of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Fault {

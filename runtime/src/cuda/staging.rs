@@ -231,9 +231,9 @@ pub fn fault(word: u64) -> Option<(usize, Error)> {
     if word == 0 {
         return None;
     }
-    let (step, kind) = ((word >> 32) as usize, word as u32);
+    let (step, at, kind) = ((word >> 40) as usize, (word >> 8) as u32, u32::from(word as u8));
     let error = if kind == Fault::IdOutOfRange as u32 {
-        Error::new("R0112", "an id lies outside its table")
+        Error::new("R0112", format!("the index at position {at} is outside its table"))
             .help("check the data against the size of the embedding")
     } else {
         Error::new("R0703", format!("a kernel reports fault {kind}, which is not defined"))
@@ -256,8 +256,9 @@ mod tests {
     #[test]
     fn a_fault_names_its_step() {
         assert_eq!(fault(0), None);
-        let (step, e) = fault((7 << 32) | 1).unwrap();
+        let (step, e) = fault((7 << 40) | (123_456 << 8) | 1).unwrap();
         assert_eq!((step, e.code), (7, "R0112"));
+        assert_eq!(e.message, "the index at position 123456 is outside its table");
         assert_eq!(fault(99).unwrap().1.code, "R0703");
     }
 }

@@ -9,6 +9,7 @@ pub use order::Order;
 
 use crate::error::{Error, Result};
 use crate::tensors::{Element, HostTensor};
+use precast_plan::words::difference;
 use precast_plan::{Classes, DType};
 use serde::{Deserialize, Serialize};
 use source::Rows;
@@ -172,7 +173,9 @@ impl Opened {
     pub fn open(spec: &DataSpec) -> Result<Opened> {
         if !(0.0..1.0).contains(&spec.split) {
             let text = format!("split = {} is not in [0, 1)", spec.split);
-            return Err(Error::new("R0406", text).at(spec.describe()));
+            return Err(Error::new("R0406", text)
+                .at(spec.describe())
+                .help("it is the share of the rows that are held back for testing"));
         }
         let rows = source::open(spec)?;
         let count = rows.first().map_or(0, Rows::count);
@@ -190,7 +193,7 @@ impl Opened {
                         "data has a row for each example; a model whose output is the loss itself is \
                          trained with `[loss] kind = \"output\"`, without a target",
                     ),
-                    _ => error,
+                    _ => error.help("every input and target has a row for each example"),
                 });
             }
         }
@@ -272,10 +275,13 @@ impl Dataset {
             let (field, rows) = given.swap_remove(at);
             if w.shape.first() != Some(&batch) {
                 let text = format!(
-                    "input `{}` has shape {:?}; its first axis is not the batch of {batch}",
+                    "axis 0 of input `{}`, of shape {:?}, is not the batch, which is {batch}",
                     w.name, w.shape
                 );
-                return Err(fault("R0403", text));
+                return Err(fault("R0403", text).help(
+                    "every input has the examples of a batch along axis 0: export the model so \
+                     (`dynamic_axes`, or `dynamic_shapes` with dynamo=True, may name the axis)",
+                ));
             }
             rows.check(&field, w)?;
             fields.push((field, w.clone(), rows));
@@ -465,10 +471,15 @@ pub fn batch_of(wanted: &[Wanted], tensors: &[(&str, HostTensor)]) -> Result<Bat
         })?;
         if t.shape != w.shape {
             let text = format!(
-                "input `{}` takes shape {:?}, the batch has {:?}",
-                w.name, w.shape, t.shape
+                "input `{}` takes shape {:?}, the batch has {:?}: {}",
+                w.name,
+                w.shape,
+                t.shape,
+                difference((&t.shape[..], "in the batch"), (&w.shape[..], "in the plan"))
             );
-            return Err(Error::new("R0408", text).at(format!("input `{}`", w.name)));
+            return Err(Error::new("R0408", text)
+                .at(format!("input `{}`", w.name))
+                .help("compile the plan for batches of this shape"));
         }
         let mut bytes = vec![];
         t.convert(0..t.elements(), w.dtype, (1.0, 0.0), &mut bytes)

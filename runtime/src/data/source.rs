@@ -5,7 +5,7 @@ use super::{Columns, DataSource, DataSpec, F64, Field, NOT_FINITE, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{InputFile, read_whole};
 use crate::tensors::{Element, HostTensor};
-use precast_plan::words::suggestion;
+use precast_plan::words::{difference, suggestion};
 use precast_plan::{DType, table};
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -127,13 +127,20 @@ fn columns(columns: &Columns, header: Option<&[String]>, cells: usize) -> Result
                 let (a, b) = (find(a)?, find(b)?);
                 if a > b {
                     let text = format!("the range `{name}` runs backwards");
-                    return Err(Error::new("R0413", text));
+                    let help =
+                        format!("write the column that comes first first: `{}`", backwards(name));
+                    return Err(Error::new("R0413", text).help(help));
                 }
                 Ok((a..=b).collect())
             }
             None => Ok(vec![find(name)?]),
         },
     }
+}
+
+/// A range with its ends exchanged.
+fn backwards(range: &str) -> String {
+    range.split_once("..").map_or_else(String::new, |(a, b)| format!("{b}..{a}"))
 }
 
 fn text(paths: &[PathBuf], context: u64, fields: &[Field]) -> Result<Vec<Rows>> {
@@ -149,7 +156,9 @@ fn text(paths: &[PathBuf], context: u64, fields: &[Field]) -> Result<Vec<Rows>> 
     if (bytes.len() as u64) <= context {
         let text =
             format!("{} bytes hold no window of {context} and the byte after it", bytes.len());
-        return Err(Error::new("R0415", text).at(paths[0].display()));
+        return Err(Error::new("R0415", text)
+            .at(paths[0].display())
+            .help("lower `[data] context`, or give more text"));
     }
     let text = Arc::new(Text { bytes, files });
     let rows = fields.iter().map(|f| {
@@ -188,8 +197,20 @@ impl Rows {
         if have == row_elements(w) && !other {
             return Ok(());
         }
-        let text = format!("{what}; input `{}` takes rows of shape {takes:?}", w.name);
-        Err(Error::new("R0411", text).at(self.file(0).0))
+        let mut text = format!("{what}; input `{}` takes rows of shape {takes:?}", w.name);
+        if let (Rows::Tensors(t), true) = (self, other) {
+            let differ = difference((&t.row[..], "in the data"), (takes, "in the model"));
+            text += &format!(": of a row, {differ}");
+        }
+        let help = match self {
+            Rows::Table { .. } => "a row of the input has one number for each column: name as many",
+            Rows::Tensors(_) => {
+                "store rows in that shape, or flat; an extent that may vary is exported as a dynamic one \
+                 (`dynamic_axes`, or `dynamic_shapes` with dynamo=True)"
+            }
+            Rows::Text { .. } => "`[data] context` is the number of bytes of a window",
+        };
+        Err(Error::new("R0411", text).at(self.file(0).0).help(help))
     }
 
     /// The file that holds row `r`, and the number of the row in it.

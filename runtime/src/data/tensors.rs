@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::InputFile;
 use crate::tensors::{Element, HostTensor, TensorFile};
 use precast_plan::DType;
+use precast_plan::words::difference;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -72,7 +73,9 @@ impl TensorRows {
         let Columns::Name(name) = &field.columns else {
             let text = format!("`{}` of a safetensors file takes one name", field.input);
             let place = paths.first().map_or_else(String::new, |p| p.display().to_string());
-            return Err(Error::new("R0410", text).at(place));
+            return Err(Error::new("R0410", text)
+                .at(place)
+                .help("name it alone; lists are for the columns of a CSV table"));
         };
         let (mut parts, mut count, mut row) = (vec![], 0, None);
         for path in paths {
@@ -82,15 +85,21 @@ impl TensorRows {
                 Some((&rows, each)) if rows > 0 => (rows, each.to_vec()),
                 _ => {
                     let text = format!("tensor `{name}` has shape {:?}, which is no rows", t.shape);
-                    return Err(Error::new("R0411", text).at(path.display()));
+                    return Err(Error::new("R0411", text)
+                        .at(path.display())
+                        .help("examples lie along axis 0 of a tensor of the data"));
                 }
             };
             let first = row.get_or_insert_with(|| each.clone());
             if *first != each {
                 let text = format!(
-                    "tensor `{name}` has rows of shape {each:?}, in the file before of {first:?}"
+                    "tensor `{name}` has rows of shape {each:?}, in the file before of {first:?}: of a \
+                     row, {}",
+                    difference((&each[..], "here"), (&first[..], "there"))
                 );
-                return Err(Error::new("R0411", text).at(path.display()));
+                return Err(Error::new("R0411", text)
+                    .at(path.display())
+                    .help("rows of all files of the data have one shape"));
             }
             let (element, at, bytes) = (t.element, t.bytes.start, t.bytes.end - t.bytes.start);
             let kept = match files.room.checked_sub(bytes) {

@@ -52,7 +52,7 @@ pub use node::shortest;
 pub use params::InitScheme;
 pub use source::OPSETS;
 
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::{Diagnostic, Diagnostics, Result};
 use crate::ir::{Graph, TensorType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -107,8 +107,8 @@ pub struct Imported {
 /// # Errors
 /// Codes P0201 to P0217; `docs/ERRORS.md` lists them.
 pub fn load(path: &Path, opts: &ImportOptions) -> Result<Imported> {
-    let src = source::Source::open(path)?;
-    import::import(&src, opts)
+    let src = source::Source::open(path).map_err(advised)?;
+    import::import(&src, opts).map_err(advised)
 }
 
 /// Imports a model held in memory; `path` names it in messages, and external data is looked for in
@@ -117,6 +117,25 @@ pub fn load(path: &Path, opts: &ImportOptions) -> Result<Imported> {
 /// # Errors
 /// As [`load`].
 pub fn load_bytes(path: &Path, bytes: Vec<u8>, opts: &ImportOptions) -> Result<Imported> {
-    let src = source::Source::from_bytes(path, bytes)?;
-    import::import(&src, opts)
+    let src = source::Source::from_bytes(path, bytes).map_err(advised)?;
+    import::import(&src, opts).map_err(advised)
+}
+
+/// What to do about faults of one kind, where nothing better is said of the one at hand.
+fn advised(mut e: Diagnostics) -> Diagnostics {
+    for d in e.0.iter_mut().filter(|d| d.help.is_none()) {
+        d.help = match d.code {
+            "P0204" | "P0210" => Some(
+                "no exporter writes this: export the model again; `onnx.checker.check_model` says more"
+                    .into(),
+            ),
+            "P0206" => Some(
+                "Precast has other forms of this operator: docs/EXPORTING.md lists them; write the \
+                 model with one"
+                    .into(),
+            ),
+            _ => None,
+        };
+    }
+    e
 }

@@ -6,6 +6,7 @@ use crate::diagnostic::{Diagnostic, Place, Result};
 use crate::frontend::onnx::{self, Dim, ImportOptions, InitScheme};
 use globset::{GlobBuilder, GlobMatcher};
 use indexmap::IndexMap;
+use precast_plan::words::difference;
 use precast_plan::{FileKind, TensorHeader};
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +40,9 @@ impl Recipe {
             let text = path.to_string_lossy();
             if !matches!(source, DataSource::Bytes { .. }) || !text.contains(['*', '?', '[', '{']) {
                 if !path.is_file() {
-                    return Err(fault(&path, "the data file does not exist").into());
+                    let help = precast_plan::instead_of(&path)
+                        .unwrap_or_else(|| "paths in a recipe are relative to its folder".into());
+                    return Err(fault(&path, "the data file does not exist").help(help).into());
                 }
                 self.check_format(source, &path)?;
                 found.push(path);
@@ -47,7 +50,11 @@ impl Recipe {
             }
             let matches = expand(&path)?;
             if matches.is_empty() {
-                return Err(fault(&path, "the glob matches no file").into());
+                return Err(fault(&path, "the glob matches no file")
+                    .help(
+                        "`*` stays within a folder, `**` does not; hidden folders are not entered",
+                    )
+                    .into());
             }
             found.extend(matches);
         }
@@ -174,11 +181,13 @@ impl Recipe {
             let keys = ["data.batch", "data.split", "train.epochs"];
             return Err(Diagnostic::error("P0108", message)
                 .at(self.place(&keys, "leaves no whole batch"))
+                .help("lower `batch`, `split` or `accumulate`, or give more data or epochs")
                 .into());
         }
         u64::try_from(steps).ok().filter(|s| *s <= MAX_STEPS).ok_or_else(|| {
             Diagnostic::error("P0105", format!("the run would take {steps} steps"))
                 .at(self.place(&["train.epochs"], &format!("more than {MAX_STEPS} steps")))
+                .help("fewer epochs, or a larger batch")
                 .into()
         })
     }
@@ -273,7 +282,8 @@ fn safetensors(
         for (input, columns) in fields {
             let Columns::Name(name) = columns else {
                 let message = format!("`{input}` of a safetensors file takes one tensor");
-                return Err(fault(path, message).into());
+                let help = "name it alone; lists are for the columns of a CSV table";
+                return Err(fault(path, message).help(help).into());
             };
             let shape = match header.tensors.iter().find(|t| t.name == *name) {
                 Some(tensor) => tensor.shape.clone(),
@@ -289,16 +299,25 @@ fn safetensors(
                 }
             };
             let Some((&n, row)) = shape.split_first() else {
-                return Err(fault(path, format!("`{name}` is a scalar, not rows")).into());
+                let message = format!("`{name}` is one number, not rows");
+                let help = "examples lie along axis 0 of a tensor of the data";
+                return Err(fault(path, message).help(help).into());
             };
             if *here.get_or_insert(n) != n {
-                let message = format!("`{name}` has {n} rows, another tensor has not");
-                return Err(fault(path, message).into());
-            }
-            if inputs.insert(input.clone(), row.to_vec()).is_some_and(|other| other != row) {
+                let first = here.unwrap_or(0);
                 let message =
-                    format!("rows of `{name}` have other extents than in the file before");
-                return Err(fault(path, message).into());
+                    format!("axis 0 of `{name}` is {n}, and of the tensor before it is {first}");
+                let help = "every input and target has a row for each example";
+                return Err(fault(path, message).help(help).into());
+            }
+            if let Some(before) = inputs.insert(input.clone(), row.to_vec())
+                && before != row
+            {
+                let differ = difference((row, "here"), (before.as_slice(), "in the file before"));
+                let message =
+                    format!("rows of `{name}` differ in their extents: of a row, {differ}");
+                let help = "rows of all files of the data have one shape";
+                return Err(fault(path, message).help(help).into());
             }
         }
         rows += here.unwrap_or(0) as u64;

@@ -400,8 +400,12 @@ impl Recipe {
     pub fn load(path: impl AsRef<Path>) -> Result<Recipe> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Diagnostic::error("P0100", format!("cannot read the recipe: {e}"))
-                .at(Place::File { path: path.into() })
+            let d = Diagnostic::error("P0100", format!("cannot read the recipe: {e}"))
+                .at(Place::File { path: path.into() });
+            match precast_plan::instead_of(path).filter(|_| !path.exists()) {
+                Some(help) => d.help(help),
+                None => d,
+            }
         })?;
         Recipe::parse(path, &text)
     }

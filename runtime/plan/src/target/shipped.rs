@@ -112,6 +112,17 @@ impl Target {
         Target::shipped(name)
     }
 
+    /// Whether the shipped description of this name is that of a GPU, of its board or of its
+    /// architecture; `None` where it is of no GPU.
+    pub fn describes(name: &str, gpu: &str, capability: (u32, u32)) -> Option<bool> {
+        if Target::shipped(name).is_none_or(|t| t.device != "cuda") {
+            return None;
+        }
+        let own = Target::for_gpu(gpu, capability);
+        let family = Target::for_capability(capability.0, capability.1);
+        Some([own, family].into_iter().flatten().any(|t| t.name == name))
+    }
+
     /// The shipped description of a GPU: that of its board where the name that its driver gives
     /// says which (`NVIDIA H200`), else [`Target::for_capability`].
     pub fn for_gpu(name: &str, capability: (u32, u32)) -> Option<Target> {

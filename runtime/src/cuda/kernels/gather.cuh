@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
     }
     i64 row;
     bool ok = k_row(ids, (i64)r * ids_s0, table_rows, &row);
-    if (!ok && c == 0) atomicCAS(fault, 0ull, fault_value);
+    if (!ok && c == 0) atomicCAS(fault, 0ull, fault_value | (r < 0xffffffffull ? r : 0xffffffffull) << 8);
     OutT *o = out + (i64)r * out_s0 + (i64)c * VEC * out_s1;
     const TableT *t = table + (ok ? row : 0) * table_s0 + (i64)c * VEC * table_s1;
     if (COPY16) {

@@ -6,7 +6,7 @@ use crate::error::Result;
 use precast_plan::{Access, Gather, Plan};
 
 pub(super) fn fault_value(step: u32) -> Arg {
-    Arg::I64((i64::from(step) << 32) | i64::from(Fault::IdOutOfRange as u32))
+    Arg::I64((i64::from(step) << 40) | i64::from(Fault::IdOutOfRange as u32))
 }
 
 /// Whether an access over `[rows, width]` is a whole dense matrix.

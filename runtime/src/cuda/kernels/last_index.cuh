@@ -3,7 +3,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
   for (u32 r = blockIdx.x * 256u + threadIdx.x; r < rows; r += gridDim.x * 256u) {
     i64 id = (i64)ids[(i64)r * ids_s0];
     if (id < 0) id += table_rows;
-    if (id < 0 || id >= table_rows) atomicCAS(fault, 0ull, fault_value);
+    if (id < 0 || id >= table_rows) atomicCAS(fault, 0ull, fault_value | (u64)r << 8);
     else atomicMax(&out[id], (int)r + 1);
   }
 }

@@ -4,7 +4,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(PARAMS) {
     i64 id = (i64)ids[(i64)r * ids_s0];
     if (id < 0) id += table_rows;
     if (id < 0 || id >= table_rows) {
-      atomicCAS(fault, 0ull, fault_value);
+      atomicCAS(fault, 0ull, fault_value | (u64)r << 8);
       arrival[r] = 0xffffffffu;
     } else {
       arrival[r] = atomicAdd(&counts[id], 1u);

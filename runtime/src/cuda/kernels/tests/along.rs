@@ -152,6 +152,6 @@ fn the_last_index_of_every_row() {
         assert!(want.contains(&0));
         m.set(&l.ids, &[9], 40.0);
         m.run(&out, 3);
-        assert_eq!(m.fault, (5u64 << 32) | u64::from(Fault::IdOutOfRange as u32));
+        assert_eq!(m.fault, (5u64 << 40) | (9 << 8) | u64::from(Fault::IdOutOfRange as u32));
     }
 }

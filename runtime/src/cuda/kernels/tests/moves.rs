@@ -98,7 +98,7 @@ fn ids_outside_the_table_are_faults() {
         m.random(g.table.tensor, 1);
         let mut ids = ids(&g, &mut m, 0);
         m.set(&g.ids, &[17], bad);
-        let want = (9u64 << 32) | u64::from(Fault::IdOutOfRange as u32);
+        let want = (9u64 << 40) | (17 << 8) | u64::from(Fault::IdOutOfRange as u32);
         let mut out = Lowered::default();
         lower_gather(&s.plan, &g, 9, &large(), &mut out).expect("it lowers");
         m.run(&out, 1);
