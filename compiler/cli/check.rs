@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Dims, Kind};
-use crate::recipe_args::{compile, has_model, open, open_data, options, warn};
+use crate::recipe_args::{Settings, compile, has_model, open, open_data, options, warn};
 use precast_compiler::autodiff::vanishing;
 use precast_compiler::frontend::onnx;
 use precast_compiler::pipeline::reads_nothing_of;
@@ -18,12 +18,14 @@ pub struct Args {
     files: Vec<PathBuf>,
     #[command(flatten)]
     dims: Dims,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let mut found = vec![];
     for path in &args.files {
-        let Checked { kind, summary, names } = check(path, &args.dims)?;
+        let Checked { kind, summary, names } = check(path, args)?;
         if !json {
             say!("{}: {} is in order: {summary}", path.display(), kind.name());
         }
@@ -64,13 +66,17 @@ struct Checked {
     names: Vec<(&'static str, Vec<String>)>,
 }
 
-fn check(path: &Path, dims: &Dims) -> Outcome<Checked> {
+fn check(path: &Path, args: &Args) -> Outcome<Checked> {
     let kind = Kind::of(path)?;
+    let Args { dims, settings, .. } = args;
     dims.check_kind(path, kind)?;
+    if kind != Kind::Recipe {
+        settings.only_recipes(path)?;
+    }
     let mut names = vec![];
     let summary = match kind {
         Kind::Recipe => {
-            let recipe = input::read_recipe(path)?;
+            let recipe = settings.load(path)?;
             has_model(&recipe)?;
             // What a recipe names is right where it compiles and its data and weights fit the plan.
             let data = match recipe.data.source {

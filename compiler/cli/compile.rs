@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::listing;
-use crate::output::{make_folder, write_file};
+use crate::output::{make_folder, quiet, write_file};
 use crate::recipe_args::{RecipeArgs, compile, stage};
 use serde_json::json;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         write_file(&out, text.as_bytes())?;
         if json {
             say!("{}", json!({ "ok": true, "stage": name, "text": out }));
-        } else {
+        } else if !quiet() {
             say!("saved       {}", out.display());
         }
         return Ok(());
@@ -54,7 +54,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     if json {
         let peak = listing::peak_bytes(plan);
         say!("{}", json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak }));
-    } else {
+    } else if !quiet() {
         put!("{}", listing::summary(plan));
         say!("saved       {}", out.display());
     }

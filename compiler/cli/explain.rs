@@ -2,6 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input;
+use crate::layers;
 use crate::listing::{self, duration};
 use precast_compiler::diagnostic::nearest;
 use precast_compiler::ops::matmul::source_name;
@@ -22,25 +23,39 @@ pub struct Args {
     /// Every cast: who asked for it, what it costs, and what the step would cost without it.
     #[arg(long, conflicts_with = "node")]
     casts: bool,
+    /// In the order in which they run, instead of the most expensive first.
+    #[arg(long)]
+    in_order: bool,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let plan = input::read_plan(&args.plan)?;
-    let chosen = match &args.node {
+    let mut chosen: Vec<&Decision> = match &args.node {
         None if args.casts => plan.journal.iter().filter(|d| is_cast(d)).collect(),
         None => plan.journal.iter().filter(|d| json || !is_cast(d)).collect(),
         Some(node) => select(&plan, node, &args.plan)?,
     };
     if json {
-        say!("{}", json!({ "ok": true, "summary": plan.summary, "decisions": chosen }));
-    } else if args.casts && chosen.is_empty() {
+        // For programs, which sort for themselves.
+        let layers = layers::layers(&plan);
+        say!(
+            "{}",
+            json!({ "ok": true, "summary": plan.summary, "layers": layers, "decisions": chosen })
+        );
+        return Ok(());
+    }
+    if !args.in_order {
+        chosen.sort_by(|a, b| b.cost_ns.total_cmp(&a.cost_ns));
+    }
+    if args.casts && chosen.is_empty() {
         say!("the plan has no casts");
     } else if args.node.is_some() || args.casts {
         for (i, d) in chosen.iter().enumerate() {
             put!("{}{}", if i > 0 { "\n" } else { "" }, details(d));
         }
     } else {
-        put!("{}\n{}", listing::summary(&plan), table(&chosen));
+        put!("{}\nlayers\n{}", listing::summary(&plan), layers::table(&plan));
+        put!("\noperations\n{}", table(&chosen));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! How a command fails: what is printed and which code it exits with.
 
 use crate::input::Unwanted;
+use crate::output::coloured;
 use precast_compiler::{Diagnostic, Diagnostics, Place, Severity};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -91,7 +92,7 @@ impl Failure {
 
     /// Text to standard error; with `json` also one object to standard output.
     pub fn report(&self, json: bool) {
-        tell!("{}", self.text());
+        tell!("{}", coloured(&self.text()));
         if let Failure::Input(d) = self {
             let errors = d.0.iter().filter(|d| d.severity == Severity::Error).count();
             if errors > 1 {

@@ -1,6 +1,7 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
 use crate::failure::{self, Failure, Outcome};
+use crate::output::quiet;
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use precast_plan::Storage;
 use precast_runtime::tensors::{Element, HostTensor, TensorTable, write_tensors};
@@ -56,7 +57,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             json!({ "ok": fault.is_none(), "loss": report.loss, "counted": report.counted,
             "batches": batches, "out": args.out, "errors": errors })
         );
-    } else {
+    } else if !quiet() {
         say!("loss {}", report.loss);
         if batches > 1 {
             say!("of {batches} batches, as the gradients are; outputs are those of the last");

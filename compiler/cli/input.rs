@@ -3,7 +3,6 @@
 use crate::failure::{Failure, Outcome};
 use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::onnx::ModelInfo;
-use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::ir::{self, Graph};
 use precast_compiler::{Diagnostic, Diagnostics, Place, text};
 use precast_plan::{FileKind, Plan};
@@ -204,10 +203,6 @@ pub fn read_text(path: &Path) -> Outcome<String> {
         return Err(Diagnostic::error("P0002", "the file is larger than 1 GiB").at(place).into());
     }
     Ok(text)
-}
-
-pub fn read_recipe(path: &Path) -> Outcome<Recipe> {
-    Ok(Recipe::load(path)?)
 }
 
 /// A verified graph from its text.

@@ -1,10 +1,21 @@
 //! A plan for people.
 
 pub use precast_plan::units::{bytes, percent, time as duration};
-use precast_plan::{Plan, Role, Storage};
+use precast_plan::{Plan, Role, Storage, Target};
 use std::fmt::{self, Write};
 
-/// Bytes a step needs at most: arena, persistent tensors and inputs.
+/// Why predictions for a plan are no measurement of the machine it runs on; `None` where they are priced
+/// by a table that somebody measured.
+pub fn uncalibrated(plan: &Plan) -> Option<String> {
+    let name = &plan.target.name;
+    let shipped = Target::shipped(name)?;
+    Some(match shipped.device.as_str() {
+        "cpu" => format!("{name} describes another machine: `precast calibrate` measures this one"),
+        _ => format!("{name} is described by its data sheet and was never calibrated"),
+    })
+}
+
+/// Bytes that a plan's tensors need at most: arena, persistent tensors and inputs.
 pub fn peak_bytes(plan: &Plan) -> u64 {
     plan.arena_bytes + plan.persistent_bytes + input_bytes(plan)
 }
@@ -44,6 +55,9 @@ fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
     let time = duration(s.predicted_ns);
     let steps = plan.micro.len() + plan.update.len();
     writeln!(out, "step        {time} predicted, {steps} kernels")?;
+    if let Some(why) = uncalibrated(plan) {
+        writeln!(out, "            {why}")?;
+    }
     if let Some(b) = &s.bound {
         let gap = percent(b.gap(s.predicted_ns));
         let open = match b.open {
@@ -54,7 +68,7 @@ fn write_summary(out: &mut String, plan: &Plan) -> fmt::Result {
     }
     writeln!(
         out,
-        "memory      {} at most: {} temporaries (bound {}), {} persistent, {} inputs",
+        "tensors     {} at most: {} temporaries (bound {}), {} persistent, {} inputs",
         bytes(peak_bytes(plan)),
         bytes(plan.arena_bytes),
         bytes(plan.arena_bound_bytes),

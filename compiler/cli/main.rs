@@ -30,14 +30,23 @@ mod calibrate;
 mod check;
 mod compare;
 mod compile;
+mod completions;
 mod diff;
 mod doctor;
+mod eval;
 mod explain;
 mod failure;
+mod follow;
 mod grad;
+mod init;
 mod input;
+mod kernels;
+mod layers;
 mod listing;
+mod man;
+mod memory;
 mod metrics;
+mod next;
 mod output;
 mod profile;
 mod recipe_args;
@@ -62,13 +71,18 @@ struct Cli {
     /// Print what the compiler does to standard error; repeat for more.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// No progress and no summary: what is printed is errors, warnings, and what a command is for.
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    Init(init::Args),
     Compile(compile::Args),
     Show(show::Args),
     Train(train::Args),
+    Eval(eval::Args),
     Grad(grad::Args),
     Explain(explain::Args),
     Compare(compare::Args),
@@ -78,6 +92,8 @@ enum Command {
     Check(check::Args),
     Calibrate(calibrate::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -92,9 +108,12 @@ fn main() -> ExitCode {
         Err(e) => return failure::usage(&e, std::env::args_os().any(|a| a == "--json")),
     };
     log_to_stderr(cli.verbose);
+    output::set_quiet(cli.quiet);
     let outcome = match cli.command {
+        Command::Init(args) => init::run(&args, cli.json),
         Command::Compile(args) => compile::run(&args, cli.json),
         Command::Train(args) => train::run(&args, cli.json),
+        Command::Eval(args) => eval::run(&args, cli.json),
         Command::Grad(args) => grad::run(&args, cli.json),
         Command::Show(args) => show::run(&args, cli.json),
         Command::Explain(args) => explain::run(&args, cli.json),
@@ -105,6 +124,8 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args, cli.json),
         Command::Calibrate(args) => calibrate::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command(), cli.json),
     };
     // What has no end of line is still in memory, and the disk may refuse it.
     let outcome = outcome.and_then(|()| Ok(std::io::stdout().flush()?));

@@ -30,11 +30,20 @@ pub fn test(recipe: &Recipe, session: &mut Session, data: &Dataset) -> Outcome<O
     if data.rows().1 == 0 || session.plan().eval.is_empty() {
         return Ok(None);
     }
+    over(recipe, session, data.test_batches())
+}
+
+/// Runs batches through the evaluation graph; `None` where nothing of them counts.
+pub fn over(
+    recipe: &Recipe,
+    session: &mut Session,
+    batches: impl Iterator<Item = precast_runtime::Result<Batch>>,
+) -> Outcome<Option<Metrics>> {
     let terms = &recipe.loss.terms;
     let outputs: Vec<String> =
         terms.iter().map(|t| output_name(t, session)).collect::<Outcome<_>>()?;
     let mut sums: Vec<Sums> = terms.iter().map(|_| Sums::default()).collect();
-    for batch in data.test_batches() {
+    for batch in batches {
         let batch = batch?;
         session.eval(&batch)?;
         for ((term, output), sums) in terms.iter().zip(&outputs).zip(&mut sums) {

@@ -2,6 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, idle_for};
+use crate::output::coloured;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use precast_compiler::frontend::recipe::{
     Columns, DataNonfinite, DataSource, Policy, Recipe, Target, TrainLength,
@@ -28,6 +29,8 @@ pub struct RecipeArgs {
     /// `precast calibrate` writes it.
     #[arg(long, value_name = "DEVICE|FILE")]
     pub device: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// Check every graph after the pass that made it; a fault found so is a bug in Precast.
     #[arg(long)]
     pub verify: bool,
@@ -37,6 +40,31 @@ pub struct RecipeArgs {
 pub fn policies() -> impl TypedValueParser<Value = Policy> {
     let words = Policy::WORDS.iter().map(|(word, _)| *word);
     PossibleValuesParser::new(words).try_map(|word| word.parse::<Policy>())
+}
+
+/// What a command line says in the place of a recipe.
+#[derive(clap::Args)]
+pub struct Settings {
+    /// Use this value instead of the recipe's: a dotted key and a value of TOML, or a word, such as
+    /// `optimizer.lr=1e-4` or `data.file=other.csv`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl Settings {
+    /// Reads a recipe.
+    pub fn load(&self, path: &Path) -> Outcome<Recipe> {
+        Ok(Recipe::load_with(path, &self.set)?)
+    }
+
+    /// # Errors
+    /// P0011 where there are settings, and the file is no recipe.
+    pub fn only_recipes(&self, path: &Path) -> Outcome {
+        match self.set.is_empty() {
+            true => Ok(()),
+            false => Err(crate::input::idle(path, "--set", "only a recipe has keys").into()),
+        }
+    }
 }
 
 /// A number of threads.
@@ -51,7 +79,7 @@ pub fn threads(text: &str) -> Result<usize, String> {
 impl RecipeArgs {
     pub fn load(&self) -> Outcome<Recipe> {
         input::expect(&self.recipe, &[FileKind::Recipe], None)?;
-        let mut recipe = Recipe::load(&self.recipe)?;
+        let mut recipe = self.settings.load(&self.recipe)?;
         if let Some(policy) = self.policy {
             recipe.precision.policy = policy;
             recipe.overrule("precision.policy", &format!("--policy {}", policy.name()));
@@ -182,7 +210,7 @@ fn with_data(recipe: &Recipe, options: &pipeline::Options) -> Outcome<(Recipe, p
 /// Warnings go to standard error.
 pub fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        tell!("{warning}\n");
+        tell!("{}\n", coloured(&warning.to_string()));
     }
 }
 

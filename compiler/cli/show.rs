@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Dims, Kind, idle};
-use crate::recipe_args;
+use crate::recipe_args::{self, Settings};
 use precast_compiler::frontend::onnx::{self, ImportOptions};
 use precast_compiler::text;
 use precast_plan::Plan;
@@ -19,6 +19,8 @@ pub struct Args {
     stage: Option<String>,
     #[command(flatten)]
     dims: Dims,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
@@ -27,11 +29,14 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         return Err(idle(&args.input, "--stage", "only a recipe has stages").into());
     }
     args.dims.check_kind(&args.input, kind)?;
+    if kind != Kind::Recipe {
+        args.settings.only_recipes(&args.input)?;
+    }
     let stage = args.stage.as_deref().unwrap_or("plan");
     let (stage, text) = match kind {
         Kind::Plan => return plan(&input::read_plan(&args.input)?, json),
         Kind::Recipe => {
-            let recipe = input::read_recipe(&args.input)?;
+            let recipe = args.settings.load(&args.input)?;
             if stage == "plan" {
                 return plan(&recipe_args::compile(&recipe, &recipe_args::options())?.plan, json);
             }

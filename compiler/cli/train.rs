@@ -1,20 +1,22 @@
 //! `precast train`: compile, train, test, save.
 
 use crate::failure::{Failure, Outcome};
+use crate::follow::{self, Course, Follow, shortest};
 use crate::input;
+use crate::kernels;
 use crate::listing;
+use crate::memory::Memory;
 use crate::metrics::{self, Metrics};
-use crate::output::{make_folder, write_file};
+use crate::next;
+use crate::output::{make_folder, quiet, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use crate::skips::{Skips, Stop};
-use indicatif::{ProgressBar, ProgressStyle};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_runtime::data::{DataState, Dataset};
 use precast_runtime::files::Lines;
 use precast_runtime::{Error, Session, StepReport};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -40,6 +42,12 @@ pub struct Args {
     /// them, and on a GPU, which waits for it, the first.
     #[arg(long, value_name = "N")]
     blame: Option<u64>,
+    /// Where standard error is no terminal: seconds between lines of progress; 0 is a line a step.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = follow::seconds)]
+    progress: f64,
+    /// Time every kernel, and print the times beside the predicted ones; on the processor.
+    #[arg(long)]
+    profile: bool,
     /// Threads to use; 0 for every core.
     #[arg(long, default_value_t = 0, value_parser = recipe_args::threads)]
     threads: usize,
@@ -62,7 +70,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     // Where a name looks like a buffer's, a person should see what will be trained.
     let guessed = compiled.warnings.iter().any(|w| matches!(w.code, "P0229" | "P0230"));
     let (plan, trained) = (compiled.plan, compiled.trained);
-    if !json {
+    if !json && !quiet() {
         put!("{}", listing::summary(&plan));
         if guessed {
             say!("trains      {}", trained.join(", "));
@@ -70,6 +78,13 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         say!("compiled    in {compiled_in:.2} s");
     }
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
+    let memory = Memory::of(&session, &data);
+    if let Some(memory) = memory.filter(|_| !json && !quiet()) {
+        say!("memory      {}", memory.text());
+    }
+    if args.profile {
+        session.time_kernels()?;
+    }
     if let Some(path) = &args.resume {
         let state = session.load_checkpoint(path)?;
         data.resume(&state).map_err(|e| Error {
@@ -83,7 +98,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let mut saved = vec![];
     let options = args.recipe.options(false);
     let mut skips = Skips::new(&recipe, session.plan(), options, args.threads, args.blame);
-    let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, quiet: json };
+    let total = recipe.total_steps()?;
+    let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, progress: args.progress };
     let begun = session.steps();
     let taken = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
     if let Some(log) = log.filter(|_| taken.lost.is_none()) {
@@ -122,7 +138,25 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     faults.extend(taken.lost.map(Failure::Cut));
     replaced(&data);
-    let done = Done { last: taken.last, test, trained: &trained, saved: &saved, faults: &faults };
+    let next = next::lines(&next::Ended {
+        recipe: &args.recipe.recipe,
+        out: &out,
+        asked_out: args.out.as_deref(),
+        saved: &saved,
+        steps: session.steps(),
+        total,
+        good: faults.is_empty(),
+    });
+    let done = Done {
+        last: taken.last,
+        test,
+        trained: &trained,
+        saved: &saved,
+        next: &next,
+        memory,
+        profile: kernels::profile(&session),
+        faults: &faults,
+    };
     let printed = report(json, &session, done, &skips);
     // The first says with which code the command ends; the others are told here.
     let mut faults = faults.into_iter();
@@ -227,7 +261,8 @@ struct Run<'a> {
     recipe: &'a Recipe,
     log: Option<&'a Path>,
     out: &'a Path,
-    quiet: bool,
+    /// Seconds between lines of progress.
+    progress: f64,
 }
 
 /// What the training loop did.
@@ -262,7 +297,8 @@ fn steps(
     let recipe = run.recipe;
     let total = recipe.total_steps()?;
     let mut log = run.log.map(|path| Log::open(path, session.steps())).transpose()?;
-    let bar = progress(total, session.steps(), run.quiet);
+    let course = Course::new(recipe, session.plan(), data, session.steps());
+    let mut follow = Follow::new(course, session.plan(), (session.steps(), total), run.progress);
     let mut taken = Taken { last: None, stop: None, cut: None, lost: None };
     let mut epoch = data.position().epoch;
     while taken.stop.is_none() && taken.cut.is_none() && session.steps() < total {
@@ -292,13 +328,12 @@ fn steps(
         for (i, r) in reports.iter().enumerate() {
             let ended = skips.ended(session, r, &reports[i + 1..]);
             if let Some(open) = &mut log
-                && let Err(e) = open.line(r, ended.blame)
+                && let Err(e) = open.line(r, course.log(r.step), ended.blame)
             {
                 tell!("{e}\nThe run goes on without its log.");
                 (log, taken.lost) = (None, Some(e));
             }
-            bar.set_position(r.step);
-            bar.set_message(format!("loss {:.4}", r.loss));
+            follow.step(r, skips.count());
             if !r.skipped && r.counted != Some(0.0) {
                 taken.last = Some(*r);
             }
@@ -327,7 +362,7 @@ fn steps(
             replaced(data);
         }
     }
-    bar.finish_and_clear();
+    follow.finish();
     Ok(taken)
 }
 
@@ -356,10 +391,17 @@ impl Log {
         Ok(Log { lines: Lines::open(path, done == 0)? })
     }
 
-    fn line(&mut self, r: &StepReport, blame: Option<Value>) -> Result<(), Error> {
+    fn line(
+        &mut self,
+        r: &StepReport,
+        course: Map<String, Value>,
+        blame: Option<Value>,
+    ) -> Result<(), Error> {
         // JSON has no infinities and no NaN; those are null.
-        let mut line = json!({ "step": r.step, "loss": r.loss, "scale": r.scale,
-            "skipped": r.skipped, "grad_norm": r.grad_norm, "seconds": r.seconds });
+        let mut line = json!({ "step": r.step, "loss": r.loss, "lr": r.lr.map(shortest),
+            "scale": r.scale, "skipped": r.skipped, "grad_norm": r.grad_norm,
+            "seconds": r.seconds });
+        line.as_object_mut().expect("made above").extend(course);
         if let Some(counted) = r.counted {
             line["counted"] = json!(counted);
         }
@@ -368,15 +410,6 @@ impl Log {
         }
         self.lines.push(&line.to_string())
     }
-}
-
-fn progress(total: u64, done: u64, quiet: bool) -> ProgressBar {
-    if quiet || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {per_sec} {eta}")
-        .expect("the template is a constant");
-    ProgressBar::new(total).with_position(done).with_style(style)
 }
 
 fn save(session: &Session, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
@@ -400,6 +433,10 @@ struct Done<'a> {
     /// Names of the parameters that steps updated.
     trained: &'a [String],
     saved: &'a [PathBuf],
+    next: &'a [(String, &'static str)],
+    memory: Option<Memory>,
+    /// Where it was asked for.
+    profile: Option<kernels::Profile>,
     /// What is wrong with it.
     faults: &'a [Failure],
 }
@@ -410,7 +447,7 @@ fn counted(steps: u64) -> String {
 }
 
 fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
-    let Done { last, test, trained, saved, faults } = done;
+    let Done { last, test, trained, saved, next, memory, profile, faults } = done;
     if json {
         let result = json!({
             "ok": faults.is_empty(),
@@ -423,11 +460,17 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
             "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
+            "memory": memory,
+            "memory_at_most": memory.map(|m| m.process_at_most()),
+            "profile": profile,
             "trained": trained,
             "saved": saved,
             "errors": faults.iter().flat_map(Failure::errors).collect::<Vec<_>>(),
         });
         say!("{result}");
+        return Ok(());
+    }
+    if quiet() {
         return Ok(());
     }
     say!("device      {}", session.describe());
@@ -453,6 +496,12 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
     }
     for path in saved {
         say!("saved       {}", path.display());
+    }
+    if let Some(profile) = profile {
+        put!("{}", kernels::text(session.plan(), &profile));
+    }
+    for (i, (line, what)) in next.iter().enumerate() {
+        say!("{:12}{line}  # {what}", if i == 0 { "next" } else { "" });
     }
     Ok(())
 }

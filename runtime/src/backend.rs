@@ -14,6 +14,45 @@ pub enum Phase {
     Eval,
 }
 
+/// What a kernel has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KernelTime {
+    pub runs: u64,
+    /// Seconds of the first run, which finds cold caches and untouched memory.
+    pub first: f64,
+    /// Seconds of all others together.
+    pub rest: f64,
+}
+
+impl KernelTime {
+    pub(crate) fn add(&mut self, seconds: f64) {
+        match self.runs {
+            0 => self.first = seconds,
+            _ => self.rest += seconds,
+        }
+        self.runs += 1;
+    }
+
+    /// Seconds of a run in the mean, the first aside unless it is the only one.
+    pub fn mean(&self) -> f64 {
+        match self.runs {
+            0 | 1 => self.first,
+            n => self.rest / (n - 1) as f64,
+        }
+    }
+}
+
+/// Memory of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of a step's temporaries, of what outlives it, and of its inputs, as the plan lays them out.
+    pub tensors: u64,
+    /// Bytes that kernels work in beside them: what they share, and what they keep for themselves.
+    pub scratch: u64,
+    /// Bytes that threads work in, their stacks at most included.
+    pub threads: u64,
+}
+
 /// A loaded plan on a device: memory is allocated and every step is bound to its kernel.
 ///
 /// Running a phase does not allocate and does not wait for the host.
@@ -43,6 +82,26 @@ pub trait Backend: Send {
     fn run_step(&mut self, _phase: Phase, _index: usize) -> Result<()> {
         Err(Error::new("R0511", "this device does not run steps one by one")
             .help("watch the plan on the CPU backend"))
+    }
+
+    /// Times every kernel by itself from now on. What is computed stays as it is, to the bit.
+    ///
+    /// # Errors
+    /// R0511 where the device runs phases as a whole.
+    fn time_kernels(&mut self) -> Result<()> {
+        Err(Error::new("R0511", "this device does not run steps one by one")
+            .help("kernels are timed on the CPU backend; on a GPU, by `nsys profile`"))
+    }
+
+    /// What each step of a phase has taken since [`Backend::time_kernels`]; empty where nothing is
+    /// timed.
+    fn kernel_times(&self, _phase: Phase) -> &[KernelTime] {
+        &[]
+    }
+
+    /// Memory of this process that the loaded plan holds; `None` where it is a device's own.
+    fn held(&self) -> Option<Held> {
+        None
     }
 
     /// For people: the device and how it computes.

@@ -16,7 +16,7 @@ pub mod session;
 pub mod tensors;
 pub mod weights;
 
-pub use backend::{Backend, Phase};
+pub use backend::{Backend, Held, KernelTime, Phase};
 pub use cpu::CpuBackend;
 pub use error::{Error, Result};
 pub use session::{Options, Seen, Session, StepReport};

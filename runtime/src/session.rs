@@ -1,6 +1,6 @@
 //! The training loop over a loaded plan.
 
-use crate::backend::{Backend, Phase};
+use crate::backend::{Backend, Held, KernelTime, Phase};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
 use crate::data::{Batch, DataState, Wanted};
@@ -41,6 +41,8 @@ pub struct StepReport {
     /// The update was skipped because a gradient was not finite.
     pub skipped: bool,
     pub grad_norm: Option<f32>,
+    /// The learning rate of this step, as the update reads it.
+    pub lr: Option<f32>,
     /// Targets that the loss counted, where it counts; a step without any is not applied.
     pub counted: Option<f32>,
     /// On a CPU from the batches to the report; on a GPU what the device worked, uploads and waits
@@ -55,12 +57,12 @@ struct Reports {
 }
 
 impl Reports {
-    const RESULTS: [&str; 5] = ["loss", "loss_scale", "skipped", "grad_norm", "counted"];
+    const RESULTS: [&str; 6] = ["loss", "loss_scale", "skipped", "grad_norm", "counted", "lr"];
 
     /// The report of a step; `values` are those of the results that are there, in their order.
     fn report(self, step: u64, values: &[f32], seconds: f64) -> StepReport {
         let mut values = values.iter().copied();
-        let [loss, scale, skipped, grad_norm, counted] =
+        let [loss, scale, skipped, grad_norm, counted, lr] =
             self.there.map(|there| if there { values.next() } else { None });
         StepReport {
             step,
@@ -68,6 +70,7 @@ impl Reports {
             scale,
             skipped: skipped.is_some_and(|x| x != 0.0),
             grad_norm,
+            lr,
             counted,
             seconds,
         }
@@ -164,6 +167,24 @@ impl Session {
 
     pub fn describe(&self) -> String {
         self.backend.describe()
+    }
+
+    /// Times every kernel by itself from now on.
+    ///
+    /// # Errors
+    /// As [`Backend::time_kernels`].
+    pub fn time_kernels(&mut self) -> Result<()> {
+        self.backend.time_kernels()
+    }
+
+    /// As [`Backend::kernel_times`].
+    pub fn kernel_times(&self, phase: Phase) -> &[KernelTime] {
+        self.backend.kernel_times(phase)
+    }
+
+    /// As [`Backend::held`].
+    pub fn held(&self) -> Option<Held> {
+        self.backend.held()
     }
 
     /// Optimizer steps taken, skipped ones included.

@@ -4,10 +4,14 @@ mod classes;
 mod faults;
 mod files;
 mod finite;
+mod follow;
 mod idle;
+mod init;
 mod kinds;
 mod lab;
 mod losses;
+#[cfg(unix)]
+mod memory;
 mod messages;
 mod names;
 mod plans;
@@ -16,6 +20,8 @@ mod replays;
 mod resume;
 mod runs;
 mod scalars;
+mod set;
+mod shell;
 mod small;
 mod usage;
 

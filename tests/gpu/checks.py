@@ -107,7 +107,7 @@ class Trained:
     def __init__(self, rows, out, said, tail):
         self.rows, self.out, self.tail = rows, out, tail
         lines = dict(line.split(None, 1) for line in said.splitlines() if len(line.split(None, 1)) == 2)
-        self.how, self.memory = lines.get("device", ""), lines.get("memory", "")
+        self.how, self.memory = lines.get("device", ""), lines.get("tensors", "")
         self.captured = CAPTURED in self.how
         # After the device and how steps are launched come notices of what runs otherwise.
         self.notices = [part.strip() for part in self.how.split(";")[1:]]

@@ -2,7 +2,7 @@
 
 use super::exec::{self, Bound, Memory};
 use super::pool::{Aligned, Pool};
-use crate::backend::{Backend, Phase};
+use crate::backend::{Backend, Held, KernelTime, Phase};
 use crate::error::{Error, Result};
 use precast_plan::{Plan, Step, TensorId};
 
@@ -13,6 +13,9 @@ pub struct CpuBackend {
     memory: Memory,
     scratch: Aligned,
     pool: Pool,
+    held: Held,
+    /// Of every step of `phases`, where they are timed.
+    times: Option<[Vec<KernelTime>; 3]>,
 }
 
 impl CpuBackend {
@@ -30,6 +33,7 @@ impl CpuBackend {
             let text = format!("the plan is for `{}`, not for the CPU", plan.target.device);
             return Err(Error::new("R0104", text).help("compile with `device = \"cpu\"`"));
         }
+        let before = Aligned::live();
         let mut pool = Pool::new(threads)?;
         let memory = Memory::new(plan)?;
         let binder = exec::Binder::new(plan, &memory);
@@ -46,7 +50,13 @@ impl CpuBackend {
             Ok((phases, shared))
         })?;
         pool.reserve(phases.iter().flatten().map(Bound::worker_scratch).max().unwrap_or(0))?;
-        Ok(CpuBackend { phases, memory, scratch: Aligned::new(shared)?, pool })
+        let scratch = Aligned::new(shared)?;
+        // Kernels keep blocks here and there; all that are new and not counted otherwise are theirs.
+        let (tensors, threads) = (memory.bytes(), pool.bytes());
+        let own = threads - pool.threads() as u64 * Pool::STACK;
+        let scratch_bytes = Aligned::live().saturating_sub(before + tensors + own);
+        let held = Held { tensors, scratch: scratch_bytes, threads };
+        Ok(CpuBackend { phases, memory, scratch, pool, held, times: None })
     }
 
     /// Bytes of a tensor, as they are now.
@@ -117,6 +127,12 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, phase: Phase) -> Result<()> {
+        if let Some(mut times) = self.times.take() {
+            let list = &mut times[phase as usize];
+            let ran = self.run_timed(phase, |step, seconds| list[step].add(seconds));
+            self.times = Some(times);
+            return ran;
+        }
         let (steps, pool, scratch) =
             (&self.phases[phase as usize], &self.pool, self.scratch.bytes_mut());
         pool.install(|| {
@@ -131,6 +147,20 @@ impl Backend for CpuBackend {
 
     fn run_step(&mut self, phase: Phase, index: usize) -> Result<()> {
         CpuBackend::run_step(self, phase, index)
+    }
+
+    fn time_kernels(&mut self) -> Result<()> {
+        let fresh = |steps: &Vec<Bound>| vec![KernelTime::default(); steps.len()];
+        self.times = Some(self.phases.each_ref().map(fresh));
+        Ok(())
+    }
+
+    fn kernel_times(&self, phase: Phase) -> &[KernelTime] {
+        self.times.as_ref().map_or(&[], |times| &times[phase as usize])
+    }
+
+    fn held(&self) -> Option<Held> {
+        Some(self.held)
     }
 
     fn describe(&self) -> String {

@@ -50,6 +50,11 @@ impl Memory {
         })
     }
 
+    /// Bytes of the plan's tensors.
+    pub fn bytes(&self) -> u64 {
+        [&self.arena, &self.persistent, &self.inputs].map(|b| b.len().max(64) as u64).iter().sum()
+    }
+
     /// First byte and length of a tensor.
     pub fn tensor(&self, id: TensorId) -> (*mut u8, usize) {
         let (region, offset, len) = self.places[id as usize];

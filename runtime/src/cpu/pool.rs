@@ -5,6 +5,10 @@ use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of all blocks of this process.
+static LIVE: AtomicU64 = AtomicU64::new(0);
 
 /// A block of zeroed memory, aligned to 64 bytes.
 pub struct Aligned {
@@ -29,7 +33,13 @@ impl Aligned {
         let layout = Layout::from_size_align(bytes.max(64), 64).map_err(|_| fail())?;
         // SAFETY: the size is not zero.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
+        LIVE.fetch_add(layout.size() as u64, Ordering::Relaxed);
         Ok(Aligned { ptr, layout, bytes })
+    }
+
+    /// Bytes of all blocks that live in this process, whoever holds them.
+    pub fn live() -> u64 {
+        LIVE.load(Ordering::Relaxed)
     }
 
     /// First byte.
@@ -60,6 +70,7 @@ impl Drop for Aligned {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.
         unsafe { dealloc(self.ptr.as_ptr(), self.layout) };
+        LIVE.fetch_sub(self.layout.size() as u64, Ordering::Relaxed);
     }
 }
 
@@ -76,6 +87,9 @@ pub struct Pool {
 unsafe impl Sync for Pool {}
 
 impl Pool {
+    /// Bytes of a worker's stack, of which it touches what it needs.
+    pub const STACK: u64 = 2 << 20;
+
     /// `threads` = 0 takes every core.
     ///
     /// # Errors
@@ -89,6 +103,7 @@ impl Pool {
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
+            .stack_size(Pool::STACK as usize)
             .thread_name(|i| format!("precast-{i}"))
             .build()
             .map_err(|e| Error::new("R0102", format!("cannot start {threads} threads: {e}")))?;
@@ -100,6 +115,11 @@ impl Pool {
 
     pub fn threads(&self) -> usize {
         self.scratch.len()
+    }
+
+    /// Bytes of scratch memory and, at most, of stack of all workers.
+    pub fn bytes(&mut self) -> u64 {
+        self.scratch.iter_mut().map(|s| s.get_mut().len().max(64) as u64 + Pool::STACK).sum()
     }
 
     /// Gives every worker at least `bytes` of scratch memory.

@@ -225,6 +225,17 @@ impl Opened {
     }
 }
 
+/// Memory that data takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataBytes {
+    pub held: u64,
+    pub drawn: u64,
+}
+
+fn bytes_of(w: &Wanted) -> u64 {
+    w.shape.iter().product::<u64>() * w.dtype.size() as u64
+}
+
 /// Open data.
 pub struct Dataset {
     fields: Vec<(Field, Wanted, Rows)>,
@@ -309,6 +320,20 @@ impl Dataset {
     /// Rows used for training, and rows held back.
     pub fn rows(&self) -> (u64, u64) {
         (self.train, self.test)
+    }
+
+    /// Bytes that the data takes at most: held in memory by now, and those of orders and batches that
+    /// drawing rows makes.
+    pub fn bytes(&self) -> DataBytes {
+        // Fields of one text share it.
+        let is_text = |r: &Rows| matches!(r, Rows::Text { .. });
+        let text = self.fields.iter().find(|f| is_text(&f.2)).map_or(0, |f| f.2.bytes());
+        let others = self.fields.iter().filter(|f| !is_text(&f.2)).map(|f| f.2.bytes());
+        // A batch of training and one of testing, one of them growing into fresh memory.
+        let batch = self.fields.iter().map(|f| bytes_of(&f.1));
+        // Numbers of rows: the split, two orders and the epoch before.
+        let rows = 5 * 8 * (self.train + self.test);
+        DataBytes { held: text + others.sum::<u64>(), drawn: 3 * batch.sum::<u64>() + rows }
     }
 
     /// Whole batches of an epoch; the rows that are left over wait for the next order.
@@ -397,8 +422,19 @@ impl Dataset {
     /// # Errors
     /// If a value does not fit its input.
     pub fn test_batches(&self) -> impl Iterator<Item = Result<Batch>> + '_ {
-        let rows = self.order.test(self.train, self.test);
-        (0..self.test.div_ceil(self.batch)).map(move |b| {
+        self.batches_of(self.order.test(self.train, self.test))
+    }
+
+    /// Every row in the order of the data, the last batch padded.
+    ///
+    /// # Errors
+    /// If a value does not fit its input.
+    pub fn all_batches(&self) -> impl Iterator<Item = Result<Batch>> + '_ {
+        self.batches_of((0..self.train + self.test).collect())
+    }
+
+    fn batches_of(&self, rows: Vec<u64>) -> impl Iterator<Item = Result<Batch>> + '_ {
+        (0..(rows.len() as u64).div_ceil(self.batch)).map(move |b| {
             let from = (b * self.batch) as usize;
             let to = (from + self.batch as usize).min(rows.len());
             let mut list = rows[from..to].to_vec();

@@ -177,6 +177,15 @@ impl Rows {
         }
     }
 
+    /// Bytes in memory.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Rows::Tensors(rows) => rows.kept_bytes(),
+            Rows::Table { values, .. } => values.capacity() as u64 * 8,
+            Rows::Text { text, .. } => text.bytes.capacity() as u64,
+        }
+    }
+
     /// Checks that rows have the input's extents. Rows of another rank need only have as many
     /// elements: a file may store images as flat rows, and columns of a table are always flat.
     pub fn check(&self, field: &Field, w: &Wanted) -> Result<()> {

@@ -69,6 +69,11 @@ impl Files {
 }
 
 impl TensorRows {
+    /// Bytes of the rows that are kept in memory.
+    pub fn kept_bytes(&self) -> u64 {
+        self.parts.iter().filter_map(|p| p.kept.as_ref()).map(|k| k.capacity() as u64).sum()
+    }
+
     pub fn open(files: &mut Files, paths: &[PathBuf], field: &Field) -> Result<TensorRows> {
         let Columns::Name(name) = &field.columns else {
             let text = format!("`{}` of a safetensors file takes one name", field.input);

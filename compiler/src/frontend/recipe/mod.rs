@@ -11,6 +11,7 @@ mod names;
 mod origin;
 mod read;
 mod sections;
+mod set;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -398,6 +399,15 @@ impl Recipe {
     /// # Errors
     /// `P0100` where the file cannot be read, else what [`Recipe::parse`] gives.
     pub fn load(path: impl AsRef<Path>) -> Result<Recipe> {
+        Recipe::load_with(path, &[])
+    }
+
+    /// Reads a recipe with settings such as `optimizer.lr=1e-4`, each a dotted key and a value, in the
+    /// place of what the file says. A value is one of TOML, or a word; paths are relative to the recipe.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`]; those of a setting are at the place `--set`.
+    pub fn load_with(path: impl AsRef<Path>, settings: &[String]) -> Result<Recipe> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| {
             let d = Diagnostic::error("P0100", format!("cannot read the recipe: {e}"))
@@ -407,7 +417,7 @@ impl Recipe {
                 None => d,
             }
         })?;
-        Recipe::parse(path, &text)
+        sections::parse(path, &text, settings)
     }
 
     /// Reads a recipe from text; `path` labels errors and is what paths are relative to.
@@ -415,7 +425,7 @@ impl Recipe {
     /// # Errors
     /// Everything that is wrong with it, `P0101` to `P0107`, in the order of the text.
     pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Recipe> {
-        sections::parse(path.as_ref(), text)
+        sections::parse(path.as_ref(), text, &[])
     }
 
     /// A path of the recipe, from the working directory.

@@ -1,17 +1,17 @@
 //! Where the keys of a recipe are in its text, for what is found wrong after reading.
 
 use super::Recipe;
+use super::set::Text;
 use crate::diagnostic::Place;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 /// The text of a recipe and the bytes of each of its keys. Where something is written is no part
 /// of what it says, so any two are equal.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    text: Arc<str>,
+    text: Text,
     /// By dotted path, `loss_scale.init`, `data.dims.N`, `precision.pins.0`: from the first byte
     /// of the key (of an element of an array: of the value) to the last of the value.
     keys: BTreeMap<String, Range<usize>>,
@@ -26,8 +26,8 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
-    pub(super) fn new(text: &str, root: &DeTable<'_>) -> Origin {
-        let mut origin = Origin { text: text.into(), ..Origin::default() };
+    pub(super) fn new(text: &Text, root: &DeTable<'_>) -> Origin {
+        let mut origin = Origin { text: text.clone(), ..Origin::default() };
         origin.table("", root);
         origin
     }
@@ -76,12 +76,7 @@ impl Recipe {
             return Place::Flag { flag: flag.clone() };
         }
         match keys.iter().find_map(|k| self.origin.keys.get(*k)) {
-            Some(span) => Place::Span {
-                path: self.path.clone(),
-                text: self.origin.text.to_string(),
-                span: span.clone(),
-                label: label.into(),
-            },
+            Some(span) => self.origin.text.place(&self.path, span.clone(), label.into()),
             None => Place::File { path: self.path.clone() },
         }
     }

@@ -1,6 +1,7 @@
 //! A strict reader over a TOML tree with spans: every access says what it expects, every mismatch
 //! is a diagnostic at its place, and reading goes on.
 
+use super::set::Text;
 use crate::diagnostic::{Diagnostic, Place, Severity, nearest};
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -12,12 +13,12 @@ use toml::de::{DeTable, DeValue};
 /// The text being read and what was found wrong with it.
 pub struct Source<'t> {
     pub path: &'t Path,
-    pub text: &'t str,
+    pub text: &'t Text,
     errors: RefCell<Vec<(usize, Diagnostic)>>,
 }
 
 impl<'t> Source<'t> {
-    pub fn new(path: &'t Path, text: &'t str) -> Source<'t> {
+    pub fn new(path: &'t Path, text: &'t Text) -> Source<'t> {
         Source { path, text, errors: RefCell::default() }
     }
 
@@ -29,12 +30,7 @@ impl<'t> Source<'t> {
         label: impl Into<String>,
         help: impl Into<String>,
     ) {
-        let place = Place::Span {
-            path: self.path.into(),
-            text: self.text.into(),
-            span: span.clone(),
-            label: label.into(),
-        };
+        let place = self.text.place(self.path, span.clone(), label.into());
         let mut d = Diagnostic::error(code, message).at(place);
         let help = help.into();
         if !help.is_empty() {
@@ -73,7 +69,7 @@ pub struct Item<'s, 't> {
 
 impl<'s, 't> Table<'s, 't> {
     pub fn root(source: &'s Source<'t>, table: &'s DeTable<'t>) -> Table<'s, 't> {
-        let end = source.text.len();
+        let end = source.text.recipe().len();
         Table {
             source,
             title: "the recipe".into(),
@@ -115,7 +111,7 @@ impl<'s, 't> Table<'s, 't> {
 
     /// A sub-table; an absent one reads as empty.
     pub fn section(&self, key: &'static str) -> Table<'s, 't> {
-        let end = self.source.text.len();
+        let end = self.source.text.recipe().len();
         let (table, span) = match self.get(key) {
             None => (None, end..end),
             Some(item) => (item.table(), item.span()),
@@ -190,12 +186,7 @@ impl<'s, 't> Item<'s, 't> {
 
     /// The value's place, with `label` at it.
     pub fn place(&self, label: &str) -> Place {
-        Place::Span {
-            path: self.source.path.into(),
-            text: self.source.text.into(),
-            span: self.span(),
-            label: label.into(),
-        }
+        self.source.text.place(self.source.path, self.span(), label.into())
     }
 
     fn mismatch<T>(&self, want: &str) -> Option<T> {
@@ -373,7 +364,7 @@ fn described<T: Display>(range: &impl RangeBounds<T>) -> String {
     low.into_iter().chain(high).collect::<Vec<_>>().join(" and ")
 }
 
-fn kind(value: &DeValue) -> &'static str {
+pub fn kind(value: &DeValue) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",

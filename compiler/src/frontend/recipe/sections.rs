@@ -1,6 +1,7 @@
 //! What each section of a recipe may hold, its ranges and its defaults.
 
 use super::read::{Item, Source, Table};
+use super::set::Text;
 use super::*;
 use crate::diagnostic::Diagnostics;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -72,9 +73,11 @@ pub fn section_of(key: &str) -> Option<&'static str> {
     KEYS.iter().find(|(_, keys)| keys.contains(&key)).map(|(section, _)| *section)
 }
 
-pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
-    let source = Source::new(path, text);
-    let (tree, syntax) = DeTable::parse_recoverable(text);
+pub fn parse(path: &Path, text: &str, settings: &[String]) -> Result<Recipe> {
+    let text = Text::new(text, settings);
+    let settings = text.settings();
+    let source = Source::new(path, &text);
+    let (mut tree, syntax) = DeTable::parse_recoverable(text.recipe());
     for e in &syntax {
         source.error("P0101", e.span().unwrap_or(0..0), "not valid TOML", e.message(), "");
     }
@@ -82,6 +85,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
         // What was recovered is a guess; complaints about it would be noise.
         return Err(Diagnostics(source.into_errors()));
     }
+    set::apply(tree.get_mut(), &settings, &source);
     let recipe = read(&source, tree.get_ref());
     let errors = source.into_errors();
     match recipe {
