@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::listing::duration;
-use crate::output::write_file;
+use crate::output::{can_write, write_file};
 use crate::recipe_args;
 use indicatif::{ProgressBar, ProgressStyle};
 use precast_runtime::calibrate::calibrate;
@@ -27,6 +27,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
+    can_write(&args.out)?;
     let bar = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} measuring {msg}").expect("the template is right"),
     );

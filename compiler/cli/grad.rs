@@ -1,7 +1,7 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
 use crate::failure::{self, Failure, Outcome};
-use crate::output::quiet;
+use crate::output::{can_write, quiet};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use precast_plan::Storage;
 use precast_runtime::tensors::{Element, HostTensor, TensorTable, write_tensors};
@@ -25,6 +25,7 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     let recipe = args.recipe.load()?;
+    can_write(&args.out)?;
     let data = open_data(&recipe)?;
     let plan = compile(&recipe, &args.recipe.options(true))?.plan;
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;

@@ -22,6 +22,11 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Outcome {
     Ok(files::write_bytes(path, bytes)?)
 }
 
+/// Whether a file could be written, before the time is spent that makes it.
+pub fn can_write(path: &Path) -> Outcome {
+    Ok(files::can_write(path)?)
+}
+
 /// Makes a folder that files can be written in.
 pub fn make_folder(path: &Path) -> Outcome {
     Ok(files::make_folder(path)?)

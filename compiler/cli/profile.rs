@@ -3,7 +3,7 @@
 use crate::blame::within;
 use crate::failure::Outcome;
 use crate::input;
-use crate::output::write_file;
+use crate::output::{can_write, write_file};
 use crate::recipe_args::{self, RecipeArgs, open, open_data, watched};
 use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::recipe::{MAX_STEPS, Target};
@@ -42,6 +42,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     input::check_checkpoint(args.resume.as_deref())?;
     let chosen = args.tensor.as_deref().map(|g| glob(g, args)).transpose()?;
     let mut recipe = args.recipe.load()?;
+    args.out.as_deref().map_or(Ok(()), can_write)?;
     let steps = match args.steps {
         Some(steps) => {
             within(&recipe, steps, "--steps")?;

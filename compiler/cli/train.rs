@@ -8,10 +8,11 @@ use crate::listing;
 use crate::memory::Memory;
 use crate::metrics::{self, Metrics};
 use crate::next;
-use crate::output::{make_folder, quiet, write_file};
+use crate::output::{can_write, make_folder, quiet, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
 use crate::skips::{Skips, Stop};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
+use precast_plan::Plan;
 use precast_runtime::data::{DataState, Dataset};
 use precast_runtime::files::Lines;
 use precast_runtime::{Error, Session, StepReport};
@@ -94,6 +95,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
     make_folder(&out)?;
+    let ema = recipe.train.ema.map(|_| ema(&out));
+    for path in [weights(&out), plan_file(&out, session.plan())].into_iter().chain(ema) {
+        can_write(&path)?;
+    }
     let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
     let mut saved = vec![];
     let options = args.recipe.options(false);
@@ -412,15 +417,26 @@ impl Log {
     }
 }
 
+fn weights(out: &Path) -> PathBuf {
+    out.join("weights.safetensors")
+}
+
+fn ema(out: &Path) -> PathBuf {
+    out.join("ema.safetensors")
+}
+
+fn plan_file(out: &Path, plan: &Plan) -> PathBuf {
+    out.join(format!("{}.plan", plan.model))
+}
+
 fn save(session: &Session, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
-    let weights = out.join("weights.safetensors");
+    let (weights, ema) = (weights(out), ema(out));
     session.save_weights(&weights)?;
     saved.push(weights);
-    let ema = out.join("ema.safetensors");
     if session.save_ema(&ema)? {
         saved.push(ema);
     }
-    let plan = out.join(format!("{}.plan", session.plan().model));
+    let plan = plan_file(out, session.plan());
     write_file(&plan, session.plan().to_json().as_bytes())?;
     saved.push(plan);
     Ok(())

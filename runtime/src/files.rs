@@ -32,20 +32,11 @@ pub fn size_limit_is_an_error() {
 /// `R0206` if the disk refuses.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let refused = |e: io::Error| refused(path, "file", &e);
-    // A link keeps pointing where it points; a pipe or a device is written, not replaced.
+    // A link keeps pointing where it points.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let before = match target.metadata() {
-        Ok(m) if !m.is_file() => {
-            return File::create(&target).and_then(|mut file| write(&mut file)).map_err(refused);
-        }
-        // A file that may not be written is not replaced, though its folder would allow it.
-        Ok(m) => File::options().write(true).open(&target).map(|_| Some(m.permissions())),
-        Err(_) => Ok(None),
+    let Some((partial, before)) = place(&target).map_err(refused)? else {
+        return File::create(&target).and_then(|mut file| write(&mut file)).map_err(refused);
     };
-    let before = before.map_err(refused)?;
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
     // A folder or another user's file in the way is not at `path`.
     let mut file = begin(&partial).map_err(|e| match e.kind() {
         ErrorKind::IsADirectory => self::refused(&partial, "file", &e),
@@ -66,12 +57,40 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>)
     sync_folder(&target).map_err(refused)
 }
 
+/// Whether [`write_whole`] could begin, found before the time is spent that makes what it writes.
+///
+/// # Errors
+/// `R0206` as the write would give it.
+pub fn can_write(path: &Path) -> Result<()> {
+    let refused = |e: io::Error| refused(path, "file", &e);
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (partial, _) = match place(&target).map_err(refused)? {
+        Some(place) => place,
+        None => return File::options().write(true).open(&target).map(|_| ()).map_err(refused),
+    };
+    begin(&partial).and_then(|_| fs::remove_file(&partial)).map_err(refused)
+}
+
 /// [`write_whole`] of these bytes.
 ///
 /// # Errors
 /// As [`write_whole`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, |file| file.write_all(bytes))
+}
+
+/// Where a file is written before it is renamed, and the permissions of the one it replaces; `None`
+/// for a pipe or a device, which is written and not replaced, and for a folder.
+fn place(target: &Path) -> io::Result<Option<(PathBuf, Option<fs::Permissions>)>> {
+    let before = match target.metadata() {
+        Ok(m) if !m.is_file() => return Ok(None),
+        // A file that may not be written is not replaced, though its folder would allow it.
+        Ok(m) => File::options().write(true).open(target).map(|_| Some(m.permissions()))?,
+        Err(_) => None,
+    };
+    let mut partial = target.as_os_str().to_owned();
+    partial.push(".partial");
+    Ok(Some((PathBuf::from(partial), before)))
 }
 
 /// Opens an unfinished file, empty, for this writer alone.

@@ -245,6 +245,8 @@ fn paths_that_cannot_be_written_say_why() {
         (&["compile", "recipe.toml", "-o", "."], ".", "that is a folder"),
         (&["compile", "recipe.toml", "-o", "data.csv/a"], "data.csv/a", "`data.csv` is a file"),
         (&["grad", "recipe.toml", "-o", "data.csv/a"], "data.csv/a", "`data.csv` is a file"),
+        (&["profile", "recipe.toml", "-o", "no/r.json"], "no/r.json", "the folder `no` does not"),
+        (&["calibrate", "-o", "data.csv/t"], "data.csv/t", "`data.csv` is a file"),
         (&["train", "recipe.toml", "--out", "data.csv"], "data.csv", "`data.csv` is a file"),
         (&["train", "recipe.toml", "--out", "data.csv/a"], "data.csv/a", "`data.csv` is a file"),
         (&["train", "recipe.toml", "--log", "no/log"], "no/log", "the folder `no` does not"),
@@ -254,6 +256,11 @@ fn paths_that_cannot_be_written_say_why() {
         assert!(text.contains(&format!("--> {place}\n")) && text.contains(help), "{text}");
     }
     assert_eq!(names(lab.dir.path()), ["data.csv", "model.pir", "recipe.toml"]);
+    // Before a step is taken that could not be saved.
+    std::fs::create_dir_all(lab.path("trained/weights.safetensors")).expect("made");
+    let o = lab.run(&["train", "recipe.toml"]);
+    assert!(code(&o) == 1 && stderr(&o).contains("that is a folder"), "{}", stderr(&o));
+    assert!(!stdout(&o).contains("trained  "), "{}", stdout(&o));
 }
 
 /// A large row among those held back: the run is in order, its test is not.

@@ -41,6 +41,7 @@ fn paths_that_cannot_be_files_say_what_is_in_the_way() {
     fs::write(at("file"), "").unwrap();
     fs::create_dir(at("folder")).unwrap();
     let fails = |path: PathBuf| {
+        assert_eq!(can_write(&path).unwrap_err(), write_bytes(&path, b"x").unwrap_err());
         let e = write_bytes(&path, b"x").unwrap_err();
         assert_eq!((e.code, e.place.as_deref()), ("R0206", path.to_str()));
         e.help.unwrap_or_default().replace(dir.path().to_str().unwrap(), "DIR")
@@ -56,6 +57,9 @@ fn paths_that_cannot_be_files_say_what_is_in_the_way() {
         assert_eq!(e.code, "R0206");
         assert!(e.help.unwrap().contains("is a file, not a folder"));
     }
+    can_write(&at("file")).unwrap();
+    can_write(&at("new")).unwrap();
+    assert_eq!(names(dir.path()), ["file", "folder"]);
     // A folder where the unfinished file goes is named as such.
     fs::create_dir(at("b.partial")).unwrap();
     let e = write_bytes(&at("b"), b"x").unwrap_err();

@@ -1,7 +1,7 @@
 //! The part of `onnx.proto` (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>) that import
 //! reads, written out by hand so that building needs no protobuf compiler. Other fields are skipped.
 //!
-//! Byte fields are [`Bytes`], so decoding from a mapped file copies no weights.
+//! Byte fields are [`Bytes`], so decoding copies no weights.
 
 use prost::bytes::Bytes;
 
