@@ -4,6 +4,7 @@ use crate::failure::Outcome;
 use crate::input::{self, idle_for};
 use crate::output::coloured;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::recipe::{
     Columns, DataNonfinite, DataSource, Policy, Recipe, Target, TrainLength,
 };
@@ -243,7 +244,7 @@ pub fn watched(
 pub fn stage(recipe: &Recipe, options: &pipeline::Options, name: &str) -> Outcome<String> {
     if !pipeline::STAGES.contains(&name) {
         let message = format!("there is no stage `{name}`");
-        let help = format!("the stages are {}", pipeline::STAGES.join(", "));
+        let help = suggestion("stages", name, pipeline::STAGES);
         return Err(Diagnostic::error("P0008", message)
             .at(Place::File { path: recipe.path.clone() })
             .help(help)

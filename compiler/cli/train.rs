@@ -76,7 +76,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         if guessed {
             say!("trains      {}", trained.join(", "));
         }
-        say!("compiled    in {compiled_in:.2} s");
+        say!("compiled    in {}", listing::duration(compiled_in * 1e9));
     }
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
     let memory = Memory::of(&session, &data);

@@ -260,3 +260,20 @@ fn rows_of_another_shape_name_the_axis() {
     assert!(code == "R0405" || code == "P0108", "{text}");
     assert!(text.contains("a row for each example"), "{text}");
 }
+
+#[test]
+fn what_to_write_instead_is_said() {
+    let said = |old: &str, new: &str, args: &[&str]| Lab::with(old, new).fails(args).1;
+    let check = &["check", "recipe.toml"];
+    let text = said("batch = 4", "batch = 4\nscale = { xx = 2 }", check);
+    assert!(text.contains("its inputs are x"), "{text}");
+    let text = said("batch = 4", "batch = 3", check);
+    assert!(text.contains("`[data] batch` is 3, and axis 0 of the model's inputs is 4"), "{text}");
+    assert!(text.contains("write `batch = 4`"), "{text}");
+    let text = said("", "", &["show", "recipe.toml", "--stage", "autodif"]);
+    assert!(text.contains("did you mean `autodiff`?"), "{text}");
+    let text = said("\"a..c\"", "\"c..a\"", &["train", "recipe.toml"]);
+    assert!(text.contains("runs backwards") && text.contains("`a..c`"), "{text}");
+    let text = said("\"label\"", "[\"a\", \"label\"]", &["train", "recipe.toml"]);
+    assert!(text.contains("takes one number for each row"), "{text}");
+}

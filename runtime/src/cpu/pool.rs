@@ -27,8 +27,11 @@ impl Aligned {
     /// If the memory cannot be had.
     pub fn new(bytes: usize) -> Result<Aligned> {
         let fail = || {
-            Error::new("R0101", format!("cannot allocate {bytes} bytes"))
-                .help("lower the batch size, or run on a machine with more memory")
+            Error::new(
+                "R0101",
+                format!("cannot allocate {}", precast_plan::units::bytes(bytes as u64)),
+            )
+            .help("lower the batch size, or run on a machine with more memory")
         };
         let layout = Layout::from_size_align(bytes.max(64), 64).map_err(|_| fail())?;
         // SAFETY: the size is not zero.

@@ -246,7 +246,10 @@ impl Pinned {
         // SAFETY: the pointer is to a local.
         let status = unsafe { context.api.cuMemHostAlloc(&raw mut pointer, bytes.max(64), 0) };
         if status == OUT_OF_MEMORY {
-            let text = format!("{bytes} bytes of page-locked memory cannot be had");
+            let text = format!(
+                "{} of page-locked memory cannot be had",
+                precast_plan::units::bytes(bytes as u64)
+            );
             return Err(Error::new("R0101", text));
         }
         context.check(status, "allocating page-locked memory")?;

@@ -271,8 +271,12 @@ impl Dataset {
         let batch = wanted.first().and_then(|w| w.shape.first().copied()).unwrap_or(1);
         let fault = |code, text: String| Error::new(code, text).at(&source);
         if let Some(b) = opened.spec.batch.filter(|b| *b != batch) {
-            let text = format!("the data gives batches of {b}, the plan takes {batch}");
-            return Err(fault("R0401", text).help("compile the plan for this batch size"));
+            let text =
+                format!("`[data] batch` is {b}, and axis 0 of the model's inputs is {batch}");
+            return Err(fault("R0401", text).help(format!(
+                "write `batch = {batch}`, or give the model's inputs batches of {b}: textual IR states its \
+                 shapes, and an exported model is free in axes that `dynamic_axes` or `dynamic_shapes` names"
+            )));
         }
         opened.fills(batch)?;
         let Opened { spec, rows, count, test } = opened;

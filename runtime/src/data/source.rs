@@ -192,7 +192,11 @@ impl Rows {
         let takes = &w.shape[1..];
         let (have, what) = match self {
             Rows::Tensors(TensorRows { row, name, .. }) => {
-                (row.iter().product(), format!("rows of tensor `{name}` have shape {row:?}"))
+                let what = match row.as_slice() {
+                    [] => format!("rows of tensor `{name}` are one number"),
+                    row => format!("rows of tensor `{name}` have shape {row:?}"),
+                };
+                (row.iter().product(), what)
             }
             Rows::Table { width, .. } => {
                 (*width as u64, format!("`{}` reads {width} columns", field.input))
@@ -206,7 +210,11 @@ impl Rows {
         if have == row_elements(w) && !other {
             return Ok(());
         }
-        let mut text = format!("{what}; input `{}` takes rows of shape {takes:?}", w.name);
+        let takes_words = match takes {
+            [] => "one number for each row".to_string(),
+            takes => format!("rows of shape {takes:?}"),
+        };
+        let mut text = format!("{what}; input `{}` takes {takes_words}", w.name);
         if let (Rows::Tensors(t), true) = (self, other) {
             let differ = difference((&t.row[..], "in the data"), (takes, "in the model"));
             text += &format!(": of a row, {differ}");

@@ -229,7 +229,9 @@ fn data(t: Table) -> Option<Data> {
             for (name, item) in table.entries() {
                 if !inputs.contains_key(&name) {
                     let message = format!("`{key}` names `{name}`, which is not in `inputs`");
-                    item.invalid::<()>(message, "not an input", "");
+                    let known: Vec<&str> = inputs.keys().map(String::as_str).collect();
+                    let help = crate::diagnostic::suggestion("inputs", &name, &known);
+                    item.invalid::<()>(message, "not an input", &help);
                 }
             }
         }
