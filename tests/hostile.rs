@@ -211,7 +211,8 @@ fn damaged_plans_are_errors_or_run() {
     for seed in 0..3000 {
         let bytes = damage(text.as_bytes(), seed);
         println!("plan, seed {seed}");
-        let Ok(plan) = Plan::from_json(&String::from_utf8_lossy(&bytes)) else { continue };
+        // As if a person had written it: no digest stands in the way of validation.
+        let Ok((plan, _)) = Plan::unsealed(&String::from_utf8_lossy(&bytes)) else { continue };
         read += 1;
         if plan.validate().is_err() {
             continue;

@@ -2,11 +2,13 @@
 
 use crate::failure::Outcome;
 use crate::input::{self, Dims, Kind};
+use crate::output::write_file;
 use crate::recipe_args::{Settings, compile, has_model, open, open_data, options, warn};
 use precast_compiler::autodiff::vanishing;
 use precast_compiler::frontend::onnx;
 use precast_compiler::pipeline::reads_nothing_of;
 use precast_compiler::{Diagnostic, Place};
+use precast_plan::{Plan, Seal};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,10 @@ pub struct Args {
     dims: Dims,
     #[command(flatten)]
     settings: Settings,
+    /// Write into a plan that is in order the digest of what it says: for one that a person or another
+    /// tool wrote or changed.
+    #[arg(long)]
+    seal: bool,
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
@@ -68,8 +74,11 @@ struct Checked {
 
 fn check(path: &Path, args: &Args) -> Outcome<Checked> {
     let kind = Kind::of(path)?;
-    let Args { dims, settings, .. } = args;
+    let Args { dims, settings, seal, .. } = args;
     dims.check_kind(path, kind)?;
+    if *seal && kind != Kind::Plan {
+        return Err(input::idle(path, "--seal", "only a plan has a digest").into());
+    }
     if kind != Kind::Recipe {
         settings.only_recipes(path)?;
     }
@@ -149,10 +158,28 @@ fn check(path: &Path, args: &Args) -> Outcome<Checked> {
             format!("{} operations, {} variables", g.node_count(), g.vars.len())
         }
         Kind::Plan => {
-            let plan = input::read_plan(path)?;
+            let (plan, sealed) = plan(path, args.seal)?;
             let steps = plan.micro.len() + plan.update.len();
-            format!("{steps} steps, {} tensors, for {}", plan.tensors.len(), plan.target.name)
+            format!(
+                "{steps} steps, {} tensors, for {}, {sealed}",
+                plan.tensors.len(),
+                plan.target.name
+            )
         }
     };
     Ok(Checked { kind, summary, names })
+}
+
+/// A plan, sealed if that is wanted, and what its digest says.
+fn plan(path: &Path, seal: bool) -> Outcome<(Plan, &'static str)> {
+    let (plan, before) = if seal { input::read_unsealed(path)? } else { input::read_whole(path)? };
+    let said = match before {
+        Seal::Whole => "as it was written",
+        _ if seal => "sealed",
+        _ => "without a digest",
+    };
+    if seal && before != Seal::Whole {
+        write_file(path, plan.to_json().as_bytes())?;
+    }
+    Ok((plan, said))
 }

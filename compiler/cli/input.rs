@@ -5,7 +5,7 @@ use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::onnx::ModelInfo;
 use precast_compiler::ir::{self, Graph};
 use precast_compiler::{Diagnostic, Diagnostics, Place, text};
-use precast_plan::{FileKind, Plan};
+use precast_plan::{FileKind, Plan, Seal};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -212,11 +212,33 @@ pub fn read_ir(path: &Path) -> Outcome<Graph> {
     Ok(graph)
 }
 
-/// A plan, validated.
+/// A plan, validated, and not changed since it was written.
 pub fn read_plan(path: &Path) -> Outcome<Plan> {
+    Ok(read_whole(path)?.0)
+}
+
+/// [`read_plan`], and whether the plan has a digest at all.
+pub fn read_whole(path: &Path) -> Outcome<(Plan, Seal)> {
+    let (plan, seal) = read_unsealed(path)?;
+    if seal == Seal::Changed {
+        let text =
+            "the plan was changed since it was written: its digest is not that of what it says";
+        return Err(Diagnostic::error("P0021", text)
+            .at(Place::File { path: path.into() })
+            .help(
+                "`precast compile RECIPE -o FILE.plan` writes it again; where the change was meant, \
+                 `precast check --seal FILE.plan` writes the digest of what it says now",
+            )
+            .into());
+    }
+    Ok((plan, seal))
+}
+
+/// A plan, validated, whether it was changed or not.
+pub fn read_unsealed(path: &Path) -> Outcome<(Plan, Seal)> {
     expect(path, &[FileKind::Plan], None)?;
     let place = || Place::File { path: path.into() };
-    let plan = Plan::from_json(&read_text(path)?).map_err(|e| {
+    let (plan, seal) = Plan::unsealed(&read_text(path)?).map_err(|e| {
         Diagnostic::error("P0003", e)
             .at(place())
             .help("`precast compile RECIPE -o FILE.plan` writes one")
@@ -227,5 +249,5 @@ pub fn read_plan(path: &Path) -> Outcome<Plan> {
             .map(|f| Diagnostic::error("P0007", format!("the plan is not valid: {f}")).at(place()));
         Diagnostics(errors.collect())
     })?;
-    Ok(plan)
+    Ok((plan, seal))
 }

@@ -1,5 +1,6 @@
 //! Commands that put plans beside one another: `compare`, `diff`, `explain --casts`.
 
+use crate::lab::Lab;
 use crate::{code, precast, stderr, stdout};
 use serde_json::Value;
 use std::path::Path;
@@ -139,4 +140,36 @@ fn precision_plans_are_text_to_snapshot() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RECIPE);
     let text = precast_compiler::snapshot::precision(path).unwrap_or_else(|e| panic!("{e}"));
     insta::assert_snapshot!("precision_digits", text);
+}
+
+#[test]
+fn a_plan_that_was_changed_is_refused_until_it_is_sealed() {
+    let lab = Lab::new();
+    lab.ok(&["compile", "recipe.toml", "-o", "a.plan"]);
+    assert!(lab.ok(&["check", "a.plan"]).contains("as it was written"));
+    let text = lab.text("a.plan");
+    // The learning rate is an input; what momentum keeps is a constant of a program.
+    let changed = text.replace("real 0.9", "real 0.8");
+    assert_ne!(changed, text);
+    lab.write("a.plan", &changed);
+    for command in ["check", "show", "explain"] {
+        let (code, said) = lab.fails(&[command, "a.plan"]);
+        assert_eq!(code, "P0021", "{said}");
+        assert!(said.contains("check --seal"), "{said}");
+    }
+    assert!(lab.ok(&["check", "--seal", "a.plan"]).contains("sealed"));
+    assert!(lab.ok(&["check", "a.plan"]).contains("as it was written"));
+    assert_ne!(lab.text("a.plan"), changed);
+    // A plan that is not valid gets no digest, and what is no plan has none.
+    lab.write("a.plan", &changed.replacen("\"accumulate\": 1", "\"accumulate\": 0", 1));
+    assert_eq!(lab.fails(&["check", "--seal", "a.plan"]).0, "P0007");
+    assert_eq!(lab.fails(&["check", "--seal", "recipe.toml"]).0, "P0011");
+    // One that a person wrote has none either.
+    let digest = text.find("\"digest\"").expect("it has a digest");
+    let end = digest + text[digest..].find(',').expect("more fields follow") + 1;
+    lab.write("a.plan", &format!("{}{}", &text[..digest], &text[end..]));
+    assert!(lab.ok(&["check", "a.plan"]).contains("without a digest"));
+    // What a plan says for people may be changed.
+    lab.write("a.plan", &text.replacen("\"model\": \"small\"", "\"model\": \"mine\"", 1));
+    assert!(lab.ok(&["check", "a.plan"]).contains("as it was written"));
 }

@@ -1,5 +1,6 @@
 //! The plan file: JSON, one short container a line, fields in declaration order.
 
+use crate::digest::{Seal, Sealed};
 use crate::schema::{Plan, VERSION};
 use serde::Deserialize;
 
@@ -7,9 +8,12 @@ use serde::Deserialize;
 const WIDTH: usize = 110;
 
 impl Plan {
-    /// The plan file's text. The same plan gives the same bytes.
+    /// The plan file's text, with its digest. The same plan gives the same bytes.
     pub fn to_json(&self) -> String {
-        let compact = serde_json::to_string(self).expect("a plan has string keys only");
+        let mut compact = serde_json::to_string(self).expect("a plan has string keys only");
+        // Behind the version, which is the first field.
+        let first = compact.find(',').expect("a plan has fields");
+        compact.insert_str(first, &format!(",\"digest\":\"{}\"", self.digest()));
         let mut out = String::with_capacity(compact.len() * 2);
         let end = layout(compact.as_bytes(), 0, 0, &mut out);
         debug_assert_eq!(end, compact.len());
@@ -20,8 +24,24 @@ impl Plan {
     /// Reads a plan file. The result is well formed, not yet valid: see [`Plan::validate`].
     ///
     /// # Errors
-    /// Another version, or text that is not a plan: one line that says what and where.
+    /// Another version, text that is not a plan, or a plan that was changed since it was written: one
+    /// line that says what and where.
     pub fn from_json(text: &str) -> Result<Plan, String> {
+        match Plan::unsealed(text)? {
+            (plan, Seal::Whole | Seal::Absent) => Ok(plan),
+            (plan, Seal::Changed) => Err(format!(
+                "the plan was changed since it was written: what it says has the digest {}, not the \
+                 one beside it",
+                plan.digest()
+            )),
+        }
+    }
+
+    /// As [`Plan::from_json`], whether the plan was changed or not.
+    ///
+    /// # Errors
+    /// Another version, or text that is not a plan.
+    pub fn unsealed(text: &str) -> Result<(Plan, Seal), String> {
         #[derive(Deserialize)]
         struct Head {
             version: u32,
@@ -34,7 +54,14 @@ impl Plan {
                 head.version
             ));
         }
-        serde_json::from_str(text).map_err(|e| format!("the plan file is damaged: {e}"))
+        let read: Sealed =
+            serde_json::from_str(text).map_err(|e| format!("the plan file is damaged: {e}"))?;
+        let seal = match read.digest {
+            None => Seal::Absent,
+            Some(d) if d == read.plan.digest() => Seal::Whole,
+            Some(_) => Seal::Changed,
+        };
+        Ok((read.plan, seal))
     }
 }
 

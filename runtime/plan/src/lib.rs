@@ -5,6 +5,7 @@
 //! [`Plan`]; a runtime reads one and trusts nothing in it until [`Plan::validate`] has passed.
 
 mod along;
+mod digest;
 mod dtype;
 mod file_kind;
 mod interpret;
@@ -27,6 +28,7 @@ mod watch;
 pub mod words;
 
 pub use along::{CumSum, LastIndex, TopK};
+pub use digest::Seal;
 pub use dtype::{DType, Facts, Kind};
 pub use file_kind::{FileKind, instead_of};
 pub use interpret::{Value, interpret};
