@@ -307,7 +307,7 @@ impl<'a> Importer<'a> {
     }
 
     fn results(&mut self) -> Result<Vec<String>> {
-        let mut outputs = Vec::new();
+        let mut outputs: Vec<String> = Vec::new();
         for o in &self.src.graph.output {
             let name = o.name.clone().unwrap_or_default();
             let place = || self.src.tensor_place(&name);
@@ -317,6 +317,13 @@ impl<'a> Importer<'a> {
             if name.is_empty() || !known {
                 return Err(Diagnostic::error("P0204", "no node computes this output")
                     .at(place())
+                    .into());
+            }
+            // What one output is called, another cannot be.
+            if outputs.contains(&name) {
+                return Err(Diagnostic::error("P0204", "two outputs of the model have this name")
+                    .at(place())
+                    .help("give one of them a name of its own: an Identity node behind the value")
                     .into());
             }
             self.base = format!("out.{name}");

@@ -149,6 +149,14 @@ fn faults_are_named_with_their_node() {
     insta::assert_snapshot!("faults", list.join("\n\n"));
 }
 
+#[test]
+fn two_outputs_of_one_name_are_an_error() {
+    let mut m = model(vec![node("Relu", &["x"], &["y"], vec![])], vec![]);
+    m.graph.as_mut().unwrap().output.push(value("y", &[]));
+    let said = refused(m);
+    assert!(said.contains("error[P0204]: two outputs of the model have this name"), "{said}");
+}
+
 /// What a converter does not look at has not been understood.
 #[test]
 fn attributes_operands_and_results_that_are_not_understood_are_errors() {
