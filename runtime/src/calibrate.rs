@@ -1,9 +1,8 @@
 //! Measures this machine's CPU backend and writes a target description.
 //!
 //! Every figure comes from running a small plan on the real backend, so that it includes packing,
-//! epilogue and thread start. Each is the best of several runs, in several rounds over all figures:
-//! other work on the machine can only slow a run down, and what lasts for a second or two should not
-//! fall on one format alone. A plan never depends on this clock by itself: the description is a file that a
+//! epilogue and thread start. Each is a median of several runs, over rounds that are repeated until they
+//! agree ([`settle`]). A plan never depends on this clock by itself: the description is a file that a
 //! person chooses to compile with.
 
 use crate::backend::{Backend, Phase};
@@ -15,61 +14,93 @@ use precast_plan::{
     Plan, Program, Role, Rows, Speed, Step, Storage, Summary, Target, TargetSummary, Tensor,
     UnaryOp, VERSION,
 };
+use settle::{Samples, settle};
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+mod settle;
+
+pub use settle::{Limits, Unsteady};
 
 /// Formats whose products are measured.
 const FORMATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-/// Measures everything, with `threads` threads (0: every core), `rounds` times; at least once.
-/// `progress` is told what comes next.
+/// A description of this machine, and whether what it was measured by could be believed.
+#[derive(Clone, Debug)]
+pub struct Calibrated {
+    pub target: Target,
+    /// Times that did not settle within the limits.
+    pub unsteady: Option<Unsteady>,
+    pub rounds: u32,
+}
+
+/// Measures everything, with `threads` threads (0: every core). `progress` is told what comes next.
 ///
 /// # Errors
 /// If memory cannot be had.
 pub fn calibrate(
     name: &str,
     threads: usize,
-    rounds: u32,
+    limits: &Limits,
     progress: &mut dyn FnMut(&str),
-) -> Result<Target> {
-    let mut record = Record::default();
-    for round in 1..rounds {
-        record = measure(name, threads, record, &mut |what| {
-            progress(&format!("{what} ({round} of {rounds})"));
-        })?
-        .1;
-    }
-    Ok(measure(name, threads, record, progress)?.0)
+) -> Result<Calibrated> {
+    let begin = Instant::now();
+    let source = format!("measured: {}", describe(threads)?);
+    with(name, source, &|plan| time(plan, threads), limits, &mut || begin.elapsed(), progress)
 }
 
-/// The best time of every measurement so far, in the order in which they are made, and how many
-/// kernels each ran.
-#[derive(Default)]
+/// [`calibrate`] with any clock: `timer` gives the median nanoseconds of a phase.
+fn with(
+    name: &str,
+    source: String,
+    timer: &dyn Fn(Plan) -> Result<f64>,
+    limits: &Limits,
+    elapsed: &mut dyn FnMut() -> Duration,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Calibrated> {
+    let (mut target, mut rounds) = (None, 0);
+    let (_, unsteady) = settle(limits, elapsed, |round, samples| {
+        rounds = round;
+        let record = Record { samples: std::mem::take(samples), next: 0, spread: limits.spread };
+        let mut say = |what: &str| progress(&format!("{what} (round {round})"));
+        let (description, record) = measure(name, &source, timer, record, &mut say)?;
+        target = Some(description);
+        *samples = record.samples;
+        Ok(())
+    })?;
+    Ok(Calibrated { target: target.expect("there is a first round"), unsteady, rounds })
+}
+
+/// Every measurement so far, in the order in which they are made.
 struct Record {
-    best: Vec<(u32, f64)>,
+    samples: Vec<Samples>,
     next: usize,
+    /// [`Limits::spread`]
+    spread: f64,
 }
 
-/// One round: a description from the best times of this round and the record.
+/// One round: a description from the times of this round and those before.
 fn measure(
     name: &str,
-    threads: usize,
-    mut record: Record,
+    source: &str,
+    timer: &dyn Fn(Plan) -> Result<f64>,
+    record: Record,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(Target, Record)> {
     progress("row programs");
-    record.next = 0;
-    let record = RefCell::new(record);
     let mut clock = Clock {
-        threads,
-        record,
+        timer,
+        record: RefCell::new(record),
+        what: RefCell::default(),
         entry: 0.0,
         launch: 0.0,
         bandwidth_gbs: 0.0,
         cache: None,
         convert_ns: vec![],
     };
+    clock.is("the start of a kernel");
     (clock.entry, clock.launch) = clock.starts()?;
+    clock.is("row programs");
     // 64 MB read and 64 MB written: beyond any cache that a core has to itself.
     let stream = 16 << 20;
     let streamed = rows(&clock, stream, &[DType::F32; 2], |_| vec![])?;
@@ -102,7 +133,9 @@ fn measure(
     let mut products = vec![];
     for format in FORMATS {
         for family in Family::ALL {
-            progress(&format!("{family:?} in {format}"));
+            let what = format!("{family:?} in {format}");
+            progress(&what);
+            clock.is(&what);
             let points = points(family, format, &clock)?;
             products.push(Speed { family, format: format.into(), points });
         }
@@ -110,7 +143,7 @@ fn measure(
     let target = Target {
         name: name.into(),
         device: "cpu".into(),
-        source: format!("measured: {}", describe(threads)?),
+        source: source.into(),
         bandwidth_gbs,
         cache: clock.cache,
         launch_ns: clock.launch,
@@ -223,9 +256,11 @@ const LONG: f64 = 300e3;
 
 /// Times single kernels: without the entry into their phase, which a step pays once, and without
 /// their start, which the cost model charges for every kernel.
-struct Clock {
-    threads: usize,
+struct Clock<'t> {
+    timer: &'t dyn Fn(Plan) -> Result<f64>,
     record: RefCell<Record>,
+    /// What is measured now, for people.
+    what: RefCell<String>,
     /// Entering a phase, and starting one of its kernels, ns; 0 until they are known.
     entry: f64,
     launch: f64,
@@ -236,9 +271,13 @@ struct Clock {
     convert_ns: Vec<(DType, f64)>,
 }
 
-impl Clock {
-    /// Best nanoseconds of a phase of as many kernels as `copies` says, which is asked in the first
-    /// round alone so that every round measures the same; and how many they are.
+impl Clock<'_> {
+    fn is(&self, what: &str) {
+        *self.what.borrow_mut() = what.into();
+    }
+
+    /// Nanoseconds of a phase of as many kernels as `copies` says, which is asked in the first round
+    /// alone so that every round measures the same; and how many they are.
     fn phase(
         &self,
         copies: impl FnOnce() -> u32,
@@ -248,14 +287,17 @@ impl Clock {
         let at = record.next;
         record.next += 1;
         // What is measured must not depend on times, or one figure would be taken for another.
-        if at == record.best.len() {
-            record.best.push((copies(), f64::INFINITY));
+        if at == record.samples.len() {
+            record.samples.push(Samples::new(&self.what.borrow(), copies()));
         }
-        let entry = &mut record.best[at];
-        let mut plan = Builder::default();
-        (0..entry.0).for_each(|_| build(&mut plan));
-        entry.1 = entry.1.min(time(plan.finish(), self.threads)?);
-        Ok(*entry)
+        let spread = record.spread;
+        let entry = &mut record.samples[at];
+        if entry.spread() > spread {
+            let mut plan = Builder::default();
+            (0..entry.copies).for_each(|_| build(&mut plan));
+            entry.add((self.timer)(plan.finish())?);
+        }
+        Ok((entry.copies, entry.ns()))
     }
 
     /// Nanoseconds that a phase takes before its first kernel (waking the threads), and that each
@@ -302,7 +344,7 @@ impl Clock {
     }
 }
 
-/// Best nanoseconds of one run of the plan: at least 5 runs and 30 ms after a warm-up.
+/// Median nanoseconds of a run of the plan: at least 5 runs and 30 ms after a warm-up.
 fn time(plan: Plan, threads: usize) -> Result<f64> {
     let mut backend = CpuBackend::new(&plan, threads)?;
     for (id, t) in plan.tensors.iter().enumerate() {
@@ -318,14 +360,14 @@ fn time(plan: Plan, threads: usize) -> Result<f64> {
     }
     backend.run(Phase::Micro)?;
     let start = Instant::now();
-    let (mut best, mut runs) = (f64::INFINITY, 0);
-    while runs < 5 || (start.elapsed().as_millis() < 30 && runs < 2000) {
+    let mut runs = vec![];
+    while runs.len() < 5 || (start.elapsed().as_millis() < 30 && runs.len() < 2000) {
         let one = Instant::now();
         backend.run(Phase::Micro)?;
-        best = best.min(one.elapsed().as_secs_f64() * 1e9);
-        runs += 1;
+        runs.push(one.elapsed().as_secs_f64() * 1e9);
     }
-    Ok(best)
+    runs.sort_by(f64::total_cmp);
+    Ok(runs[runs.len() / 2])
 }
 
 /// A plan of one step over persistent tensors.
@@ -475,39 +517,4 @@ impl Builder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_family_and_format_can_be_measured() {
-        for family in Family::ALL {
-            for format in FORMATS {
-                // The smallest size alone: the numbers are the machine's business.
-                let p = match family {
-                    Family::Gemm => {
-                        let mut b = Builder::default();
-                        b.gemm(16, format);
-                        b
-                    }
-                    Family::Conv | Family::ConvDataGrad | Family::ConvFilterGrad => {
-                        let kind = match family {
-                            Family::Conv => ConvKind::Forward,
-                            Family::ConvDataGrad => ConvKind::DataGrad,
-                            _ => ConvKind::FilterGrad,
-                        };
-                        let mut b = Builder::default();
-                        b.conv(kind, geometry(1, 4, 4), format);
-                        b
-                    }
-                    Family::Attention | Family::AttentionGrad => {
-                        let mut b = Builder::default();
-                        b.attention(1, 1, 8, 8, format, family == Family::AttentionGrad);
-                        b
-                    }
-                };
-                let ns = time(p.finish(), 1).unwrap_or_else(|e| panic!("{family:?} {format}: {e}"));
-                assert!(ns > 0.0 && ns.is_finite());
-            }
-        }
-    }
-}
+mod tests;

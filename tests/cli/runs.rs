@@ -232,8 +232,17 @@ fn calibrate_writes_a_target_that_a_recipe_can_use() {
         "1",
         "--rounds",
         "1",
+        "--steps",
+        "1",
+        // What it is worth on a machine that runs tests is nobody's business.
+        "--force",
     ]);
     assert!(out.contains("GB/s") && out.contains("saved       here.toml"), "{out}");
+    for network in ["digits", "bytes_gpt", "mlp_mnist", "cifar_cnn", "tiny_gpt"] {
+        let line = out.lines().find(|l| l.starts_with(network)).expect("predicted beside measured");
+        assert_eq!(line.split_whitespace().count(), 9, "{line}");
+    }
+    assert!(lab.text("here.toml").contains("1 rounds do not show whether times agree"));
     let out = lab.ok(&["compile", "recipe.toml"]);
     assert!(out.contains("model on here"), "{out}");
     assert!(!out.contains("describes another machine"), "{out}");
