@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Builder, mlp};
-use precast_plan::{Plan, Storage};
+use precast_plan::{Init, Plan, Role, Storage};
 use precast_runtime::{Backend, CpuBackend, Phase};
 use serde_json::{Value, json};
 
@@ -153,6 +153,31 @@ fn each_rule_has_a_message() {
     );
     one(&|p| p.results[0].tensor = 999, "there is no tensor 999");
     one(&|p| p.accumulate = 0, "accumulate is 0");
+    // A report would show the first of its elements.
+    let tensor = |p: &Plan, name: &str| p.tensors.iter().position(|t| t.name == name).unwrap();
+    one(
+        &|p| {
+            let h = tensor(p, "h") as u32;
+            p.results.iter_mut().find(|r| r.name == "loss").unwrap().tensor = h;
+        },
+        "`h` is not one number",
+    );
+    let begins = |p: &mut Plan, name: &str, role: Role, init: Init| {
+        let at = tensor(p, name);
+        let Storage::Persistent { offset, .. } = p.tensors[at].storage else { panic!("{name}") };
+        p.tensors[at].storage = Storage::Persistent { offset, role, init };
+    };
+    let weight = Role::Parameter;
+    one(&|p| begins(p, "w1", weight, Init::Value(1e39)), "the initial value 1e39 is none of f32");
+    one(
+        &|p| begins(p, "w1", weight, Init::Value(f64::NAN)),
+        "the initial value NaN is none of f32",
+    );
+    let copy = Role::WeightCopy;
+    one(
+        &|p| begins(p, "w1", copy, Init::Zeros),
+        "a copy of a weight that begins as something else",
+    );
     one(&|p| p.programs[0].outputs[0].reg = 9, "which does not exist");
     let rows = |p: &mut Plan, step: usize, f: &dyn Fn(&mut precast_plan::Instance)| {
         if let precast_plan::Kernel::Rows(r) = &mut p.update[step].kernel {

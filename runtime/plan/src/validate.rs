@@ -4,7 +4,9 @@
 //! inside their regions and persistent ones apart; programs are well formed and their ports match
 //! the tensors bound to them; every access stays inside its tensor; no output writes an element
 //! twice; a step reads what it writes only through the same access map; inputs and constants are
-//! never written; temporaries are written before they are read, and those alive together lie apart.
+//! never written; temporaries are written before they are read, and those alive together lie apart;
+//! first values are values of their formats, and copies of weights begin as such; what is reported as
+//! one number is one.
 
 use crate::dtype::{DType, Kind};
 use crate::liveness;
@@ -180,8 +182,13 @@ fn tensors(cx: &mut Context) {
                 format!("offset {offset} and {} bytes exceed the region of {limit}", cx.bytes(id)),
             ),
         }
-        if let Storage::Persistent { init, .. } = &t.storage {
+        if let Storage::Persistent { role, init, .. } = &t.storage {
             check_init(cx, &place, id, t, init);
+            // What a checkpoint or a person sets follows from the weight.
+            let copy = matches!(init, Init::CopyOf(_) | Init::ChannelsLastOf(_));
+            if *role == Role::WeightCopy && !copy {
+                cx.error(&place, "a copy of a weight that begins as something else");
+            }
         }
     }
     for list in &mut regions[1..] {
@@ -201,8 +208,8 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
     match init {
         Init::Zeros | Init::Weights(_) => {}
         Init::Value(x) => {
-            if !x.is_finite() {
-                cx.error(place, "the initial value is not finite");
+            if !holds(t.dtype, *x) {
+                cx.error(place, format!("the initial value {x:?} is none of {}", t.dtype));
             }
         }
         Init::File { path, dtype, .. } => {
@@ -255,12 +262,31 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
     }
 }
 
+/// Whether a format has a value, up to its rounding.
+fn holds(dtype: DType, x: f64) -> bool {
+    match dtype {
+        DType::Bool => x == 0.0 || x == 1.0,
+        DType::U8 => x.fract() == 0.0 && (0.0..=255.0).contains(&x),
+        DType::I32 => x.fract() == 0.0 && (-2147483648.0..=2147483647.0).contains(&x),
+        DType::I64 => x.fract() == 0.0 && x.abs() <= (1u64 << 53) as f64,
+        _ => x.is_finite() && dtype.decode(dtype.encode(x as f32)).is_finite(),
+    }
+}
+
+/// Results of a step that reports show as one number.
+const NUMBERS: [&str; 6] = ["loss", "loss_scale", "skipped", "grad_norm", "counted", "lr"];
+
 fn results(cx: &mut Context, what: &str, list: &[Named]) {
     let mut names = BTreeMap::new();
     for r in list {
         let place = format!("{what} `{}`", r.name);
-        if r.tensor as usize >= cx.plan.tensors.len() {
-            cx.error(&place, format!("there is no tensor {}", r.tensor));
+        match cx.elements.get(r.tensor as usize) {
+            None => cx.error(&place, format!("there is no tensor {}", r.tensor)),
+            Some(n) if what == "result" && NUMBERS.contains(&r.name.as_str()) && *n != 1 => {
+                let name = &cx.plan.tensors[r.tensor as usize].name;
+                cx.error(&place, format!("`{name}` is not one number"));
+            }
+            Some(_) => {}
         }
         if names.insert(&r.name, ()).is_some() {
             cx.error(&place, "listed twice");
