@@ -46,14 +46,28 @@ pub fn calibrate(
 ) -> Result<Calibrated> {
     let begin = Instant::now();
     let source = format!("measured: {}", describe(threads)?);
-    with(name, source, &|plan| time(plan, threads), limits, &mut || begin.elapsed(), progress)
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = Run {
+        name,
+        source,
+        threads: if threads == 0 { cores } else { threads },
+        timer: &|plan| time(plan, threads),
+    };
+    with(&run, limits, &mut || begin.elapsed(), progress)
 }
 
-/// [`calibrate`] with any clock: `timer` gives the median nanoseconds of a phase.
-fn with(
-    name: &str,
+/// What is measured, and by which clock.
+struct Run<'r> {
+    name: &'r str,
     source: String,
-    timer: &dyn Fn(Plan) -> Result<f64>,
+    threads: usize,
+    /// Median nanoseconds of a phase.
+    timer: &'r dyn Fn(Plan) -> Result<f64>,
+}
+
+/// [`calibrate`] with any clock.
+fn with(
+    run: &Run,
     limits: &Limits,
     elapsed: &mut dyn FnMut() -> Duration,
     progress: &mut dyn FnMut(&str),
@@ -63,7 +77,7 @@ fn with(
         rounds = round;
         let record = Record { samples: std::mem::take(samples), next: 0, spread: limits.spread };
         let mut say = |what: &str| progress(&format!("{what} (round {round})"));
-        let (description, record) = measure(name, &source, timer, record, &mut say)?;
+        let (description, record) = measure(run, record, &mut say)?;
         target = Some(description);
         *samples = record.samples;
         Ok(())
@@ -80,16 +94,10 @@ struct Record {
 }
 
 /// One round: a description from the times of this round and those before.
-fn measure(
-    name: &str,
-    source: &str,
-    timer: &dyn Fn(Plan) -> Result<f64>,
-    record: Record,
-    progress: &mut dyn FnMut(&str),
-) -> Result<(Target, Record)> {
+fn measure(run: &Run, record: Record, progress: &mut dyn FnMut(&str)) -> Result<(Target, Record)> {
     progress("row programs");
     let mut clock = Clock {
-        timer,
+        timer: run.timer,
         record: RefCell::new(record),
         what: RefCell::default(),
         entry: 0.0,
@@ -130,6 +138,7 @@ fn measure(
         ));
     }
     clock.convert_ns.clone_from(&convert_ns);
+    let handover_ns = handover(&clock, run.threads)?;
     let mut products = vec![];
     for format in FORMATS {
         for family in Family::ALL {
@@ -141,12 +150,13 @@ fn measure(
         }
     }
     let target = Target {
-        name: name.into(),
+        name: run.name.into(),
         device: "cpu".into(),
-        source: source.into(),
+        source: run.source.clone(),
         bandwidth_gbs,
         cache: clock.cache,
         launch_ns: clock.launch,
+        handover_ns,
         simple_ns,
         divide_ns,
         transcendental_ns,
@@ -171,6 +181,27 @@ fn rows(
     code: impl Fn(u32) -> Vec<Instr>,
 ) -> Result<f64> {
     Ok(clock.time(|plan| plan.rows(n, formats, code(0)))?.1)
+}
+
+/// What a kernel takes longer that every thread has a part of than one of a single part: nanoseconds, of
+/// many such kernels in a row. `None` where there is one thread.
+fn handover(clock: &Clock, threads: usize) -> Result<Option<f64>> {
+    if threads < 2 {
+        return Ok(None);
+    }
+    clock.is("the hand-over between threads");
+    // Little work, so that what is left beside it can be seen: a part of 1024 elements and 63
+    // instructions, just short of what is shared, and as many parts as there are threads.
+    let part = 1024;
+    let chain = |plan: &mut Builder, n: u64| {
+        let simple =
+            |r: u32| Instr::Binary(if r % 2 == 0 { BinaryOp::Add } else { BinaryOp::Mul }, r, 0);
+        plan.rows(n, &[DType::F32; 2], (0..62).map(simple).collect());
+    };
+    let one = clock.phase(|| 33, |plan| chain(plan, part))?.1;
+    let all = clock.phase(|| 33, |plan| chain(plan, part * threads as u64))?.1;
+    // Those of the first kind lie behind one another on one thread.
+    Ok(Some(((all - one) / 33.0).max(0.0)))
 }
 
 /// The largest set of tensors that is copied at least half again as fast as memory is, and the

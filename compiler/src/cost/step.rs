@@ -9,7 +9,15 @@ use precast_plan::{
 /// Nanoseconds of one step on a target.
 pub fn step_ns(target: &Target, step: &Step, plan: &Plan) -> f64 {
     let c = Coster { target, plan };
-    target.launch_ns
+    let start = match &step.kernel {
+        Kernel::Rows(r) => {
+            let code = plan.programs[r.program as usize].code.len() as u64;
+            let points = r.instances.iter().map(|i| i.dims.iter().product::<u64>());
+            target.start_ns(points.fold(0u64, |n, p| n.saturating_add(p.saturating_mul(code))))
+        }
+        _ => target.launch_ns,
+    };
+    start
         + match &step.kernel {
             Kernel::Rows(r) => {
                 let p = &plan.programs[r.program as usize];

@@ -70,6 +70,10 @@ pub struct Target {
     pub cache: Option<Cache>,
     /// Starting one kernel, ns.
     pub launch_ns: f64,
+    /// Handing a row program of [`SHARED_WORK`] or more to the other threads, beside its start, ns.
+    /// Products have it in their speeds. Absent where it is unknown or there are no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover_ns: Option<f64>,
     /// One addition, multiplication, comparison or selection of one element, ns.
     pub simple_ns: f64,
     /// One division or square root, ns.
@@ -83,7 +87,17 @@ pub struct Target {
     pub products: Vec<Speed>,
 }
 
+/// Instructions, over all elements, of a row program from which on the CPU backend shares it between
+/// threads.
+pub const SHARED_WORK: u64 = 1 << 16;
+
 impl Target {
+    /// Starting a row program of so many instructions over all its elements, ns.
+    pub fn start_ns(&self, instructions: u64) -> f64 {
+        let shared = self.handover_ns.filter(|_| instructions > SHARED_WORK);
+        self.launch_ns + shared.unwrap_or(0.0)
+    }
+
     /// The target as a step finds it that has so many bytes of tensors at once: where they fit the
     /// cache, traffic has its speed.
     pub fn for_working_set(mut self, bytes: u64) -> Target {
@@ -187,8 +201,9 @@ impl Target {
             ("divide_ns", self.divide_ns),
             ("transcendental_ns", self.transcendental_ns),
         ];
+        let handover = self.handover_ns.map(|ns| ("handover_ns", ns));
         let conversions = self.convert_ns.iter().map(|(_, ns)| ("convert_ns", *ns));
-        for (what, x) in times.into_iter().chain(conversions) {
+        for (what, x) in times.into_iter().chain(handover).chain(conversions) {
             if !x.is_finite() || x < 0.0 {
                 return Err(format!("`{what}` is {x}, not a time"));
             }
@@ -321,6 +336,17 @@ mod tests {
         assert_eq!(t.clone().for_working_set(101).bandwidth_gbs, 10.0);
         t.cache = None;
         assert_eq!(t.for_working_set(1).bandwidth_gbs, 10.0);
+    }
+
+    #[test]
+    fn a_program_that_threads_share_is_handed_over() {
+        let mut t = Target::shipped("cpu-generic").unwrap();
+        assert_eq!(t.start_ns(u64::MAX), t.launch_ns);
+        (t.launch_ns, t.handover_ns) = (10.0, Some(100.0));
+        assert_eq!(t.start_ns(SHARED_WORK), 10.0);
+        assert_eq!(t.start_ns(SHARED_WORK + 1), 110.0);
+        t.handover_ns = Some(f64::NAN);
+        assert!(t.check().unwrap_err().contains("handover_ns"));
     }
 
     #[test]

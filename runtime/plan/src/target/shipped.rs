@@ -182,6 +182,7 @@ fn cpu_generic() -> Target {
         bandwidth_gbs: 23.3,
         cache: Some(Cache { bytes: 32 << 20, bandwidth_gbs: 35.0 }),
         launch_ns: 93.3,
+        handover_ns: None,
         simple_ns: 0.034,
         divide_ns: 0.077,
         transcendental_ns: 0.402,
@@ -219,6 +220,7 @@ fn cpu_avx512bf16() -> Target {
         bandwidth_gbs: 25.0,
         cache: None,
         launch_ns: 2000.0,
+        handover_ns: None,
         simple_ns: 0.02,
         divide_ns: 0.1,
         transcendental_ns: 0.35,
@@ -298,6 +300,7 @@ fn gpu(name: &str, board: &Board) -> Target {
         // A data sheet gives the size of the second-level cache and not its speed.
         cache: None,
         launch_ns: LAUNCH_NS,
+        handover_ns: None,
         simple_ns: SIMPLE_NS,
         divide_ns: FUNCTION_NS,
         transcendental_ns: FUNCTION_NS,

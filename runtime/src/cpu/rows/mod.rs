@@ -20,12 +20,12 @@ pub use prepare::Bound;
 use crate::cpu::pool::{Aligned, Pool};
 use crate::error::Result;
 use lower::{Code, Form, Style};
-use precast_plan::{Program, RegInfo};
+use precast_plan::{Program, RegInfo, SHARED_WORK};
 use prepare::{Inst, prepare};
 use run::{Machine, Regs};
 
 /// Element operations that are worth a task of the pool.
-const GRAIN: usize = 1 << 16;
+const GRAIN: usize = SHARED_WORK as usize;
 
 /// A run of tiles or groups of one instance.
 #[derive(Clone, Copy)]
