@@ -158,6 +158,7 @@ fn every_dependency_is_used() {
         ("runtime/Cargo.toml", &["runtime/src", "runtime/tests", "runtime/examples"]),
         ("runtime/plan/Cargo.toml", &["runtime/plan/src", "runtime/plan/tests"]),
         ("tests/software_device/Cargo.toml", &["tests/software_device"]),
+        ("tests/xtask/Cargo.toml", &["tests/xtask"]),
     ] {
         let text: String =
             folders.iter().flat_map(|f| files(f, &[".rs"])).map(|p| read(&p)).collect();

@@ -38,7 +38,7 @@ pub use program::{BinaryOp, InPort, Instr, OutPort, Program, ReduceOp, Reg, RegI
 pub use ranges::{COUNTED, Histogram, RANGES_VERSION, Range, Ranges, Share};
 pub use recurrence::{Recurrence, RecurrenceGrad, RecurrenceShape, RecurrentCell, Squash, Way};
 pub use schema::*;
-pub use tensor_header::{HeldTensor, TensorHeader};
 pub use target::{Cache, Family, SHARED_WORK, Speed, Target};
+pub use tensor_header::{HeldTensor, TensorHeader};
 pub use validate::{ALIGN, MAX_BYTES, MAX_CODE, MAX_ELEMENTS, MAX_RANK, PlanError};
 pub use watch::{Side, Watch};
