@@ -10,7 +10,7 @@ const MAX_LINES: usize = 600;
 /// Modules of the compiler in layers: a module may use its own layer and those before it. `ir` and
 /// `ops` are one layer, since a node holds its operation.
 const LAYERS: &[&[&str]] = &[
-    &["diagnostic"],
+    &["diagnostic", "work"],
     &["ir", "ops"],
     &["reference"],
     &["text"],

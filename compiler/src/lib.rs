@@ -19,5 +19,6 @@ pub mod simplify;
 pub mod snapshot;
 pub mod text;
 pub mod turn;
+pub mod work;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

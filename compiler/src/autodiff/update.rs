@@ -14,6 +14,8 @@ use crate::ops::{
     SgdUpdate,
 };
 use precast_plan::{BinaryOp, ReduceOp, UnaryOp};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
 
 /// Turns a forward graph with a scalar result `loss` into the joint graph of a training step.
 ///
@@ -144,20 +146,18 @@ impl Trained {
 
 /// Every parameter the graph reads and trains, in the order of [`Graph::vars`].
 fn trained_reads(g: &Graph, frozen: &[String]) -> Vec<(String, ValueId)> {
-    let mut found = Vec::new();
-    for (name, var) in &g.vars {
-        if var.role != VarRole::Param || frozen.contains(name) {
-            continue;
-        }
-        let read = g.nodes().find_map(|(_, n)| match &n.op {
-            Op::Var(v) if v.name == *name => Some(n.outputs[0]),
-            _ => None,
-        });
-        if let Some(read) = read {
-            found.push((name.clone(), read));
+    let mut reads: FxHashMap<&str, ValueId> = FxHashMap::default();
+    for (_, n) in g.nodes() {
+        if let Op::Var(v) = &n.op {
+            reads.entry(&v.name).or_insert(n.outputs[0]);
         }
     }
-    found
+    let frozen: BTreeSet<&str> = frozen.iter().map(String::as_str).collect();
+    let trained = g
+        .vars
+        .iter()
+        .filter(|(name, var)| var.role == VarRole::Param && !frozen.contains(name.as_str()));
+    trained.filter_map(|(name, _)| Some((name.clone(), *reads.get(name.as_str())?))).collect()
 }
 
 fn update_region(

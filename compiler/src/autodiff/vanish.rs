@@ -6,6 +6,7 @@ use crate::diagnostic::{Diagnostic, Place};
 use crate::ir::{Graph, NodeId, Region, ValueId, VarRole};
 use crate::ops::{self, Linear, Op};
 use precast_plan::{BinaryOp, UnaryOp};
+use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
 /// Most terms of a sum that are looked at.
@@ -79,9 +80,10 @@ pub fn vanishing(g: &Graph, roots: &[ValueId], frozen: &[String]) -> Vec<Diagnos
 
 /// Parameters and the values that read them.
 fn reads(g: &Graph, frozen: &[String]) -> Vec<(String, ValueId)> {
+    let frozen: BTreeSet<&str> = frozen.iter().map(String::as_str).collect();
     let reads = g.nodes().filter_map(|(_, n)| match &n.op {
         Op::Var(v) if g.vars.get(&v.name).is_some_and(|var| var.role == VarRole::Param) => {
-            (!frozen.contains(&v.name)).then(|| (v.name.clone(), n.outputs[0]))
+            (!frozen.contains(v.name.as_str())).then(|| (v.name.clone(), n.outputs[0]))
         }
         _ => None,
     });
@@ -135,9 +137,9 @@ fn zeros(forward: &Graph, root: ValueId, reads: &[(String, ValueId)]) -> Option<
             .map(|&n| g.node(n).name.clone()),
     );
     for (v, parts) in &sums {
-        let mut total = Sum::new();
-        parts.iter().for_each(|(_, p)| add(&mut total, &values[p.0 as usize], 1.0));
-        if total.is_empty() && behind.get(v.0 as usize) == Some(&true) {
+        if cancels(parts.iter().map(|(_, p)| &values[p.0 as usize]))
+            && behind.get(v.0 as usize) == Some(&true)
+        {
             let takes = |p: &ValueId| {
                 let sum = &values[p.0 as usize];
                 !sum.is_empty() && sum.iter().all(|(_, c)| *c < 0.0)
@@ -147,6 +149,19 @@ fn zeros(forward: &Graph, root: ValueId, reads: &[(String, ValueId)]) -> Option<
         }
     }
     Some(Found { zero, reached, why })
+}
+
+/// Whether sums add up to nothing, term by term as [`add`] does it.
+fn cancels<'a>(sums: impl Iterator<Item = &'a Sum>) -> bool {
+    let mut total: FxHashMap<ValueId, f64> = FxHashMap::default();
+    for &(v, c) in sums.flatten() {
+        let sum = total.entry(v).or_insert(0.0);
+        *sum += c;
+        if *sum == 0.0 {
+            total.remove(&v);
+        }
+    }
+    total.is_empty()
 }
 
 /// Values from which there is a way to the root that no stop is on.

@@ -11,6 +11,9 @@ use crate::precision::cut::{Either, NEVER, Net, Price};
 use crate::precision::{Legal, fp8, keeps_format, storages, uniform_operands};
 use petgraph::graph::NodeIndex;
 use precast_plan::DType;
+use rustc_hash::FxHashMap;
+
+mod again;
 
 /// Which formats products may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +100,11 @@ struct Builder<'a> {
     outside: Vec<Vec<(NodeId, usize)>>,
     /// See [`Builder::in_memory`].
     must: Vec<bool>,
+    /// New values of variables.
+    updated: FxHashMap<&'a str, ValueId>,
+    /// By value, and by node: the epilogue whose result, or product, it is.
+    epilogue_of: FxHashMap<ValueId, usize>,
+    epilogue_at: FxHashMap<NodeId, usize>,
     net: Net,
     fixed: Price,
 }
@@ -149,6 +157,9 @@ impl<'a> Builder<'a> {
             programs: (0..g.node_count()).map(|_| None).collect(),
             outside: vec![],
             must: vec![],
+            updated: g.updated(),
+            epilogue_of: FxHashMap::default(),
+            epilogue_at: FxHashMap::default(),
             net: Net::default(),
             fixed: 0,
             g,
@@ -220,6 +231,8 @@ impl<'a> Builder<'a> {
                 && self.live[before.0 as usize]
             {
                 let rows = std::mem::take(&mut self.rows[result.0 as usize]);
+                self.epilogue_of.insert(result, self.epilogues.len());
+                self.epilogue_at.insert(product, self.epilogues.len());
                 self.epilogues.push(Epilogue { product, result, before, rows });
             }
         }
@@ -299,7 +312,7 @@ impl<'a> Builder<'a> {
                 Kind::Product => {
                     let mut live: Vec<bool> =
                         n.outputs.iter().map(|v| self.live[v.0 as usize]).collect();
-                    let e = self.epilogues.iter().find(|e| e.product == id);
+                    let e = self.epilogue_at.get(&id).map(|&e| &self.epilogues[e]);
                     if e.is_some_and(|e| !self.activates_apart(e)) {
                         live[0] = false;
                     }
@@ -355,7 +368,7 @@ impl<'a> Builder<'a> {
     /// Whether a value that is not a leaf is in memory, whatever the schedule.
     fn in_memory(&self, v: ValueId) -> bool {
         let i = v.0 as usize;
-        if self.epilogues.iter().any(|e| e.result == v) {
+        if self.epilogue_of.contains_key(&v) {
             return self.kept[i] || self.read_alone[i];
         }
         let producer = self.g.value(v).node;
@@ -390,40 +403,6 @@ impl<'a> Builder<'a> {
         chosen
     }
 
-    /// The operands of `p` as its own fusion sees them: an operand that is at least as large as the
-    /// result and cannot be computed again, with whether it is in memory anyway.
-    fn hard_operand(&self, p: NodeId, elements: usize) -> Option<(ValueId, bool)> {
-        let n = self.g.node(p);
-        let mut found = None;
-        for (at, v) in n.inputs.iter().enumerate() {
-            let root = self.storage[v.0 as usize];
-            let def = self.g.value(root).node;
-            let hard = match self.sharing.kind[def.0 as usize] {
-                // Of two results of a product either may be in memory.
-                Kind::Product => self.g.node(def).outputs.len() == 1,
-                Kind::Alone | Kind::Parts => true,
-                Kind::Rows => !self.again(def),
-                Kind::Maybe | Kind::Nothing => false,
-            };
-            let only = self.rows[root.0 as usize].iter().all(|r| r.0 == p);
-            if hard && only && self.touched[p.0 as usize][at] >= elements {
-                let stored = self.must[root.0 as usize] || self.demanded[root.0 as usize];
-                if found.is_none_or(|(_, s)| s && !stored) {
-                    found = Some((root, stored));
-                }
-            }
-        }
-        found
-    }
-
-    /// Whether the schedule may compute the result of a node again.
-    fn again(&self, id: NodeId) -> bool {
-        let n = self.g.node(id);
-        self.sharing.kind[id.0 as usize] == Kind::Rows
-            && !matches!(n.op, Op::Dropout(_))
-            && self.sharing.space[id.0 as usize].reduced == 1
-    }
-
     fn store(&mut self, v: ValueId) -> Option<Store> {
         let (g, i) = (self.g, v.0 as usize);
         let value = g.value(v);
@@ -453,7 +432,7 @@ impl<'a> Builder<'a> {
             let copy = match &def.op {
                 Op::Var(var) => {
                     let kept = g.vars[&var.name].role == VarRole::Param
-                        && g.update_of(&var.name).is_some_and(|u| u != v);
+                        && self.updated.get(var.name.as_str()).is_some_and(|u| *u != v);
                     if kept { self.both(elements, Phase::Update).half } else { 0 }
                 }
                 Op::Input(_) => written.half,
@@ -493,26 +472,6 @@ impl<'a> Builder<'a> {
             self.net.edge(full, self.net.sink, written.full);
         }
         Some(Store { label, half, full })
-    }
-
-    /// What a value costs at least that may be stored or computed again where it is read.
-    fn computed_again(&self, v: ValueId, outside: &[(NodeId, usize)], illegal: bool) -> Price {
-        let elements = self.g.shape(v).elements();
-        let producer = self.g.value(v).node;
-        let Some((operand, stored)) = self.hard_operand(producer, elements) else { return 0 };
-        // What a product reads is written for it anyway, and then others may read that.
-        let stored = stored || self.demanded[v.0 as usize] || self.in_part[v.0 as usize];
-        // Either the value is read, or that operand is.
-        let narrow = !illegal || self.legal.store[operand.0 as usize].is_none();
-        let narrow = narrow && self.admitted != Admitted::Full;
-        let d = if narrow { self.legal.half } else { DType::F32 };
-        let phase = self.g.node(producer).region.phase();
-        let written = if stored { 0.0 } else { self.moved(elements, d, phase) };
-        let read: f64 = outside
-            .iter()
-            .map(|&(r, t)| self.moved(t.min(elements), d, self.g.node(r).region.phase()))
-            .sum();
-        down(written + read)
     }
 
     /// The operands of a product, or of another kernel with one format for its operands.

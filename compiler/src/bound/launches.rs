@@ -1,9 +1,11 @@
 //! Kernels that every schedule starts.
 
-use super::sharing::{Kind, Sharing};
+use super::sharing::{Kind, Parted, Sharing, Space};
 use crate::ir::{Graph, NodeId, Phase, ValueId};
 use crate::ops::{NumericClass, Op};
-use std::collections::BTreeSet;
+use crate::work::Work;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Kernels of one batch, and of the update.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,7 @@ pub fn launches(g: &Graph, sharing: &Sharing, storage: &[ValueId]) -> Counts {
             }
         }
     }
+    let near_products = near_products(sharing);
     let mut seen = vec![false; g.node_count()];
     for start in 0..g.node_count() {
         if seen[start] || sharing.kind[start] != Kind::Rows {
@@ -45,20 +48,85 @@ pub fn launches(g: &Graph, sharing: &Sharing, storage: &[ValueId]) -> Counts {
         let rows: Vec<usize> =
             members.into_iter().filter(|&i| sharing.kind[i] == Kind::Rows).collect();
         if g.node(NodeId(start as u32)).region.phase() == Phase::Micro {
-            c.micro += apart(sharing, &rows);
+            c.micro += apart(sharing, &near_products, &rows);
         }
     }
     c.update += update(g, sharing, storage);
     c
 }
 
+/// Nodes by the space that they have, so that those can be found that are not parted from a node.
+struct Near<'a> {
+    sharing: &'a Sharing,
+    parted: &'a Parted,
+    /// By number.
+    of: FxHashMap<Space, BTreeMap<u32, usize>>,
+}
+
+impl<'a> Near<'a> {
+    fn new(sharing: &'a Sharing, parted: &'a Parted) -> Near<'a> {
+        Near { sharing, parted, of: FxHashMap::default() }
+    }
+
+    fn insert(&mut self, node: usize) {
+        let space = self.sharing.space[node];
+        self.of.entry(space).or_default().insert(self.parted.place(node), node);
+    }
+
+    /// Whether `fits` holds for one of those of the given spaces that are not parted from `a`. All lie
+    /// on the side of `a` that [`Parted`] looks to.
+    fn any(&self, a: usize, spaces: &[Space], fits: impl Fn(usize) -> bool) -> bool {
+        spaces.iter().filter_map(|s| self.of.get(s)).any(|list| {
+            let mut from = 0;
+            let gaps =
+                self.parted.spans(a).iter().map(|s| (s.0, s.1)).chain([(u32::MAX, u32::MAX)]);
+            gaps.into_iter().any(|(start, end)| {
+                let gap = from..start;
+                from = end;
+                Work::Bound.add(1);
+                !gap.is_empty() && list.range(gap).any(|(_, &c)| fits(c))
+            })
+        })
+    }
+}
+
+/// By node: a product is not parted from it that could end in it, as far as spaces say.
+fn near_products(sharing: &Sharing) -> Vec<bool> {
+    let n = sharing.kind.len();
+    let mut out = vec![false; n];
+    let mut look = |parted: &Parted, nodes: &mut dyn Iterator<Item = usize>| {
+        let mut near = Near::new(sharing, parted);
+        for a in nodes {
+            match sharing.kind[a] {
+                Kind::Product => near.insert(a),
+                Kind::Rows if sharing.space[a].reduced == 1 && sharing.ends_products(a) => {
+                    let may = |p: usize| sharing.may(NodeId(a as u32), NodeId(p as u32));
+                    out[a] = out[a] || near.any(a, &[sharing.space[a]], may);
+                }
+                _ => {}
+            }
+        }
+    };
+    look(sharing.parted_before(), &mut (0..n));
+    look(sharing.parted_after(), &mut (0..n).rev());
+    out
+}
+
 /// Members of a component of which no two can be in one kernel, nor in a product's.
-fn apart(sharing: &Sharing, rows: &[usize]) -> usize {
+fn apart(sharing: &Sharing, near_products: &[bool], rows: &[usize]) -> usize {
     let may = |a: usize, b: usize| sharing.together(NodeId(a as u32), NodeId(b as u32));
     let with_product = |a: usize| {
+        if !near_products[a] || !sharing.company().product_of(a, sharing.space[a].kept) {
+            return false;
+        }
+        let joins = |p: usize| sharing.may(NodeId(a as u32), NodeId(p as u32));
+        if sharing.company().products(a).any(joins) {
+            return true;
+        }
         let mut stack = vec![a];
-        let mut seen = BTreeSet::from([a]);
+        let mut seen = FxHashSet::from_iter([a]);
         while let Some(i) = stack.pop() {
+            Work::Bound.add(1 + sharing.neighbours(i).len());
             for &j in sharing.neighbours(i) {
                 let ok = sharing.kind[j] == Kind::Maybe
                     || sharing.may(NodeId(a as u32), NodeId(j as u32));
@@ -76,16 +144,18 @@ fn apart(sharing: &Sharing, rows: &[usize]) -> usize {
     let single = |a: usize| sharing.space[a].kept * sharing.space[a].reduced <= 1;
     let alone: Vec<usize> =
         rows.iter().copied().filter(|&a| !single(a) && !with_product(a)).collect();
-    let pick = |order: &mut dyn Iterator<Item = usize>| {
-        let mut chosen: Vec<usize> = vec![];
+    let pick = |parted: &Parted, order: &mut dyn Iterator<Item = usize>| {
+        let (mut chosen, mut count) = (Near::new(sharing, parted), 0);
         for a in order {
-            if chosen.iter().all(|&c| !may(c, a)) {
-                chosen.push(a);
+            if !chosen.any(a, &sharing.spaces_with(sharing.space[a]), |c| may(c, a)) {
+                chosen.insert(a);
+                count += 1;
             }
         }
-        chosen.len()
+        count
     };
-    pick(&mut alone.iter().copied()).max(pick(&mut alone.iter().rev().copied()))
+    let forwards = pick(sharing.parted_before(), &mut alone.iter().copied());
+    forwards.max(pick(sharing.parted_after(), &mut alone.iter().rev().copied()))
 }
 
 /// Row programs of the update: as many as there are kinds of state updates, or as the longest chain

@@ -19,6 +19,7 @@
 //! avoid but this does not see: kernels that a third one keeps apart, casts that run alone.
 
 mod added;
+mod company;
 mod floor;
 mod launches;
 mod sharing;

@@ -17,11 +17,14 @@
 //!   space; other operations have all its points, or one a row.
 
 use super::added::added;
+use super::company::Company;
+use crate::ir::reach::{Forest, Sets};
 use crate::ir::{Graph, NodeId, Phase, ValueId};
 use crate::ops::activation::Act;
 use crate::ops::matmul::Fused;
 use crate::ops::{ActivateGrad, Lowering, Op};
 use crate::precision::storages;
+use crate::work::Work;
 use precast_plan::Target;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -41,36 +44,11 @@ pub enum Kind {
 }
 
 /// The iteration space of a node that runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Space {
     pub kept: usize,
     /// 1 where nothing is reduced.
     pub reduced: usize,
-}
-
-/// One bit for every pair of nodes.
-struct Bits {
-    words: usize,
-    rows: Vec<u64>,
-}
-
-impl Bits {
-    fn new(n: usize) -> Bits {
-        let words = n.div_ceil(64);
-        Bits { words, rows: vec![0; words * n] }
-    }
-    fn set(&mut self, i: usize, j: usize) {
-        self.rows[i * self.words + j / 64] |= 1 << (j % 64);
-    }
-    fn get(&self, i: usize, j: usize) -> bool {
-        self.rows[i * self.words + j / 64] >> (j % 64) & 1 == 1
-    }
-    /// Adds the bits of row `from` to row `to`, which is another row.
-    fn add(&mut self, to: usize, from: usize) {
-        for w in 0..self.words {
-            self.rows[to * self.words + w] |= self.rows[from * self.words + w];
-        }
-    }
 }
 
 /// What products may end in, beside what their own operations fuse.
@@ -94,17 +72,70 @@ impl Ends {
     }
 }
 
+/// What a node leads to through a node that parts the two.
+pub struct Parted {
+    forest: Forest,
+    sets: Sets,
+    /// One more than the last node, where edges are followed backwards.
+    turned: Option<usize>,
+}
+
+impl Parted {
+    /// `next`: edges, with whether they part what they join. `parts`: whether a node does.
+    fn new(
+        next: &[Vec<(usize, bool)>],
+        turned: Option<usize>,
+        parts: impl Fn(usize) -> bool,
+    ) -> Parted {
+        let edges: Vec<Vec<usize>> =
+            next.iter().map(|list| list.iter().map(|e| e.0).collect()).collect();
+        let forest = Forest::new(&edges);
+        let reach = forest.reach(&edges);
+        let sets = forest.sets(next.len(), |i, found, parted| {
+            for &(j, operand) in &next[i] {
+                found.extend_from_slice(parted.spans(j));
+                if parts(j) || operand {
+                    found.extend_from_slice(reach.spans(j));
+                }
+                if operand {
+                    found.push(forest.point(j));
+                }
+            }
+        });
+        Parted { forest, sets, turned }
+    }
+
+    fn index(&self, node: usize) -> usize {
+        self.turned.map_or(node, |n| n - 1 - node)
+    }
+
+    pub fn has(&self, from: usize, to: usize) -> bool {
+        self.sets.holds(self.index(from), self.place(to))
+    }
+
+    /// The number of a node, and the intervals of numbers of what is parted from it.
+    pub fn place(&self, node: usize) -> u32 {
+        self.forest.place(self.index(node))
+    }
+    pub fn spans(&self, node: usize) -> &[(u32, u32)] {
+        self.sets.spans(self.index(node))
+    }
+}
+
 /// See the module.
 pub struct Sharing {
     pub kind: Vec<Kind>,
     pub space: Vec<Space>,
     phase: Vec<Phase>,
-    /// Position among the nodes that are not [`Kind::Nothing`].
-    dense: Vec<usize>,
-    /// Node `j` is reached from `i` through a node that parts them.
-    parted: Bits,
+    /// By node: what is reached from it through a node that parts them.
+    after: Parted,
+    /// By node: what it is reached from so.
+    before: Parted,
     /// (kept, all points) of every reduction.
     spaces: FxHashSet<(usize, usize)>,
+    /// The same: all points by what is kept, and the other way round, ascending.
+    by_kept: FxHashMap<usize, Vec<usize>>,
+    by_points: FxHashMap<usize, Vec<usize>>,
     /// Kept points of reductions over one element, whose kernels have nothing but rows.
     units: FxHashSet<usize>,
     epilogues: bool,
@@ -112,9 +143,12 @@ pub struct Sharing {
     added: FxHashSet<(usize, usize)>,
     /// Products and the derivatives that they could end in, by index.
     gradients: FxHashSet<(usize, usize)>,
+    /// The operations of both.
+    ends: FxHashSet<usize>,
     /// Nodes that could share a kernel and of which one reads what the other makes, or writes the
     /// variable that the other reads.
     neighbours: Vec<Vec<usize>>,
+    company: Company,
 }
 
 impl Sharing {
@@ -124,21 +158,14 @@ impl Sharing {
         let epilogues = ends == Ends::Any;
         let n = g.node_count();
         let storage = storages(g);
-        let of = |node: &crate::ir::Node| match &node.op {
+        let parts = sums_of_parts(g);
+        let of = |(id, node): (NodeId, &crate::ir::Node)| match &node.op {
             Op::ScaleBy(_) if scales => Kind::Maybe,
-            _ => kind(g, node),
+            _ => kind(g, node, parts[id.0 as usize]),
         };
-        let mut kind: Vec<Kind> = g.nodes().map(|(_, node)| of(node)).collect();
+        let mut kind: Vec<Kind> = g.nodes().map(of).collect();
         if !epilogues {
             sums_of_operands(g, &storage, &mut kind);
-        }
-        let mut dense = vec![usize::MAX; n];
-        let mut count = 0;
-        for (i, k) in kind.iter().enumerate() {
-            if *k != Kind::Nothing {
-                dense[i] = count;
-                count += 1;
-            }
         }
         let (mut space, mut spaces) = (vec![Space::default(); n], FxHashSet::default());
         let mut units = FxHashSet::default();
@@ -181,37 +208,39 @@ impl Sharing {
                 }
             }
         }
-        let (mut reach, mut parted) = (Bits::new(count), Bits::new(count));
-        for i in (0..n).rev().filter(|&i| kind[i] != Kind::Nothing) {
-            let a = dense[i];
-            for &(j, operand) in &next[i] {
-                let b = dense[j];
-                reach.set(a, b);
-                reach.add(a, b);
-                parted.add(a, b);
-                if matches!(kind[j], Kind::Alone | Kind::Product | Kind::Parts) {
-                    for w in 0..reach.words {
-                        parted.rows[a * parted.words + w] |= reach.rows[b * reach.words + w];
-                    }
-                }
-                if operand {
-                    parted.set(a, b);
-                }
-            }
+        let parts = |i: usize| matches!(kind[i], Kind::Alone | Kind::Product | Kind::Parts);
+        let after = Parted::new(&next, None, parts);
+        // The same of the graph turned round.
+        let mut last: Vec<Vec<(usize, bool)>> = vec![vec![]; n];
+        for (i, list) in next.iter().enumerate().rev() {
+            list.iter().for_each(|&(j, operand)| last[n - 1 - j].push((n - 1 - i, operand)));
+        }
+        let before = Parted::new(&last, Some(n), |i| parts(n - 1 - i));
+        let mut by_kept: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+        let mut by_points: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+        let mut all: Vec<(usize, usize)> = spaces.iter().copied().collect();
+        all.sort_unstable();
+        for (kept, points) in all {
+            by_kept.entry(kept).or_default().push(points);
+            by_points.entry(points).or_default().push(kept);
         }
         let phase = g.nodes().map(|(_, node)| node.region.phase()).collect();
         let mut s = Sharing {
             kind,
             space,
             phase,
-            dense,
-            parted,
+            after,
+            before,
+            by_kept,
+            by_points,
             spaces,
             units,
             epilogues,
             added: FxHashSet::default(),
             gradients: FxHashSet::default(),
+            ends: FxHashSet::default(),
             neighbours: vec![],
+            company: Company::default(),
         };
         if !epilogues {
             s.added = added(g, &storage, &s.kind);
@@ -219,7 +248,9 @@ impl Sharing {
         if ends == Ends::Gradients {
             s.gradients = gradients(g, &storage, &s.kind);
         }
+        s.ends = s.added.iter().chain(&s.gradients).map(|p| p.1).collect();
         s.neighbours = s.adjacent(g, &storage, &next);
+        s.company = Company::new(&s, &next);
         s
     }
 
@@ -275,6 +306,53 @@ impl Sharing {
         out
     }
 
+    /// Spaces that fit in one kernel with a space.
+    pub fn spaces_with(&self, s: Space) -> Vec<Space> {
+        let plain = |kept: usize| Space { kept, reduced: 1 };
+        if s.reduced > 1 {
+            return vec![s, plain(s.kept), plain(s.kept * s.reduced)];
+        }
+        let mut out = vec![s];
+        for &points in self.by_kept.get(&s.kept).into_iter().flatten() {
+            out.extend([plain(points), Space { kept: s.kept, reduced: points / s.kept }]);
+        }
+        for &kept in self.by_points.get(&s.kept).into_iter().flatten() {
+            out.extend([plain(kept), Space { kept, reduced: s.kept / kept }]);
+        }
+        out
+    }
+
+    /// Reductions that fit elements in so many kept points: (kept, reduced) of those that have them as
+    /// their points, then of those that have them as their rows.
+    pub fn reductions_of(&self, kept: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let points = self.by_points.get(&kept).into_iter().flatten();
+        let rows = self.by_kept.get(&kept).into_iter().flatten();
+        points.map(move |&k| (k, kept / k)).chain(rows.map(move |&p| (kept, p / kept)))
+    }
+
+    /// Whether an operation may be what some product ends in.
+    pub fn ends_products(&self, operation: usize) -> bool {
+        self.epilogues || self.ends.contains(&operation)
+    }
+
+    /// What is parted from a node behind it, and before it.
+    pub fn parted_after(&self) -> &Parted {
+        &self.after
+    }
+    pub fn parted_before(&self) -> &Parted {
+        &self.before
+    }
+
+    /// The schedule that a node runs in.
+    pub fn phase(&self, i: usize) -> Phase {
+        self.phase[i]
+    }
+
+    /// See [`Company`].
+    pub fn company(&self) -> &Company {
+        &self.company
+    }
+
     /// Nodes next to one another, see [`Sharing::together`].
     pub fn neighbours(&self, i: usize) -> &[usize] {
         &self.neighbours[i]
@@ -282,12 +360,19 @@ impl Sharing {
 
     /// Whether two nodes could be in one kernel that grew from one to the other.
     pub fn together(&self, a: NodeId, b: NodeId) -> bool {
+        Work::Bound.add(1);
         if !self.may(a, b) {
             return false;
         }
         let (a, b) = (a.0 as usize, b.0 as usize);
         let single = |i: usize| self.space[i] == Space { kept: 1, reduced: 1 };
-        if a == b || (single(a) && single(b)) {
+        if a == b || (single(a) && single(b)) || self.company.surely(a, b) {
+            return true;
+        }
+        if !self.company.joined(a, b) {
+            return false;
+        }
+        if self.neighbours[a].binary_search(&b).is_ok() {
             return true;
         }
         let both = |x: usize| {
@@ -298,6 +383,7 @@ impl Sharing {
         let mut stack = vec![a];
         let mut seen = FxHashSet::from_iter([a]);
         while let Some(i) = stack.pop() {
+            Work::Bound.add(1 + self.neighbours[i].len());
             if i == b {
                 return true;
             }
@@ -335,7 +421,7 @@ impl Sharing {
             (false, false) => px == py || self.spaces.contains(&(px.min(py), px.max(py))),
         };
         // Indices are a topological order, so only the earlier one can lead to the later.
-        fits && !self.parted.get(self.dense[a], self.dense[b])
+        fits && !self.after.has(a, b)
     }
 
     /// Whether a library's product may end in an operation.
@@ -359,11 +445,12 @@ impl Sharing {
 
     /// Whether a kernel that neither can share lies between two nodes, the earlier one first.
     pub fn parted(&self, a: NodeId, b: NodeId) -> bool {
-        self.parted.get(self.dense[a.0 as usize], self.dense[b.0 as usize])
+        self.after.has(a.0 as usize, b.0 as usize)
     }
 }
 
-fn kind(g: &Graph, node: &crate::ir::Node) -> Kind {
+/// `of_parts`: whether the node sums tensors that are put together from parts.
+fn kind(g: &Graph, node: &crate::ir::Node, of_parts: bool) -> Kind {
     match node.op.lowering() {
         Lowering::Leaf | Lowering::View => Kind::Nothing,
         Lowering::Assemble => {
@@ -372,7 +459,7 @@ fn kind(g: &Graph, node: &crate::ir::Node) -> Kind {
             let whole = covered == g.shape(node.outputs[0]).elements();
             if whole && x.len() == 1 { Kind::Maybe } else { Kind::Parts }
         }
-        Lowering::Rows if sums_parts(g, node) => Kind::Maybe,
+        Lowering::Rows if of_parts => Kind::Maybe,
         Lowering::Rows => Kind::Rows,
         Lowering::Kernel => match node.op {
             Op::MatMul(_) | Op::Conv2d(_) | Op::Conv2dDataGrad(_) | Op::Conv2dFilterGrad(_) => {
@@ -422,13 +509,16 @@ fn sums_of_operands(g: &Graph, storage: &[ValueId], kind: &mut [Kind]) {
     }
 }
 
-/// A sum of tensors made of parts may itself be written in parts and never be computed.
-fn sums_parts(g: &Graph, node: &crate::ir::Node) -> bool {
-    let parts = |v: &ValueId| {
-        let def = g.def(*v);
-        def.op.lowering() == Lowering::Assemble
-            || matches!(def.op, Op::Binary(_)) && sums_parts(g, def)
-    };
-    matches!(&node.op, Op::Binary(b) if b.f == precast_plan::BinaryOp::Add)
-        && node.inputs.iter().all(parts)
+/// By node: a sum of tensors made of parts, which may itself be written in parts and never be computed.
+fn sums_of_parts(g: &Graph) -> Vec<bool> {
+    let mut out = vec![false; g.node_count()];
+    for (id, node) in g.nodes() {
+        let parts = |v: &ValueId| {
+            let def = g.value(*v).node;
+            g.node(def).op.lowering() == Lowering::Assemble || out[def.0 as usize]
+        };
+        out[id.0 as usize] = matches!(&node.op, Op::Binary(b) if b.f == precast_plan::BinaryOp::Add)
+            && node.inputs.iter().all(parts);
+    }
+    out
 }

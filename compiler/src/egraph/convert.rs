@@ -295,12 +295,16 @@ impl<'a> Drafts<'a> {
             .iter()
             .map(|r| Result_ { name: r.name.clone(), value: find(r.value) })
             .collect();
+        let mut names: Option<BTreeSet<String>> = None;
         for u in &g.updates {
             let mut value = find(u.value);
             // The value of an update says when it is written. Where it merged with an equal value
             // of the other phase (a literal), it is computed again.
             if g.def(u.value).region.phase() != out.def(value).region.phase() {
-                value = again(&mut out, value, g.def(u.value).name.clone(), g.def(u.value).region);
+                let names =
+                    names.get_or_insert_with(|| out.nodes().map(|(_, n)| n.name.clone()).collect());
+                let node = g.def(u.value);
+                value = again(&mut out, value, node.name.clone(), node.region, names);
             }
             out.updates.push(Result_ { name: u.name.clone(), value });
         }
@@ -339,18 +343,30 @@ impl<'a> Drafts<'a> {
     }
 }
 
-/// Computes a value once more in a later region.
-fn again(out: &mut Graph, v: ValueId, name: String, region: Region) -> ValueId {
-    let (node, index) = (out.def(v).clone(), out.value(v).index);
-    // A view would only rename a value of the other phase.
-    let inputs: Vec<ValueId> = if node.op.lowering() == Lowering::View {
-        let inner = format!("{name}.operand");
-        vec![again(out, node.inputs[0], inner, region)]
-    } else {
-        node.inputs.to_vec()
-    };
-    let types = node.outputs.iter().map(|&o| out.ty(o).clone()).collect();
-    let taken = out.nodes().any(|(_, n)| n.name == name);
-    let name = if taken { format!("{name}.again") } else { name };
-    out.push(node.op, &inputs, types, name, region)[index as usize]
+/// Computes a value once more in a later region: what a view looks at too, since a view would only
+/// rename a value of the other phase. `names`: of all nodes.
+fn again(
+    out: &mut Graph,
+    v: ValueId,
+    name: String,
+    region: Region,
+    names: &mut BTreeSet<String>,
+) -> ValueId {
+    let mut chain = vec![(v, name)];
+    while let Some((at, name)) = chain.last()
+        && let node = out.def(*at)
+        && node.op.lowering() == Lowering::View
+    {
+        chain.push((node.inputs[0], format!("{name}.operand")));
+    }
+    let mut below: Option<ValueId> = None;
+    while let Some((v, name)) = chain.pop() {
+        let (node, index) = (out.def(v).clone(), out.value(v).index);
+        let inputs = below.map_or(node.inputs.to_vec(), |x| vec![x]);
+        let types = node.outputs.iter().map(|&o| out.ty(o).clone()).collect();
+        let name = if names.contains(&name) { format!("{name}.again") } else { name };
+        names.insert(name.clone());
+        below = Some(out.push(node.op, &inputs, types, name, region)[index as usize]);
+    }
+    below.expect("the value itself")
 }

@@ -93,7 +93,7 @@ fn settled(r: &Reader, f: &Family, choice: &Choice, used: &[u32], prices: &Price
     let results = derived(r, f, r.closure(vec![product], |k| r.view(k) || r.projects(k)));
     let within = |c: &u32| f.members.contains(c);
     f.members.iter().all(|&c| {
-        let read = r.p.roots.contains(&c) || !r.parents[c as usize].iter().all(within);
+        let read = r.is_root(c) || !r.parents[c as usize].iter().all(within);
         (!read || results.contains(&c))
             && r.list(c).iter().all(|k| match r.product(k) {
                 Some(_) if k.children[..2] == f.operands => {
@@ -123,7 +123,7 @@ fn derived(r: &Reader, f: &Family, mut results: BTreeSet<u32>) -> BTreeSet<u32> 
     let elements = |c: u32| r.ty(c).shape.elements();
     let in_rows = |c: u32| {
         let outside = r.parents[c as usize].iter().filter(|p| !f.members.contains(p));
-        !r.p.roots.contains(&c)
+        !r.is_root(c)
             && outside.copied().all(|p| {
                 let reads = r.list(p).iter().filter(|k| k.children.contains(&c));
                 reads.into_iter().all(|k| points(r, p, k) == Some(elements(c)))

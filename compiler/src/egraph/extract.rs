@@ -8,6 +8,7 @@ use super::lang::{ENode, Eg, Sym};
 use super::sets::Sets;
 use crate::cost::Prices;
 use crate::ir::TensorType;
+use crate::work::Work;
 use egg::{Id, Language};
 use precast_plan::DType;
 use rustc_hash::FxHashMap;
@@ -105,6 +106,32 @@ impl Problem {
         choice
     }
 
+    /// All classes, operands before what reads them where no class can be computed from itself.
+    pub fn operands_first(&self) -> Vec<u32> {
+        let mut seen = vec![false; self.classes.len()];
+        let mut out = Vec::with_capacity(seen.len());
+        for root in 0..self.classes.len() as u32 {
+            if std::mem::replace(&mut seen[root as usize], true) {
+                continue;
+            }
+            let children = |c: u32| self.candidates[c as usize].iter().flat_map(|k| &k.children);
+            let mut stack = vec![(root, children(root))];
+            while let Some((class, rest)) = stack.last_mut() {
+                match rest.find(|&&c| !seen[c as usize]) {
+                    Some(&c) => {
+                        seen[c as usize] = true;
+                        stack.push((c, children(c)));
+                    }
+                    None => {
+                        out.push(*class);
+                        stack.pop();
+                    }
+                }
+            }
+        }
+        out
+    }
+
     fn sets(&self) -> Choice {
         let n = self.classes.len();
         let mut parents: Vec<Vec<u32>> = vec![Vec::new(); n];
@@ -177,6 +204,7 @@ impl Problem {
     fn release(&self, choice: &Choice, refs: &mut [u32], class: u32) -> Price {
         let (mut freed, mut stack) = (0, vec![class]);
         while let Some(c) = stack.pop() {
+            Work::Climbing.add(1);
             refs[c as usize] -= 1;
             if refs[c as usize] == 0
                 && let Some(k) = choice[c as usize]
@@ -189,33 +217,37 @@ impl Problem {
         freed
     }
 
-    /// Whether `class` is computed from itself if its candidate is `cand`.
-    fn cyclic(&self, choice: &Choice, moves: &[(u32, u32)]) -> bool {
+    /// Whether a class of the moves is computed from itself once they are made. `circles`: by class,
+    /// its number among sets of classes that could be computed from each other; a circle stays in one.
+    fn cyclic(&self, choice: &Choice, moves: &[(u32, u32)], circles: &[u32]) -> bool {
         // Depth-first search with colours over the chosen graph, moves applied.
         let pick = |c: u32| moves.iter().find(|m| m.0 == c).map(|m| m.1).or(choice[c as usize]);
-        let mut colour = vec![0u8; self.classes.len()];
+        let mut colour: FxHashMap<u32, u8> = FxHashMap::default();
         for &(start, _) in moves {
-            let mut stack = vec![(start, 0usize)];
-            if colour[start as usize] == 0 {
-                colour[start as usize] = 1;
-            } else {
+            if colour.contains_key(&start) {
                 continue;
             }
+            colour.insert(start, 1);
+            let mut stack = vec![(start, 0usize)];
             while let Some((c, i)) = stack.pop() {
+                Work::Climbing.add(1);
                 let Some(k) = pick(c) else { return true };
                 let children = &self.candidates[c as usize][k as usize].children;
                 if i == children.len() {
-                    colour[c as usize] = 2;
+                    colour.insert(c, 2);
                     continue;
                 }
                 stack.push((c, i + 1));
                 let d = children[i];
-                match colour[d as usize] {
-                    0 => {
-                        colour[d as usize] = 1;
+                if circles[d as usize] != circles[c as usize] {
+                    continue;
+                }
+                match colour.get(&d) {
+                    None => {
+                        colour.insert(d, 1);
                         stack.push((d, 0));
                     }
-                    1 => return true,
+                    Some(1) => return true,
                     _ => {}
                 }
             }
@@ -224,7 +256,13 @@ impl Problem {
     }
 
     /// Makes the moves if they lower the price of the whole step.
-    fn attempt(&self, choice: &mut Choice, refs: &mut [u32], moves: &[(u32, u32)]) -> bool {
+    fn attempt(
+        &self,
+        choice: &mut Choice,
+        refs: &mut [u32],
+        moves: &[(u32, u32)],
+        circles: &[u32],
+    ) -> bool {
         let at = |c: u32, k: u32| &self.candidates[c as usize][k as usize];
         let before: Vec<(u32, u32)> =
             moves.iter().map(|&(c, _)| (c, choice[c as usize].expect("a class in use"))).collect();
@@ -254,7 +292,7 @@ impl Problem {
         for &child in &missing {
             fits = fits && self.acquire_below(choice, refs, child, freed, &mut added, &mut log);
         }
-        let good = fits && !self.cyclic(choice, moves);
+        let good = fits && !self.cyclic(choice, moves, circles);
         if !good {
             log.iter().for_each(|&c| refs[c as usize] -= 1);
             before.iter().for_each(|&(c, old)| choice[c as usize] = Some(old));
@@ -282,6 +320,7 @@ impl Problem {
     ) -> bool {
         let mut stack = vec![class];
         while let Some(c) = stack.pop() {
+            Work::Climbing.add(1);
             refs[c as usize] += 1;
             log.push(c);
             if refs[c as usize] == 1 {
@@ -307,6 +346,10 @@ impl Problem {
                 }
             }
         }
+        let mut circles = vec![0; self.classes.len()];
+        for (i, circle) in super::sets::components(self).iter().enumerate() {
+            circle.iter().for_each(|&c| circles[c as usize] = i as u32);
+        }
         let mut refs = self.references(choice);
         for _ in 0..6 {
             let mut moved = false;
@@ -319,13 +362,13 @@ impl Problem {
                 let mut distinct: Vec<u32> = moves.iter().map(|m| m.0).collect();
                 distinct.dedup();
                 if !moves.is_empty() && distinct.len() == moves.len() {
-                    moved |= self.attempt(choice, &mut refs, &moves);
+                    moved |= self.attempt(choice, &mut refs, &moves, &circles);
                 }
             }
             for c in 0..self.classes.len() as u32 {
                 for k in 0..self.candidates[c as usize].len() as u32 {
                     if refs[c as usize] > 0 && choice[c as usize] != Some(k) {
-                        moved |= self.attempt(choice, &mut refs, &[(c, k)]);
+                        moved |= self.attempt(choice, &mut refs, &[(c, k)], &circles);
                     }
                 }
             }

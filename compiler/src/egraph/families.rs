@@ -23,6 +23,8 @@ pub struct Reader<'a> {
     pub p: &'a Problem,
     /// Classes with a candidate that reads each class.
     pub parents: Vec<Vec<u32>>,
+    /// By class: the step must compute it.
+    root: Vec<bool>,
 }
 
 impl<'a> Reader<'a> {
@@ -35,7 +37,14 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        Reader { eg, p, parents }
+        let mut root = vec![false; p.classes.len()];
+        p.roots.iter().for_each(|&c| root[c as usize] = true);
+        Reader { eg, p, parents, root }
+    }
+
+    /// Whether a class is a root.
+    pub fn is_root(&self, class: u32) -> bool {
+        self.root[class as usize]
     }
 
     /// The type of a class with one result.

@@ -50,7 +50,7 @@ fn registers_would_do(r: &Reader, choice: &Choice, used: &[u32], product: u32) -
     let (Some(&first), 2) = (first, results.len()) else { return false };
     let mut stack = vec![first];
     while let Some(c) = stack.pop() {
-        if r.p.roots.contains(&c) {
+        if r.is_root(c) {
             return false;
         }
         for &reader in r.parents[c as usize].iter().filter(|&&x| used[x as usize] > 0) {

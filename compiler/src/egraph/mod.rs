@@ -15,6 +15,7 @@ mod lean;
 mod names;
 pub mod rules;
 mod sets;
+mod trees;
 
 use crate::bound::{self, Admitted, Floor};
 use crate::cost::Prices;

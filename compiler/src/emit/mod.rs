@@ -21,10 +21,12 @@ use crate::schedule::program::Built;
 use crate::schedule::{
     Capabilities, Schedule, flat, product_strides, rows_of, schedule, space, table,
 };
+use indexmap::IndexSet;
 use precast_plan::{
     Access, Conv, DType, Epilogue, Gather, Gemm, Init, Instance, Kernel, MaxPool, Named, Operand,
     OperandSums, Plan, Program, Role, Rows, Step, Storage, Summary, TargetSummary, Tensor, VERSION,
 };
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Nanoseconds that a step of a plan takes.
@@ -105,6 +107,10 @@ struct Emit<'a> {
     plan: Plan,
     options: &'a Options<'a>,
     names: BTreeSet<String>,
+    /// By name that several tensors want: the number that the last of them took.
+    numbers: FxHashMap<String, u32>,
+    /// Programs by all that they are but their names.
+    programs: FxHashMap<String, u32>,
     /// Tensors of variables and inputs, by name.
     vars: BTreeMap<String, u32>,
     inputs: BTreeMap<String, u32>,
@@ -143,6 +149,8 @@ impl<'a> Emit<'a> {
             plan,
             options,
             names: BTreeSet::new(),
+            numbers: FxHashMap::default(),
+            programs: FxHashMap::default(),
             vars: BTreeMap::new(),
             inputs: BTreeMap::new(),
             persistent: 0,
@@ -152,9 +160,9 @@ impl<'a> Emit<'a> {
 
     fn tensor(&mut self, name: &str, dtype: DType, shape: &[usize], storage: Storage) -> u32 {
         let mut unique = name.to_string();
-        let mut k = 1;
         while !self.names.insert(unique.clone()) {
-            k += 1;
+            let k = self.numbers.entry(name.to_string()).or_insert(1);
+            *k += 1;
             unique = format!("{name}#{k}");
         }
         let shape = shape.iter().map(|&n| n as u64).collect();
@@ -294,17 +302,12 @@ impl<'a> Emit<'a> {
 
     /// Index of an equal program, or of this one appended.
     fn program(&mut self, p: &Program) -> u32 {
-        let same = |q: &Program| {
-            // `{:?}` tells -0.0 from 0.0 and makes a NaN equal itself.
-            q.inputs == p.inputs
-                && q.outputs == p.outputs
-                && format!("{:?}", q.code) == format!("{:?}", p.code)
-        };
-        if let Some(i) = self.plan.programs.iter().position(same) {
-            return i as u32;
-        }
-        self.plan.programs.push(p.clone());
-        (self.plan.programs.len() - 1) as u32
+        // `{:?}` tells -0.0 from 0.0 and makes a NaN equal itself.
+        let key = format!("{:?} {:?} {:?}", p.inputs, p.outputs, p.code);
+        *self.programs.entry(key).or_insert_with(|| {
+            self.plan.programs.push(p.clone());
+            (self.plan.programs.len() - 1) as u32
+        })
     }
 
     fn step(&mut self, bind: &Bind, b: &Bundle) -> Step {
@@ -332,16 +335,13 @@ impl<'a> Emit<'a> {
         if b.groups.len() > 1 {
             name = format!("{name} ×{}", b.groups.len());
         }
-        let mut ops = vec![];
+        let mut ops = IndexSet::new();
         for &g in &b.groups {
             let group = &s.groups[g].0;
             let all = group.items.iter().copied().chain(group.sums.iter().map(|s| s.item));
-            for op in all.filter_map(|i| s.items.items[i].op.clone()) {
-                if !ops.contains(&op) {
-                    ops.push(op);
-                }
-            }
+            ops.extend(all.filter_map(|i| s.items.items[i].op.as_deref()));
         }
+        let ops = ops.into_iter().map(str::to_string).collect();
         Step { name, ops, kernel, predicted_ns: 0.0 }
     }
 

@@ -4,6 +4,7 @@ use super::types::TensorType;
 use crate::ops::Op;
 use indexmap::IndexMap;
 use precast_plan::DType;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::fmt;
 
@@ -276,6 +277,11 @@ impl Graph {
     /// The value a variable's update writes, if it has one.
     pub fn update_of(&self, var: &str) -> Option<ValueId> {
         self.updates.iter().find(|u| u.name == var).map(|u| u.value)
+    }
+
+    /// [`Graph::update_of`] of every variable that has one.
+    pub fn updated(&self) -> FxHashMap<&str, ValueId> {
+        self.updates.iter().rev().map(|u| (u.name.as_str(), u.value)).collect()
     }
 
     pub fn result(&self, name: &str) -> Option<ValueId> {

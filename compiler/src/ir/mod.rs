@@ -7,6 +7,7 @@
 pub mod attr;
 pub mod consts;
 mod graph;
+pub mod reach;
 mod types;
 pub mod verify;
 pub mod view;

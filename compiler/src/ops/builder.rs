@@ -24,7 +24,7 @@ fn key(i: &Instr) -> Key {
 }
 
 /// Appends instructions and hands out registers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ProgramBuilder {
     pub code: Vec<Instr>,
     /// Elements of one row: the product of the reduced extents.

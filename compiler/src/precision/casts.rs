@@ -1,8 +1,9 @@
 //! The changes of format in a step.
 
-use crate::ir::{Graph, Region};
+use crate::ir::{Graph, Region, ValueId};
 use crate::ops::{Lowering, Op};
 use precast_plan::{DType, Decision, Rejected};
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 /// One tensor that is written once more in another format.
@@ -62,6 +63,8 @@ impl CastRecord {
 /// Casts of a graph with formats, in order.
 pub fn records(g: &Graph) -> Vec<CastRecord> {
     let uses = g.uses();
+    let mut named: FxHashMap<ValueId, Vec<&str>> = FxHashMap::default();
+    g.results.iter().for_each(|r| named.entry(r.value).or_default().push(&r.name));
     let mut out = Vec::new();
     for (_, n) in g.nodes().filter(|(_, n)| matches!(n.op, Op::Cast(_))) {
         let (x, y) = (n.inputs[0], n.outputs[0]);
@@ -77,8 +80,7 @@ pub fn records(g: &Graph) -> Vec<CastRecord> {
                 }
             }
         }
-        let results = g.results.iter().filter(|r| r.value == y);
-        readers.extend(results.map(|r| r.name.clone()));
+        readers.extend(named.get(&y).into_iter().flatten().map(|name| name.to_string()));
         readers.sort();
         readers.dedup();
         out.push(CastRecord {

@@ -109,8 +109,9 @@ impl Net {
                     }
                 }
             }
-            let (price, reaches) = cut_connected(&net, here(source), here(sink));
-            cut.price += price;
+            let flow = super::flow::maximum(&net, here(source), here(sink));
+            let reaches = flow.reaching(here(sink));
+            cut.price += flow.most;
             part.iter().for_each(|&v| cut.sink[v.index()] = reaches[here(v).index()]);
         }
         for e in self.graph.edges_connecting(source, sink) {
@@ -118,36 +119,4 @@ impl Net {
         }
         cut
     }
-}
-
-/// The price of a minimum cut, and which nodes the sink is still reached from.
-fn cut_connected(
-    graph: &DiGraph<(), Price>,
-    source: NodeIndex,
-    sink: NodeIndex,
-) -> (Price, Vec<bool>) {
-    let (price, flow) = petgraph::algo::dinics(graph, source, sink);
-    // Nodes from which the sink can still be reached in the residual network.
-    let mut reaches = vec![false; graph.node_count()];
-    reaches[sink.index()] = true;
-    let mut stack = vec![sink];
-    while let Some(v) = stack.pop() {
-        let mut visit = |u: NodeIndex| {
-            if !reaches[u.index()] {
-                reaches[u.index()] = true;
-                stack.push(u);
-            }
-        };
-        for e in graph.edges_directed(v, petgraph::Incoming) {
-            if *e.weight() > flow[e.id().index()] {
-                visit(e.source());
-            }
-        }
-        for e in graph.edges_directed(v, petgraph::Outgoing) {
-            if flow[e.id().index()] > 0 {
-                visit(e.target());
-            }
-        }
-    }
-    (price, reaches)
 }

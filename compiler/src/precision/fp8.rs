@@ -201,28 +201,8 @@ fn pay(g: &Graph, candidates: &[Candidate], prices: &Prices) -> Vec<bool> {
         }
         products.push(product);
     }
-    let (_, flow) = petgraph::algo::dinics(&net, source, sink);
     // What the source still reaches gains more than it costs.
-    let mut reached = vec![false; net.node_count()];
-    reached[source.index()] = true;
-    let mut stack = vec![source];
-    while let Some(v) = stack.pop() {
-        use petgraph::visit::EdgeRef;
-        let forth = net
-            .edges_directed(v, petgraph::Outgoing)
-            .filter(|e| *e.weight() > flow[e.id().index()])
-            .map(|e| e.target());
-        let back = net
-            .edges_directed(v, petgraph::Incoming)
-            .filter(|e| flow[e.id().index()] > 0)
-            .map(|e| e.source());
-        for u in forth.chain(back).collect::<Vec<_>>() {
-            if !reached[u.index()] {
-                reached[u.index()] = true;
-                stack.push(u);
-            }
-        }
-    }
+    let reached = super::flow::maximum(&net, source, sink).reached(source);
     products.into_iter().map(|p| reached[p.index()]).collect()
 }
 

@@ -53,6 +53,28 @@ pub struct Labels {
     kernels: Vec<bool>,
 }
 
+/// Labels, but for some kernels and storages, both ascending, that have one other label.
+#[derive(Clone, Copy)]
+struct Changed<'a> {
+    labels: &'a Labels,
+    kernels: &'a [usize],
+    stores: &'a [usize],
+    half: bool,
+}
+
+impl<'a> Changed<'a> {
+    /// The labels as they are.
+    fn of(labels: &'a Labels) -> Changed<'a> {
+        Changed { labels, kernels: &[], stores: &[], half: false }
+    }
+    fn kernel(&self, k: usize) -> bool {
+        if self.kernels.binary_search(&k).is_ok() { self.half } else { self.labels.kernels[k] }
+    }
+    fn store(&self, s: usize) -> bool {
+        if self.stores.binary_search(&s).is_ok() { self.half } else { self.labels.stores[s] }
+    }
+}
+
 fn ps(ns: f64) -> Price {
     (ns * 1e3).round() as Price
 }
@@ -335,10 +357,11 @@ impl Model {
     /// everything else as it is; `None` where that is illegal.
     pub fn flip(&self, l: &Labels, node: NodeId) -> Option<f64> {
         let k = self.operands_of(node)?;
-        let mut other = l.clone();
-        other.kernels[k] = !other.kernels[k];
-        let (before, mut price) = (self.around(l, &[k], None), self.around(&other, &[k], None));
-        if let (false, Some(full)) = (other.kernels[k], self.kernels[k].unasked) {
+        let half = !l.kernels[k];
+        let other = Changed { labels: l, kernels: &[k], half, stores: &[] };
+        let same = Changed::of(l);
+        let (before, mut price) = (self.around(&same, &[k], None), self.around(&other, &[k], None));
+        if let (false, Some(full)) = (half, self.kernels[k].unasked) {
             price = price - NEVER + full;
         }
         (price < NEVER).then_some((price as f64 - before as f64) * 1e-3)
@@ -360,7 +383,7 @@ impl Model {
 
     /// The part of the price that the labels of some kernels, of what they write, and of `store`,
     /// can change. The difference of two such parts is that of the prices.
-    fn around(&self, l: &Labels, kernels: &[usize], store: Option<usize>) -> Price {
+    fn around(&self, l: &Changed, kernels: &[usize], store: Option<usize>) -> Price {
         let touched = |&k: &usize| self.kernels[k].reads.iter().chain(&self.kernels[k].writes);
         let stores: BTreeSet<usize> =
             kernels.iter().flat_map(touched).copied().chain(store).collect();
@@ -368,16 +391,16 @@ impl Model {
             stores.iter().flat_map(|&s| &self.users()[s]).chain(kernels).copied().collect();
         let mut total = 0;
         for &k in &users {
-            total += self.kernels[k].own.of(l.kernels[k]);
-            let wrong = self.kernels[k].writes.iter().filter(|&&s| l.stores[s] != l.kernels[k]);
+            total += self.kernels[k].own.of(l.kernel(k));
+            let wrong = self.kernels[k].writes.iter().filter(|&&s| l.store(s) != l.kernel(k));
             total += wrong.count() as Price * NEVER;
         }
         for &s in &stores {
-            total += self.stores[s].own.of(l.stores[s]);
+            total += self.stores[s].own.of(l.store(s));
             // A copy, where a kernel reads the other format.
             let reads = |&&k: &&usize| self.kernels[k].reads.contains(&s);
-            if self.users()[s].iter().filter(reads).any(|&k| l.kernels[k] != l.stores[s]) {
-                total += self.stores[s].cast.of(!l.stores[s]);
+            if self.users()[s].iter().filter(reads).any(|&k| l.kernel(k) != l.store(s)) {
+                total += self.stores[s].cast.of(!l.store(s));
             }
         }
         total
@@ -396,23 +419,25 @@ impl Model {
     /// stored in and everything else stayed; `None` where that is illegal.
     pub fn without_cast(&self, l: &Labels, v: ValueId) -> Option<f64> {
         let s = self.store_of[v.0 as usize]?;
-        let mut other = l.clone();
         let mut unasked = 0;
-        let mut changed = vec![];
+        let (mut changed, mut written) = (vec![], vec![]);
         for &k in &self.users()[s] {
             let kernel = &self.kernels[k];
             if !kernel.reads.contains(&s) || l.kernels[k] == l.stores[s] {
                 continue;
             }
             changed.push(k);
-            other.kernels[k] = l.stores[s];
-            kernel.writes.iter().for_each(|&w| other.stores[w] = l.stores[s]);
+            written.extend(&kernel.writes);
             if let (false, Some(full)) = (l.stores[s], kernel.unasked) {
                 unasked += NEVER - full;
             }
         }
+        written.sort_unstable();
+        let half = l.stores[s];
+        let other = Changed { labels: l, kernels: &changed, half, stores: &written };
+        let same = Changed::of(l);
         let price = self.around(&other, &changed, Some(s)).saturating_sub(unasked);
-        let before = self.around(l, &changed, Some(s));
+        let before = self.around(&same, &changed, Some(s));
         (price < NEVER).then_some((price as f64 - before as f64) * 1e-3)
     }
 }

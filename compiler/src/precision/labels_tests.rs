@@ -98,14 +98,14 @@ fn differences_are_local(model: &Model, l: &Labels) {
     for k in 0..model.kernels.len() {
         let mut other = l.clone();
         other.kernels[k] = !other.kernels[k];
-        let part = |l: &Labels| model.around(l, &[k], None) as i128;
+        let part = |l: &Labels| model.around(&Changed::of(l), &[k], None) as i128;
         let whole = |l: &Labels| model.price(l) as i128;
         assert_eq!(part(&other) - part(l), whole(&other) - whole(l));
     }
     for s in 0..model.stores.len() {
         let mut other = l.clone();
         other.stores[s] = !other.stores[s];
-        let part = |l: &Labels| model.around(l, &[], Some(s)) as i128;
+        let part = |l: &Labels| model.around(&Changed::of(l), &[], Some(s)) as i128;
         let whole = |l: &Labels| model.price(l) as i128;
         assert_eq!(part(&other) - part(l), whole(&other) - whole(l));
     }

@@ -324,6 +324,7 @@ fn gradient_paths(g: &Graph) -> Vec<ValueId> {
 }
 
 fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
+    let storage = storages(g);
     for pin in &o.pins {
         let fault = |message: String, help: &str| {
             let d = Diagnostic::error("P0501", message).help(help.to_string());
@@ -346,7 +347,7 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
                 continue;
             }
             any = true;
-            pin_node(g, id, node, pin.dtype, l).map_err(|why| {
+            pin_node(g, id, node, pin.dtype, &storage, l).map_err(|why| {
                 fault(
                     format!("`{}` is pinned to {} but cannot be: {why}", node.name, pin.dtype),
                     "pin it to f32, or remove the pin",
@@ -374,10 +375,10 @@ fn pin_node(
     id: NodeId,
     node: &Node,
     dtype: DType,
+    storage: &[ValueId],
     l: &mut Legal,
 ) -> std::result::Result<(), String> {
     let i = id.0 as usize;
-    let storage = storages(g);
     if dtype == DType::F32 {
         l.wanted[i] = false;
         l.product[i].get_or_insert(PINNED.into());
@@ -388,7 +389,7 @@ fn pin_node(
     }
     if dtype != l.half {
         // Priced in the candidate of that format; elsewhere the pin keeps the operation in f32.
-        return pin_node(g, id, node, DType::F32, l);
+        return pin_node(g, id, node, DType::F32, storage, l);
     }
     match (&l.product[i], node.op.class()) {
         (Some(why), NumericClass::Product) => return Err(why.clone()),

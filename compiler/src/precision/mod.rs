@@ -9,6 +9,7 @@ pub mod casts;
 pub mod cut;
 pub mod degree;
 pub mod filled;
+mod flow;
 pub mod fp8;
 pub mod labels;
 pub mod legal;

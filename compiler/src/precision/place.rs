@@ -73,28 +73,44 @@ impl Placer<'_> {
 
     /// A value in a format.
     fn read(&mut self, v: ValueId, format: DType) -> ValueId {
-        if self.model.format(self.labels, v) == Some(format) {
-            return self.map[v.0 as usize];
-        }
-        if let Some(&copy) = self.copies.get(&(v, format)) {
-            return copy;
-        }
-        let def = self.g.def(v);
-        let name = format!("{}.{format}", def.name);
-        let ty = TensorType::new(format, self.g.shape(v).clone());
-        let copy = if def.op.lowering() == Lowering::View {
-            let inner = self.read(def.inputs[0], format);
-            self.out.push(def.op.clone(), &[inner], vec![ty], name, def.region)[0]
-        } else {
-            debug_assert_eq!(self.storage[v.0 as usize], v);
-            let name = if def.outputs.len() > 1 {
-                format!("{}.{}.{format}", def.name, self.g.value(v).index)
-            } else {
-                name
-            };
-            self.out.push(Cast {}.into(), &[self.map[v.0 as usize]], vec![ty], name, def.region)[0]
+        // Down the views to what is stored in the format, or copied to it, and up again.
+        let mut views = vec![];
+        let mut at = v;
+        let mut seen = loop {
+            if self.model.format(self.labels, at) == Some(format) {
+                break self.map[at.0 as usize];
+            }
+            if let Some(&copy) = self.copies.get(&(at, format)) {
+                break copy;
+            }
+            let def = self.g.def(at);
+            if def.op.lowering() != Lowering::View {
+                let copy = self.cast(at, format);
+                self.copies.insert((at, format), copy);
+                break copy;
+            }
+            views.push(at);
+            at = def.inputs[0];
         };
-        self.copies.insert((v, format), copy);
-        copy
+        while let Some(v) = views.pop() {
+            let def = self.g.def(v);
+            let name = format!("{}.{format}", def.name);
+            let ty = TensorType::new(format, self.g.shape(v).clone());
+            seen = self.out.push(def.op.clone(), &[seen], vec![ty], name, def.region)[0];
+            self.copies.insert((v, format), seen);
+        }
+        seen
+    }
+
+    /// A copy of a stored value in another format.
+    fn cast(&mut self, v: ValueId, format: DType) -> ValueId {
+        debug_assert_eq!(self.storage[v.0 as usize], v);
+        let def = self.g.def(v);
+        let name = match def.outputs.len() {
+            1 => format!("{}.{format}", def.name),
+            _ => format!("{}.{}.{format}", def.name, self.g.value(v).index),
+        };
+        let ty = TensorType::new(format, self.g.shape(v).clone());
+        self.out.push(Cast {}.into(), &[self.map[v.0 as usize]], vec![ty], name, def.region)[0]
     }
 }

@@ -30,6 +30,12 @@ impl Remap {
         out
     }
 
+    /// Whether every old axis is the new one of its place.
+    pub fn is_identity(&self) -> bool {
+        self.pieces.len() == self.rank
+            && self.pieces.iter().enumerate().all(|(i, p)| p[..] == [(i, 1)])
+    }
+
     /// Whether the linear index of every point is kept.
     pub fn keeps_order(&self, dims: &[usize]) -> bool {
         let mut at = 0;
@@ -191,18 +197,16 @@ impl Placement {
             }
             want *= n as i64;
         }
-        // Neighbours that the other order steps through evenly are one digit, so that an access
-        // along both at once can be said.
-        digits.reverse();
-        let mut merged: Vec<(usize, i64, i64)> = vec![];
-        for d in digits {
-            match merged.last_mut() {
-                Some(inner) if d.2 == inner.2 * inner.0 as i64 => inner.0 *= d.0,
-                _ => merged.push(d),
-            }
-        }
-        merged.reverse();
-        (from.offset == 0).then_some(Placement { offset: to_offset, digits: merged })
+        (from.offset == 0).then_some(Placement { offset: to_offset, digits: merged(digits) })
+    }
+
+    /// The placement in what the other value is placed in, where strides can say it.
+    pub fn within(&self, outer: &Placement) -> Option<Placement> {
+        let dims: Vec<usize> = self.digits.iter().map(|d| d.0).collect();
+        let strides: Vec<i64> = self.digits.iter().map(|d| d.2).collect();
+        let (offset, strides) = outer.convert(&dims, self.offset, &strides)?;
+        let digits = self.digits.iter().zip(strides).map(|(d, t)| (d.0, d.1, t)).collect();
+        Some(Placement { offset, digits: merged(digits) })
     }
 
     /// An access to the value as an access to the other one, where strides can say it.
@@ -225,6 +229,20 @@ impl Placement {
         }
         reach.iter().zip(&self.digits).all(|(&r, d)| r < d.0 as i64).then_some((offset, out))
     }
+}
+
+/// Neighbours that the other order steps through evenly are one digit, so that an access along both
+/// at once can be said.
+fn merged(digits: Vec<(usize, i64, i64)>) -> Vec<(usize, i64, i64)> {
+    let mut merged: Vec<(usize, i64, i64)> = vec![];
+    for d in digits.into_iter().rev() {
+        match merged.last_mut() {
+            Some(inner) if d.2 == inner.2 * inner.0 as i64 => inner.0 *= d.0,
+            _ => merged.push(d),
+        }
+    }
+    merged.reverse();
+    merged
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::{affine::Access, affine::Placement};
 use crate::ir::Shape;
 use crate::ir::view::View;
 use crate::ops::Op;
+use rustc_hash::FxHashMap;
 
 /// Shorter rows, and fewer, are not worth a gap.
 const LEAST: [usize; 2] = [64, 128];
@@ -41,7 +42,29 @@ pub fn align_rows(items: &mut Items, groups: &[(Group, Option<Built>)], bytes: u
     }
     touched.sort_unstable();
     touched.dedup();
+    // Values that something must keep as they are, and the groups that touch each.
+    let mut kept = vec![false; items.values.len()];
+    items.results.iter().for_each(|r| kept[r.1] = true);
+    items.values.iter().filter_map(|x| x.placed.as_ref()).for_each(|p| kept[p.0] = true);
+    let mut by: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+    for (g, (group, built)) in groups.iter().enumerate() {
+        let ports = built.iter().flat_map(|b| b.inputs.iter().chain(&b.outputs));
+        let ports = ports.chain(group.sums.as_ref().map(|s| &s.out)).map(|a| a.value);
+        let own = group.items.iter().flat_map(|&i| {
+            let item = &items.items[i];
+            item.read_values().chain(item.writes.iter().map(|w| w.value))
+        });
+        for v in ports.chain(own) {
+            let list = by.entry(v).or_default();
+            if list.last() != Some(&g) {
+                list.push(g);
+            }
+        }
+    }
     for v in touched {
+        if kept[v] {
+            continue;
+        }
         let Some((rows, columns, pitch)) = wanted(items, v, bytes) else { continue };
         let shape = Shape::new(&[rows, columns]);
         let dense = View { strides: shape.strides(), shape, offset: 0 };
@@ -59,7 +82,7 @@ pub fn align_rows(items: &mut Items, groups: &[(Group, Option<Built>)], bytes: u
         };
         items.values.push(whole);
         items.values[v].placed = Some((items.values.len() - 1, placement));
-        if !groups.iter().all(|g| fits(items, g, v)) {
+        if !by.get(&v).into_iter().flatten().all(|&g| fits(items, &groups[g], v)) {
             items.values[v].placed = None;
             items.values.pop();
         }
@@ -76,9 +99,7 @@ fn wanted(items: &Items, v: usize, bytes: usize) -> Option<(usize, usize, usize)
         && value.dtype.is_real()
         && value.updates.is_none()
         && value.placed.is_none()
-        && !value.channels_last
-        && !items.results.iter().any(|r| r.1 == v)
-        && !items.values.iter().any(|x| x.placed.as_ref().is_some_and(|p| p.0 == v));
+        && !value.channels_last;
     let worth = rows >= LEAST[0] && columns >= LEAST[1] && !(columns * size).is_multiple_of(bytes);
     let to = if columns * size >= LONG { LINE.max(bytes) } else { bytes };
     (own && worth).then(|| (rows, columns, (columns * size).next_multiple_of(to) / size))

@@ -151,8 +151,10 @@ pub fn weight_copies(g: &Graph, existing: Option<&Graph>, widest: usize) -> Grap
     };
     out.results = rename(&g.results);
     out.updates = rename(&g.updates);
+    let updated: FxHashMap<String, ValueId> =
+        out.updated().into_iter().map(|(name, v)| (name.to_string(), v)).collect();
     for (name, param, format) in copies {
-        let Some(mut new) = out.update_of(&param) else { continue };
+        let Some(&(mut new)) = updated.get(&param) else { continue };
         let ty = out.vars[&name].ty.clone();
         debug_assert_eq!(ty.dtype, format);
         if matches!(out.vars[&name].init, VarInit::ChannelsLastOf(_)) {

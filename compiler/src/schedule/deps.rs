@@ -1,6 +1,7 @@
 //! What must run before what.
 
 use super::items::{Body, Item, Items, Read, Source};
+use crate::work::Work;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -77,25 +78,11 @@ pub fn successors(items: &Items) -> Vec<Vec<usize>> {
         }
     }
     for list in &mut out {
+        Work::Edges.add(list.len());
         list.sort_unstable();
         list.dedup();
     }
     out
-}
-
-/// Which items come after `from`, at any distance.
-pub fn reachable(successors: &[Vec<usize>], from: usize) -> Vec<bool> {
-    let mut seen = vec![false; successors.len()];
-    let mut stack = vec![from];
-    while let Some(i) = stack.pop() {
-        for &j in &successors[i] {
-            if !seen[j] {
-                seen[j] = true;
-                stack.push(j);
-            }
-        }
-    }
-    seen
 }
 
 /// A topological order: micro before update, otherwise the smallest index that is ready.

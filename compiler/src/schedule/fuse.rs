@@ -6,19 +6,29 @@
 //! stored.
 
 use super::affine::{Access, Matched, Remap, Side, match_axes};
-use super::items::{Body, Items, Read};
+use super::items::{Body, Items};
 use super::kernels::product_fits;
-use super::program::{Built, build, still};
+use super::program::{Built, Draft, MOST, build, build_drafted, build_on, still};
 use super::space::holds;
 use super::sums::Sums;
 use super::{Capabilities, deps};
 use crate::ir::Phase;
 use crate::ops::Op;
+use paths::Paths;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 mod accumulate;
 mod gelu;
+mod merge;
+mod paths;
+mod scalars;
 
 pub use accumulate::adds_to_variable;
+
+/// For each axis of an item, the factors of its group's axes.
+pub type Axes = Vec<Vec<i64>>;
 
 /// Items that run together.
 #[derive(Clone, Debug)]
@@ -26,7 +36,7 @@ pub struct Group {
     /// Ascending.
     pub items: Vec<usize>,
     /// For each item and each of its axes, the factors of the group's axes.
-    pub maps: Vec<Vec<Vec<i64>>>,
+    pub maps: Vec<Rc<Axes>>,
     pub dims: Vec<usize>,
     pub reduced: usize,
     pub phase: Phase,
@@ -51,7 +61,7 @@ impl Group {
         let unit = |a: usize| (0..rank).map(|d| i64::from(d == a)).collect();
         Group {
             items: vec![i],
-            maps: vec![(0..rank).map(unit).collect()],
+            maps: vec![Rc::new((0..rank).map(unit).collect())],
             dims: item.dims.clone(),
             reduced: item.reduced,
             phase: item.phase,
@@ -67,60 +77,19 @@ impl Group {
     pub fn name(&self, items: &Items) -> String {
         let lead = self.product.unwrap_or(self.items[0]);
         let mut name = items.items[lead].name.clone();
-        let rest: Vec<&str> = self
-            .items
-            .iter()
-            .filter(|&&i| i != lead)
-            .map(|&i| match &items.items[i].body {
-                Body::Rows(op) | Body::Product { op, .. } | Body::Kernel { op, .. } => op.name(),
-                Body::Copy => "copy",
-            })
-            .collect();
-        let rest: Vec<&str> = rest.into_iter().chain(self.sums.as_ref().map(|_| "sums")).collect();
-        for r in rest.iter().take(4) {
+        let rest = self.items.iter().filter(|&&i| i != lead).map(|&i| match &items.items[i].body {
+            Body::Rows(op) | Body::Product { op, .. } | Body::Kernel { op, .. } => op.name(),
+            Body::Copy => "copy",
+        });
+        for r in rest.chain(self.sums.as_ref().map(|_| "sums")).take(4) {
             name.push('+');
             name.push_str(r);
         }
-        if rest.len() > 4 {
-            name.push_str(&format!("+{}", rest.len() - 4));
+        let rest = self.items.len() - 1 + usize::from(self.sums.is_some());
+        if rest > 4 {
+            name.push_str(&format!("+{}", rest - 4));
         }
         name
-    }
-
-    fn accesses(&self, items: &Items, writes: bool) -> Vec<Access> {
-        let mut out = vec![];
-        for (&i, axes) in self.items.iter().zip(&self.maps) {
-            let item = &items.items[i];
-            let list: Vec<&Access> = if writes {
-                item.writes.iter().collect()
-            } else {
-                let at = |r: &'_ Read| matches!(r, Read::At(_));
-                item.reads
-                    .iter()
-                    .filter(|r| at(r))
-                    .map(|r| match r {
-                        Read::At(a) => a,
-                        Read::Literal(_) => unreachable!("filtered"),
-                    })
-                    .collect()
-            };
-            for a in list {
-                let mut strides = vec![0; self.dims.len()];
-                for (s, row) in a.strides.iter().zip(axes) {
-                    strides.iter_mut().zip(row).for_each(|(o, m)| *o += s * m);
-                }
-                still(&mut strides, &self.dims);
-                let a = Access { value: a.value, offset: a.offset, strides };
-                if !out.contains(&a) {
-                    out.push(a);
-                }
-            }
-        }
-        out
-    }
-
-    fn mapped(&self, remap: &Remap) -> Vec<Vec<Vec<i64>>> {
-        self.maps.iter().map(|item| item.iter().map(|row| remap.apply(row)).collect()).collect()
     }
 
     fn is_single(&self) -> bool {
@@ -130,7 +99,7 @@ impl Group {
 
 /// Groups in topological order of their first items, each with its program where it has one.
 pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
-    let next = deps::successors(items);
+    let n = items.items.len();
     let mut f = Fuser {
         items,
         readers: deps::readers(items),
@@ -140,11 +109,12 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
             items.results.iter().for_each(|x| r[x.1] = true);
             r
         },
-        next,
-        group_of: (0..items.items.len()).collect(),
-        order: (0..items.items.len()).map(Some).collect(),
-        position: (0..items.items.len()).collect(),
-        groups: (0..items.items.len()).map(|i| Some(Group::of(items, i))).collect(),
+        paths: Paths::new(deps::successors(items)),
+        groups: (0..n).map(|i| Some(Group::of(items, i))).collect(),
+        known: (0..n).map(|_| None).collect(),
+        versions: vec![0; n],
+        failed: FxHashMap::default(),
+        merges: 0,
         casts_alone: caps.casts_alone,
     };
     if caps.any_epilogue {
@@ -175,19 +145,26 @@ struct Fuser<'a> {
     readers: Vec<Vec<usize>>,
     writers: Vec<Vec<usize>>,
     results: Vec<bool>,
-    next: Vec<Vec<usize>>,
-    group_of: Vec<usize>,
+    paths: Paths,
     groups: Vec<Option<Group>>,
-    /// The groups in a topological order, with gaps where merged ones were.
-    order: Vec<Option<usize>>,
-    /// Where in `order` each group is.
-    position: Vec<usize>,
+    /// What is known of every group, found when first asked for.
+    known: Vec<Option<merge::Known>>,
+    /// How often each group has grown.
+    versions: Vec<u32>,
+    /// Pairs that could not merge, with how often both had grown: until they grow they still cannot,
+    /// since no path between two groups ever vanishes but by what they take in.
+    failed: FxHashMap<(usize, usize), (u32, u32)>,
+    merges: usize,
     casts_alone: bool,
 }
 
 impl Fuser<'_> {
     fn group(&self, id: usize) -> &Group {
         self.groups[id].as_ref().expect("a live group")
+    }
+
+    fn group_of(&self, item: usize) -> usize {
+        self.paths.group_of(item)
     }
 
     fn build(&self, g: &Group) -> Result<Built, &'static str> {
@@ -207,223 +184,64 @@ impl Fuser<'_> {
     /// Lets products take the elementwise work that follows them.
     fn epilogues(&mut self) {
         for i in 0..self.items.items.len() {
-            if self.group(self.group_of[i]).product != Some(i) {
+            let at = self.group_of(i);
+            if self.group(at).product != Some(i) {
                 continue;
             }
-            while let Some(j) = self.consumers(self.group_of[i]).into_iter().find(|&j| {
-                let g = self.group(j);
-                g.product.is_none()
-                    && g.reduced == 0
-                    && self.try_merge(self.group_of[i], j).is_some()
-            }) {
-                self.merge(self.group_of[i], j);
-            }
+            self.grow(at, |f, _, j| {
+                let g = f.group(j);
+                g.product.is_none() && g.reduced == 0
+            });
         }
     }
 
     /// Joins producers and consumers among row programs.
     fn chains(&mut self) {
+        // Merges that there had been when a group was last seen to have nothing to join.
+        let mut settled = vec![usize::MAX; self.groups.len()];
         for i in 0..self.items.items.len() {
-            loop {
-                let at = self.group_of[i];
-                if self.group(at).product.is_some() || self.group(at).opaque {
-                    break;
-                }
-                // What is computed again joins its reader even where that is an epilogue.
-                let again =
-                    self.group(at).items.iter().all(|&i| self.items.items[i].clone_of.is_some());
-                let found = self.consumers(at).into_iter().find(|&j| {
-                    (again || self.group(j).product.is_none()) && self.try_merge(at, j).is_some()
-                });
-                match found {
-                    Some(j) => self.merge(at, j),
-                    None => break,
-                }
+            let at = self.group_of(i);
+            if settled[at] == self.merges {
+                continue;
             }
+            self.grow(at, |f, at, j| {
+                // What is computed again joins its reader even where that is an epilogue.
+                let of = |i: &usize| f.items.items[*i].clone_of.is_some();
+                let (a, b) = (f.group(at), f.group(j));
+                a.product.is_none() && !a.opaque && (b.product.is_none() || a.items.iter().all(of))
+            });
+            settled[at] = self.merges;
         }
     }
 
-    /// Joins programs over a single element, whatever they share.
-    fn scalars(&mut self) {
-        let single =
-            |g: &Group| g.is_single() && g.reduced == 0 && !g.opaque && g.product.is_none();
-        let alone = |this: &Self, g: usize| this.groups[g].as_ref().is_some_and(single);
-        let all: Vec<usize> = (0..self.groups.len()).filter(|&g| alone(self, g)).collect();
-        for (i, &at) in all.iter().enumerate() {
-            for &other in &all[i + 1..] {
-                if alone(self, at) && alone(self, other) && self.try_merge(at, other).is_some() {
-                    self.merge(at, other);
+    /// Merges a group with the first of its consumers that it can be one with, for as long as there is
+    /// one, where `wanted` of the two.
+    fn grow(&mut self, at: usize, wanted: impl Fn(&Self, usize, usize) -> bool) {
+        let by_item = |f: &Self, g: usize| (f.group(g).items[0], g);
+        let mut list: BTreeSet<(usize, usize)> =
+            self.paths.after(at).map(|j| by_item(self, j)).collect();
+        loop {
+            let mut found = None;
+            for &(_, j) in &list {
+                if wanted(self, at, j)
+                    && let Some(merged) = self.try_merge(at, j)
+                {
+                    found = Some((j, merged));
+                    break;
                 }
             }
+            let Some((j, merged)) = found else { return };
+            list.remove(&by_item(self, j));
+            list.extend(self.paths.after(j).filter(|&k| k != at).map(|k| by_item(self, k)));
+            self.merge(at, j, merged);
         }
     }
 
     /// Groups that must run after `g`, in order.
     fn consumers(&self, g: usize) -> Vec<usize> {
-        let mut out: Vec<usize> = self
-            .group(g)
-            .items
-            .iter()
-            .flat_map(|&i| &self.next[i])
-            .map(|&j| self.group_of[j])
-            .filter(|&j| j != g)
-            .collect();
-        out.sort_unstable_by_key(|&j| self.group(j).items[0]);
-        out.dedup();
-        out
-    }
-
-    /// Whether a path leads from `from` to `to` through a third group, or, with `direct`, at all.
-    fn path(&self, from: usize, to: usize, direct: bool) -> bool {
-        let mut seen = vec![false; self.groups.len()];
-        self.reached(from, to, direct, &mut seen)
-    }
-
-    /// [`Fuser::path`]; marks what it found to come after `from` and before `to`.
-    fn reached(&self, from: usize, to: usize, direct: bool, seen: &mut [bool]) -> bool {
-        // Whatever is after `to` in a topological order leads away from it.
-        let end = self.position[to];
-        let before = |j: usize| self.position[j] < end;
-        let mut stack = vec![];
-        for &i in &self.group(from).items {
-            for &j in &self.next[i] {
-                let j = self.group_of[j];
-                if j == to {
-                    if direct {
-                        return true;
-                    }
-                } else if j != from && before(j) && !seen[j] {
-                    seen[j] = true;
-                    stack.push(j);
-                }
-            }
-        }
-        while let Some(g) = stack.pop() {
-            for &i in &self.group(g).items {
-                for &j in &self.next[i] {
-                    let j = self.group_of[j];
-                    if j == to {
-                        return true;
-                    }
-                    if !seen[j] && before(j) {
-                        seen[j] = true;
-                        stack.push(j);
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    fn merge(&mut self, a: usize, b: usize) {
-        let g = self.try_merge(a, b).expect("the merge was found legal");
-        self.reorder(a, b);
-        for &i in &g.items {
-            self.group_of[i] = a;
-        }
-        self.groups[b] = None;
-        self.groups[a] = Some(g);
-    }
-
-    /// Makes the order topological for `a` and `b` as one: of what is between them, what does not
-    /// come after the earlier one stays before both, the rest moves behind both.
-    fn reorder(&mut self, a: usize, b: usize) {
-        let (pa, pb) = (self.position[a], self.position[b]);
-        let (first, second) = if pa < pb { (a, b) } else { (b, a) };
-        let mut after = vec![false; self.groups.len()];
-        let through = self.reached(first, second, false, &mut after);
-        debug_assert!(!through, "a third group is on a path between the two");
-        let range = pa.min(pb)..pa.max(pb) + 1;
-        let between: Vec<usize> = self.order[range.clone()]
-            .iter()
-            .flatten()
-            .copied()
-            .filter(|&g| g != a && g != b)
-            .collect();
-        let (behind, stays): (Vec<usize>, Vec<usize>) = between.iter().partition(|&&g| after[g]);
-        self.order[range.clone()].fill(None);
-        for (at, g) in range.zip(stays.into_iter().chain([a]).chain(behind)) {
-            self.order[at] = Some(g);
-            self.position[g] = at;
-        }
-    }
-
-    /// The union of two groups, where it is legal. No path leads from `b` to `a`.
-    fn try_merge(&self, a: usize, b: usize) -> Option<Group> {
-        let (p, c) = (self.group(a), self.group(b));
-        if p.phase != c.phase
-            || p.opaque
-            || c.opaque
-            || (p.product.is_some() && c.product.is_some())
-            || p.gelu_gradient
-            || c.gelu_gradient
-        {
-            return None;
-        }
-        let cast = |g: &Group| matches!(self.items.items[g.items[0]].body, Body::Rows(Op::Cast(_)));
-        if self.casts_alone && (cast(p) || cast(c)) {
-            return None;
-        }
-        // A clone exists so that the original's value need not be stored.
-        let all = || p.items.iter().chain(&c.items).map(|&i| &self.items.items[i]);
-        let meets = |o: usize| all().any(|x| x.clone_of.is_none() && x.origin == o);
-        if all().filter_map(|x| x.clone_of).any(meets) {
-            return None;
-        }
-        // A walk through the graph: only where the two would fit.
-        let parted = std::cell::OnceCell::new();
-        let parted = || *parted.get_or_init(|| self.path(a, b, false) || self.path(b, a, true));
-        if p.is_single() && c.is_single() && p.product.is_none() && c.product.is_none() {
-            let side = |g: &Group| Remap { pieces: vec![vec![]; g.dims.len()], rank: 0 };
-            if p.reduced == 0 && c.reduced == 0 {
-                if parted() {
-                    return None;
-                }
-                return self.checked(union(p, c, &side(p), &side(c), vec![], 0));
-            }
-        }
-        let (pw, pr) = (p.accesses(self.items, true), p.accesses(self.items, false));
-        let cr = c.accesses(self.items, false);
-        let mut tried: Vec<(Access, Access)> = vec![];
-        for x in pw.iter().chain(&pr) {
-            for y in cr.iter().filter(|y| y.value == x.value && y.offset == x.offset) {
-                if tried.len() < 8 {
-                    tried.push((x.clone(), y.clone()));
-                }
-            }
-        }
-        let lead_first = p.product.is_some()
-            || (c.product.is_none() && (p.reduced > 0 || (c.reduced == 0 && p.fixed)));
-        for (x, y) in &tried {
-            for lead in [lead_first, !lead_first] {
-                if (p.product.is_some() && !lead) || (c.product.is_some() && lead) {
-                    continue;
-                }
-                let g = if lead { join(p, c, x, y) } else { join(c, p, y, x) };
-                let Some(g) = g else { continue };
-                if parted() {
-                    return None;
-                }
-                if let Some(g) = self.checked(g) {
-                    return Some(g);
-                }
-            }
-        }
-        None
-    }
-
-    fn checked(&self, g: Group) -> Option<Group> {
-        let built = self.build(&g).ok()?;
-        // A part of a value is written into its memory: the whole is read in a later step.
-        let storage = |a: &Access| self.items.storage(a.value);
-        if built.inputs.iter().any(|r| built.outputs.iter().any(|w| storage(r) == storage(w))) {
-            return None;
-        }
-        let fits = match g.product {
-            Some(_) => product_fits(self.items, &g, &built),
-            None => holds(self.items, &g, &built),
-        };
-        fits.then_some(g)
+        let all: BTreeSet<(usize, usize)> =
+            self.paths.after(g).map(|j| (self.group(j).items[0], j)).collect();
+        all.into_iter().map(|x| x.1).collect()
     }
 }
 
@@ -470,8 +288,8 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
 }
 
 fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced: usize) -> Group {
-    let maps = a.mapped(am).into_iter().chain(b.mapped(bm));
-    let mut all: Vec<(usize, Vec<Vec<i64>>)> =
+    let maps = mapped(a, am).into_iter().chain(mapped(b, bm));
+    let mut all: Vec<(usize, Rc<Axes>)> =
         a.items.iter().chain(&b.items).copied().zip(maps).collect();
     all.sort_by_key(|x| x.0);
     let (items, maps) = all.into_iter().unzip();
@@ -487,4 +305,11 @@ fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced
         sums: None,
         gelu_gradient: false,
     }
+}
+
+fn mapped(g: &Group, remap: &Remap) -> Vec<Rc<Axes>> {
+    if remap.is_identity() {
+        return g.maps.clone();
+    }
+    g.maps.iter().map(|item| Rc::new(item.iter().map(|row| remap.apply(row)).collect())).collect()
 }

@@ -11,8 +11,8 @@ use crate::ir::view::View;
 use crate::ir::{ConstData, Graph, Node, Phase, Shape, TensorType, ValueId};
 use crate::ops::{Lowering, Op, Part};
 use precast_plan::{DType, Instr, Kind};
-use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BTreeMap, VecDeque};
 
 mod results;
 
@@ -157,8 +157,9 @@ impl Items {
 /// Parts of a value that is put together.
 struct Assembly {
     ty: TensorType,
-    parts: Vec<(ValueId, Part)>,
+    parts: VecDeque<(ValueId, Part)>,
     node: crate::ir::NodeId,
+    slabs: Option<parts::Slabs>,
 }
 
 struct Lower<'g> {
@@ -168,6 +169,8 @@ struct Lower<'g> {
     pending: BTreeMap<ValueId, Assembly>,
     uses: Vec<usize>,
     links: Links,
+    /// Values that are results.
+    named: FxHashSet<usize>,
     /// Bytes of an element up to which convolutions want channels last, and the values that are
     /// stored so.
     widest: usize,
@@ -189,6 +192,7 @@ pub fn lower(g: &Graph, widest: usize) -> Result<Items> {
         pending: BTreeMap::new(),
         uses,
         links: Links::default(),
+        named: FxHashSet::default(),
         widest,
         last: channels::choose(g, widest),
         ordered: FxHashMap::default(),
@@ -292,9 +296,11 @@ impl Lower<'_> {
             Lowering::Assemble => {
                 let types: Vec<&TensorType> = node.inputs.iter().map(|&v| g.ty(v)).collect();
                 let parts = node.op.def().parts(&types);
-                let parts = node.inputs.iter().copied().zip(parts).collect();
+                let parts: VecDeque<_> = node.inputs.iter().copied().zip(parts).collect();
                 let v = node.outputs[0];
-                self.pending.insert(v, Assembly { ty: g.ty(v).clone(), parts, node: id });
+                let ty = g.ty(v).clone();
+                let slabs = parts::Slabs::new(g, &ty, &parts);
+                self.pending.insert(v, Assembly { ty, parts, node: id, slabs });
             }
             Lowering::Kernel => {
                 let operands: Vec<(usize, View)> =

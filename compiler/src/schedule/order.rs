@@ -6,7 +6,10 @@ use super::items::{Items, Source};
 use super::program::Built;
 use super::{deps, memory};
 use crate::ir::Phase;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::work::Work;
+use rustc_hash::{FxHashMap, FxHasher};
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 
 /// Groups that run as one step.
 #[derive(Clone, Debug)]
@@ -82,8 +85,8 @@ fn depths(groups: &[Fused], next: &[BTreeSet<usize>]) -> Vec<usize> {
 /// one step.
 fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
     let mut out: Vec<Bundle> = vec![];
-    // By depth: bundles that others may join.
-    let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    // By depth and program: bundles that others may join.
+    let mut open: FxHashMap<(usize, u64), Vec<usize>> = FxHashMap::default();
     for (g, (group, built)) in groups.iter().enumerate() {
         let joins = |b: &Bundle| {
             let other = &groups[b.groups[0]].1;
@@ -93,9 +96,10 @@ fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
         };
         let joinable = group.phase == Phase::Update && group.product.is_none();
         let alike = match joinable {
-            true => &mut *open.entry(depth[g]).or_default(),
+            true => &mut *open.entry((depth[g], sketch(built.as_ref()))).or_default(),
             false => &mut vec![],
         };
+        Work::Order.add(1 + alike.len());
         let at = match alike.iter().find(|&&b| joins(&out[b])) {
             Some(&b) => &mut out[b],
             None => {
@@ -115,6 +119,22 @@ fn bundle(items: &Items, groups: &[Fused], depth: &[usize]) -> Vec<Bundle> {
         at.writes.extend(writes);
     }
     out
+}
+
+/// A number that equal programs share.
+fn sketch(built: Option<&Built>) -> u64 {
+    let mut h = FxHasher::default();
+    if let Some(b) = built {
+        (b.program.inputs.len(), b.program.outputs.len(), b.program.code.len()).hash(&mut h);
+        for i in &b.program.code {
+            std::mem::discriminant(i).hash(&mut h);
+            i.operands().for_each(|r| r.hash(&mut h));
+            if let precast_plan::Instr::Real(x) = i {
+                x.to_bits().hash(&mut h);
+            }
+        }
+    }
+    h.finish()
 }
 
 fn same_code(a: &[precast_plan::Instr], b: &[precast_plan::Instr]) -> bool {
@@ -177,43 +197,84 @@ fn arrange(
         let x = &items.values[v];
         x.source == Source::Computed && x.updates.is_none()
     };
+    // Bundles that touch each value, whose growth changes with it.
+    let mut touching: Vec<Vec<usize>> = vec![vec![]; if greedy { items.values.len() } else { 0 }];
+    if greedy {
+        for (b, x) in bundles.iter().enumerate() {
+            x.reads.iter().chain(&x.writes).for_each(|&v| touching[v].push(b));
+        }
+    }
     let mut live = vec![false; items.values.len()];
     let mut ready: BTreeSet<(Phase, usize)> =
         (0..n).filter(|&b| waits[b] == 0).map(|b| (bundles[b].phase, b)).collect();
+    // How the bytes alive change with each bundle that is ready.
+    let growth = |b: usize, live: &[bool], readers_left: &[usize]| -> i64 {
+        let new = bundles[b].writes.iter().filter(|&&v| counts(v) && !live[v]);
+        let gone =
+            bundles[b].reads.iter().filter(|&&v| counts(v) && live[v] && readers_left[v] == 1);
+        let sum = |v: &mut dyn Iterator<Item = &usize>| -> i64 {
+            v.map(|&v| items.values[v].bytes() as i64).sum()
+        };
+        sum(&mut new.into_iter()) - sum(&mut gone.into_iter())
+    };
+    let mut grows = vec![0; n];
+    let mut by_growth: BTreeSet<(Phase, i64, usize)> = BTreeSet::new();
+    let enter = |b: usize,
+                 live: &[bool],
+                 left: &[usize],
+                 grows: &mut Vec<i64>,
+                 by_growth: &mut BTreeSet<(Phase, i64, usize)>| {
+        Work::Order.add(1 + bundles[b].reads.len() + bundles[b].writes.len());
+        grows[b] = growth(b, live, left);
+        by_growth.insert((bundles[b].phase, grows[b], b));
+    };
+    if greedy {
+        for &(_, b) in &ready {
+            enter(b, &live, &readers_left, &mut grows, &mut by_growth);
+        }
+    }
     let mut out = Vec::with_capacity(n);
     while let Some(&(phase, first)) = ready.first() {
         let mut chosen = first;
         if greedy {
-            let growth = |b: usize| -> i64 {
-                let new = bundles[b].writes.iter().filter(|&&v| counts(v) && !live[v]);
-                let gone = bundles[b]
-                    .reads
-                    .iter()
-                    .filter(|&&v| counts(v) && live[v] && readers_left[v] == 1);
-                let sum = |v: &mut dyn Iterator<Item = &usize>| -> i64 {
-                    v.map(|&v| items.values[v].bytes() as i64).sum()
-                };
-                sum(&mut new.into_iter()) - sum(&mut gone.into_iter())
-            };
-            let best = ready
-                .iter()
-                .filter(|(p, _)| *p == phase)
-                .map(|&(_, b)| (growth(b), b))
-                .min()
-                .expect("something is ready");
+            let best = by_growth.range((phase, i64::MIN, 0)..).next();
+            let &(_, least, best) = best.expect("something is ready");
             // Work that only grows memory is taken in the graph's order.
-            if best.0 <= 0 {
-                chosen = best.1;
+            if least <= 0 {
+                chosen = best;
+            }
+            by_growth.remove(&(phase, grows[chosen], chosen));
+        }
+        ready.remove(&(phase, chosen));
+        out.push(chosen);
+        // Values that are alive now, and those with one reader left.
+        let mut changed: Vec<usize> = vec![];
+        for &v in &bundles[chosen].writes {
+            if !std::mem::replace(&mut live[v], true) {
+                changed.push(v);
             }
         }
-        ready.remove(&(bundles[chosen].phase, chosen));
-        out.push(chosen);
-        bundles[chosen].writes.iter().for_each(|&v| live[v] = true);
-        bundles[chosen].reads.iter().for_each(|&v| readers_left[v] -= 1);
+        for &v in &bundles[chosen].reads {
+            readers_left[v] -= 1;
+            if readers_left[v] == 1 {
+                changed.push(v);
+            }
+        }
+        if greedy {
+            for &b in changed.iter().flat_map(|&v| &touching[v]) {
+                if ready.contains(&(bundles[b].phase, b)) {
+                    by_growth.remove(&(bundles[b].phase, grows[b], b));
+                    enter(b, &live, &readers_left, &mut grows, &mut by_growth);
+                }
+            }
+        }
         for &j in &after[chosen] {
             waits[j] -= 1;
             if waits[j] == 0 {
                 ready.insert((bundles[j].phase, j));
+                if greedy {
+                    enter(j, &live, &readers_left, &mut grows, &mut by_growth);
+                }
             }
         }
     }

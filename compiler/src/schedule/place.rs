@@ -17,7 +17,10 @@ pub fn place_parts(items: &mut Items) {
     // From the last copy to the first: what is moved twice goes straight to the last place.
     for (c, removed) in removed.iter_mut().enumerate().rev() {
         if let Some((value, outer, placement)) = placeable(items, &results, &writers, &readers, c) {
-            items.values[value].placed = Some((outer, placement));
+            // Straight into what holds the other one, so that parts of parts are no deeper.
+            let within = items.values[outer].placed.as_ref();
+            let through = within.and_then(|(all, p)| Some((*all, placement.within(p)?)));
+            items.values[value].placed = Some(through.unwrap_or((outer, placement)));
             *removed = fits(items, &writers[value], &readers[value], c, value);
             if *removed {
                 // Who writes the part now writes what it is a part of.

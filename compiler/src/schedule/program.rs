@@ -4,6 +4,7 @@ use super::affine::Access;
 use super::fuse::Group;
 use super::items::{Body, Item, Items, Read, Source};
 use crate::ops::{Op, ProgramBuilder};
+use crate::work::Work;
 use precast_plan::{BinaryOp, DType, InPort, Instr, MAX_CODE, OutPort, Program, Reg};
 use rustc_hash::FxHashMap;
 
@@ -17,18 +18,52 @@ pub struct Built {
 }
 
 /// Most instructions and ports of a program over more than one element.
-const MOST_INSTRUCTIONS: usize = 192;
-const MOST_PORTS: usize = 32;
+pub const MOST: (usize, usize) = (192, 32);
 
-struct Builder<'a> {
-    items: &'a Items,
-    group: &'a Group,
+/// A program as far as it was written, and what it was written for. It can go on with more items.
+#[derive(Clone, Default)]
+pub struct Draft {
+    dims: Vec<usize>,
+    reduced: usize,
+    product: bool,
     b: ProgramBuilder,
     ports: Vec<(InPort, Option<Access>)>,
+    /// Ports by what they read.
+    known: FxHashMap<Access, u32>,
     regs: FxHashMap<usize, (Reg, Access)>,
-    outputs: Vec<(OutPort, Access)>,
+    /// Every value that is computed, stored or not.
+    writes: Vec<(usize, OutPort, Access)>,
     /// Loads that do not vary along the reduced axes are of the row.
     rows: bool,
+}
+
+impl Draft {
+    fn new(group: &Group, rows: bool) -> Draft {
+        let mut d = Draft {
+            dims: group.dims.clone(),
+            reduced: group.reduced,
+            product: group.product.is_some(),
+            rows,
+            ..Draft::default()
+        };
+        if d.product {
+            d.ports.push((InPort { dtype: DType::F32, row: false }, None));
+        }
+        d
+    }
+
+    /// Whether it was written over the space of a group.
+    pub fn is_over(&self, group: &Group) -> bool {
+        self.dims == group.dims
+            && self.reduced == group.reduced
+            && self.product == group.product.is_some()
+    }
+}
+
+/// Writes items into a draft.
+struct Builder<'a> {
+    items: &'a Items,
+    d: &'a mut Draft,
 }
 
 /// Builds the program of a group, or says why the group cannot be one.
@@ -37,7 +72,7 @@ pub fn build(
     group: &Group,
     stored: impl Fn(usize) -> bool,
 ) -> Result<Built, &'static str> {
-    build_within(items, group, stored, (MOST_INSTRUCTIONS, MOST_PORTS))
+    build_within(items, group, stored, MOST)
 }
 
 /// [`build`] with at most so many instructions and ports.
@@ -47,38 +82,66 @@ pub fn build_within(
     stored: impl Fn(usize) -> bool,
     most: (usize, usize),
 ) -> Result<Built, &'static str> {
-    // An operand repeated along the reduced axes looks like one of the row, and what is computed
-    // from it like a value of the row. Where that does not fit, it is loaded for every element.
-    build_with(items, group, &stored, true, most).or_else(|why| match group.reduced {
-        0 => Err(why),
-        _ => build_with(items, group, &stored, false, most).map_err(|_| why),
-    })
+    build_drafted(items, group, &stored, most).map(|(built, _)| built)
 }
 
-fn build_with(
+/// [`build_within`], with the draft that more items can be added to, where there is one.
+pub fn build_drafted(
     items: &Items,
     group: &Group,
     stored: &impl Fn(usize) -> bool,
-    rows: bool,
+    most: (usize, usize),
+) -> Result<(Built, Option<Draft>), &'static str> {
+    let with = |rows: bool| {
+        let mut d = Draft::new(group, rows);
+        append(items, group, 0, &mut d)?;
+        Ok((finished(items, group, &d, stored, most)?, d))
+    };
+    // An operand repeated along the reduced axes looks like one of the row, and what is computed
+    // from it like a value of the row. Where that does not fit, it is loaded for every element.
+    match with(true) {
+        Ok((built, d)) => Ok((built, Some(d))),
+        Err(why) if group.reduced == 0 => Err(why),
+        Err(why) => with(false).map(|(built, _)| (built, None)).map_err(|_| why),
+    }
+}
+
+/// Builds the program of a group whose first `known` items a draft holds already.
+pub fn build_on(
+    items: &Items,
+    group: &Group,
+    known: usize,
+    mut draft: Draft,
+    stored: &impl Fn(usize) -> bool,
+) -> Result<(Built, Option<Draft>), &'static str> {
+    let built = append(items, group, known, &mut draft)
+        .and_then(|()| finished(items, group, &draft, stored, MOST));
+    match built {
+        Ok(built) => Ok((built, Some(draft))),
+        Err(why) if group.reduced == 0 => Err(why),
+        Err(_) => build_drafted(items, group, stored, MOST),
+    }
+}
+
+fn append(items: &Items, group: &Group, known: usize, d: &mut Draft) -> Result<(), &'static str> {
+    let mut x = Builder { items, d };
+    Work::Programs.add(group.items.len() - known);
+    for (&i, axes) in group.items.iter().zip(&group.maps).skip(known) {
+        x.item(&items.items[i], axes)?;
+    }
+    Ok(())
+}
+
+fn finished(
+    items: &Items,
+    group: &Group,
+    d: &Draft,
+    stored: &impl Fn(usize) -> bool,
     most: (usize, usize),
 ) -> Result<Built, &'static str> {
-    let mut x = Builder {
-        rows,
-        items,
-        group,
-        b: ProgramBuilder::default(),
-        ports: vec![],
-        regs: FxHashMap::default(),
-        outputs: vec![],
-    };
-    if group.product.is_some() {
-        x.ports.push((InPort { dtype: DType::F32, row: false }, None));
-    }
-    for (k, &i) in group.items.iter().enumerate() {
-        x.item(&items.items[i], &group.maps[k], stored)?;
-    }
-    x.check_variables()?;
-    let built = x.finish();
+    let outputs: Vec<&(usize, OutPort, Access)> = d.writes.iter().filter(|w| stored(w.0)).collect();
+    check_variables(items, d, &outputs)?;
+    let built = finish(items, group, d, &outputs);
     let single = group.dims.iter().product::<usize>() == 1;
     let ports = built.inputs.len() + built.outputs.len();
     let code = built.program.code.len();
@@ -130,50 +193,50 @@ pub fn still(strides: &mut [i64], dims: &[usize]) {
 impl Builder<'_> {
     /// The access over the item's axes as one over the group's.
     fn map(&self, a: &Access, axes: &[Vec<i64>]) -> Access {
-        let mut strides = vec![0; self.group.dims.len()];
+        let mut strides = vec![0; self.d.dims.len()];
         for (s, row) in a.strides.iter().zip(axes) {
             for (out, m) in strides.iter_mut().zip(row) {
                 *out += s * m;
             }
         }
-        still(&mut strides, &self.group.dims);
+        still(&mut strides, &self.d.dims);
         Access { value: a.value, offset: a.offset, strides }
     }
 
     fn is_row(&self, a: &Access) -> bool {
-        let kept = self.group.dims.len() - self.group.reduced;
-        if self.group.reduced == 0 {
+        let kept = self.d.dims.len() - self.d.reduced;
+        if self.d.reduced == 0 {
             // Every point is a row of its own; only a scalar is said to be one, for random keys.
             return self.items.values[a.value].shape.is_empty();
         }
-        self.rows && a.strides[kept..].iter().all(|&s| s == 0)
+        self.d.rows && a.strides[kept..].iter().all(|&s| s == 0)
     }
 
     fn load(&mut self, a: Access) -> Reg {
         let row = self.is_row(&a);
         let port = InPort { dtype: self.items.values[a.value].dtype, row };
-        let at = self.ports.iter().position(|(_, p)| p.as_ref() == Some(&a));
-        let at = at.unwrap_or_else(|| {
-            self.ports.push((port, Some(a)));
-            self.ports.len() - 1
+        let d = &mut *self.d;
+        let at = *d.known.entry(a).or_insert_with_key(|a| {
+            d.ports.push((port, Some(a.clone())));
+            d.ports.len() as u32 - 1
         });
-        self.b.push(Instr::Load { port: at as u32 })
+        d.b.push(Instr::Load { port: at })
     }
 
     fn operand(&mut self, read: &Read, axes: &[Vec<i64>]) -> Result<Reg, &'static str> {
         Ok(match read {
-            Read::Literal(i) if self.rows => self.b.push(*i),
+            Read::Literal(i) if self.d.rows => self.d.b.push(*i),
             Read::Literal(i) => {
                 // A literal that differs, in form, from element to element of the row.
-                let axis = self.b.index(self.group.dims.len() - 1);
-                let zero = self.b.int(0);
-                let cond = self.b.bin(BinaryOp::Le, zero, axis);
-                let value = self.b.push(*i);
-                self.b.push(Instr::Select { cond, then: value, otherwise: value })
+                let axis = self.d.b.index(self.d.dims.len() - 1);
+                let zero = self.d.b.int(0);
+                let cond = self.d.b.bin(BinaryOp::Le, zero, axis);
+                let value = self.d.b.push(*i);
+                self.d.b.push(Instr::Select { cond, then: value, otherwise: value })
             }
             Read::At(a) => {
                 let a = self.map(a, axes);
-                match self.regs.get(&a.value) {
+                match self.d.regs.get(&a.value) {
                     Some((reg, write)) if *write == a => *reg,
                     Some(_) => return Err("reads other elements of a fused value"),
                     None => self.load(a),
@@ -182,12 +245,7 @@ impl Builder<'_> {
         })
     }
 
-    fn item(
-        &mut self,
-        item: &Item,
-        axes: &[Vec<i64>],
-        stored: &impl Fn(usize) -> bool,
-    ) -> Result<(), &'static str> {
+    fn item(&mut self, item: &Item, axes: &[Vec<i64>]) -> Result<(), &'static str> {
         let x: Vec<Reg> =
             item.reads.iter().map(|r| self.operand(r, axes)).collect::<Result<_, _>>()?;
         let kept = item.dims.len() - item.reduced;
@@ -201,7 +259,7 @@ impl Builder<'_> {
         let acc = matches!(item.body, Body::Product { .. });
         let mut sources = x;
         if acc {
-            let reg = self.b.push(Instr::Load { port: 0 });
+            let reg = self.d.b.push(Instr::Load { port: 0 });
             sources.insert(0, reg);
         }
         let given: Vec<Reg> =
@@ -220,24 +278,22 @@ impl Builder<'_> {
                 Instr::Index { axis } => self.index(&axes[axis as usize])?,
                 // The item's rows have one element, the group's may have more.
                 Instr::Reduce(_, a) if item.reduced == 0 => moved[a as usize],
-                other => self.b.push(other.map_operands(|r| moved[r as usize])),
+                other => self.d.b.push(other.map_operands(|r| moved[r as usize])),
             };
             moved.push(reg);
         }
         for (w, r) in item.writes.iter().zip(results) {
             let (reg, a) = (moved[r as usize], self.map(w, axes));
-            if stored(w.value) {
-                let dtype = self.items.values[w.value].dtype;
-                self.outputs.push((OutPort { dtype, reg }, a.clone()));
-            }
-            self.regs.insert(w.value, (reg, a));
+            let dtype = self.items.values[w.value].dtype;
+            self.d.writes.push((w.value, OutPort { dtype, reg }, a.clone()));
+            self.d.regs.insert(w.value, (reg, a));
         }
         Ok(())
     }
 
     /// The coordinate along an item's axis.
     fn index(&mut self, axis: &[i64]) -> Result<Reg, &'static str> {
-        if self.group.product.is_some() {
+        if self.d.product {
             return Err("coordinates in an epilogue");
         }
         let mut sum: Option<Reg> = None;
@@ -245,82 +301,90 @@ impl Builder<'_> {
             if factor == 0 {
                 continue;
             }
-            let mut t = self.b.index(d);
+            let mut t = self.d.b.index(d);
             if factor != 1 {
                 let factor = i32::try_from(factor).map_err(|_| "an axis beyond 32 bits")?;
-                let f = self.b.int(factor);
-                t = self.b.bin(BinaryOp::Mul, t, f);
+                let f = self.d.b.int(factor);
+                t = self.d.b.bin(BinaryOp::Mul, t, f);
             }
-            sum = Some(sum.map_or(t, |s| self.b.add(s, t)));
+            sum = Some(sum.map_or(t, |s| self.d.b.add(s, t)));
         }
-        Ok(sum.unwrap_or_else(|| self.b.int(0)))
+        Ok(sum.unwrap_or_else(|| self.d.b.int(0)))
     }
+}
 
-    /// A new value of a variable goes where the old one is: every read of it in the group must be
-    /// of the element that is written.
-    fn check_variables(&self) -> Result<(), &'static str> {
-        for (_, w) in &self.outputs {
-            let Some(var) = &self.items.values[w.value].updates else { continue };
-            for a in self.ports.iter().filter_map(|(_, a)| a.as_ref()) {
-                let reads = self.items.values[a.value].source == Source::Var(var.clone());
-                if reads && (a.offset != w.offset || a.strides != w.strides) {
-                    return Err("reads other elements of a variable it writes");
-                }
-            }
-        }
-        Ok(())
+/// A new value of a variable goes where the old one is: every read of it in the group must be of the
+/// element that is written.
+fn check_variables(
+    items: &Items,
+    d: &Draft,
+    outputs: &[&(usize, OutPort, Access)],
+) -> Result<(), &'static str> {
+    let mut written: FxHashMap<&str, &Access> = FxHashMap::default();
+    for (v, _, w) in outputs {
+        let Some(var) = &items.values[*v].updates else { continue };
+        written.insert(var, w);
     }
+    if written.is_empty() {
+        return Ok(());
+    }
+    for a in d.ports.iter().filter_map(|(_, a)| a.as_ref()) {
+        let Source::Var(var) = &items.values[a.value].source else { continue };
+        let other = |w: &&Access| a.offset != w.offset || a.strides != w.strides;
+        if written.get(var.as_str()).is_some_and(other) {
+            return Err("reads other elements of a variable it writes");
+        }
+    }
+    Ok(())
+}
 
-    /// Drops what no output depends on and numbers the rest.
-    fn finish(self) -> Built {
-        let code = self.b.code;
-        let mut live = vec![false; code.len()];
-        for (o, _) in &self.outputs {
-            live[o.reg as usize] = true;
+/// Drops what no output depends on and numbers the rest.
+fn finish(items: &Items, group: &Group, d: &Draft, outputs: &[&(usize, OutPort, Access)]) -> Built {
+    let code = &d.b.code;
+    let mut live = vec![false; code.len()];
+    for (_, o, _) in outputs {
+        live[o.reg as usize] = true;
+    }
+    for i in (0..code.len()).rev() {
+        if live[i] {
+            code[i].operands().for_each(|r| live[r as usize] = true);
         }
-        for i in (0..code.len()).rev() {
-            if live[i] {
-                code[i].operands().for_each(|r| live[r as usize] = true);
-            }
+    }
+    let mut port_map = vec![u32::MAX; d.ports.len()];
+    let mut inputs = vec![];
+    let mut accesses = vec![];
+    // The accumulator is port 0 whether it is read or not.
+    if d.product {
+        port_map[0] = 0;
+        inputs.push(d.ports[0].0);
+    }
+    let mut map = vec![u32::MAX; code.len()];
+    let mut out = vec![];
+    for (i, instr) in code.iter().enumerate() {
+        if !live[i] {
+            continue;
         }
-        let mut port_map = vec![u32::MAX; self.ports.len()];
-        let mut inputs = vec![];
-        let mut accesses = vec![];
-        // The accumulator is port 0 whether it is read or not.
-        if self.group.product.is_some() {
-            port_map[0] = 0;
-            inputs.push(self.ports[0].0);
-        }
-        let mut map = vec![u32::MAX; code.len()];
-        let mut out = vec![];
-        for (i, instr) in code.iter().enumerate() {
-            if !live[i] {
-                continue;
-            }
-            map[i] = out.len() as Reg;
-            out.push(match *instr {
-                Instr::Load { port } => {
-                    let p = port as usize;
-                    if port_map[p] == u32::MAX {
-                        port_map[p] = inputs.len() as u32;
-                        inputs.push(self.ports[p].0);
-                        accesses.push(self.ports[p].1.clone().expect("only port 0 has none"));
-                    }
-                    Instr::Load { port: port_map[p] }
+        map[i] = out.len() as Reg;
+        out.push(match *instr {
+            Instr::Load { port } => {
+                let p = port as usize;
+                if port_map[p] == u32::MAX {
+                    port_map[p] = inputs.len() as u32;
+                    inputs.push(d.ports[p].0);
+                    accesses.push(d.ports[p].1.clone().expect("only port 0 has none"));
                 }
-                other => other.map_operands(|r| map[r as usize]),
-            });
-        }
-        let (ports, outputs) = self
-            .outputs
-            .into_iter()
-            .map(|(o, a)| (OutPort { dtype: o.dtype, reg: map[o.reg as usize] }, a))
-            .unzip();
-        let name = self.group.name(self.items);
-        Built {
-            program: Program { name, inputs, code: out, outputs: ports },
-            inputs: accesses,
-            outputs,
-        }
+                Instr::Load { port: port_map[p] }
+            }
+            other => other.map_operands(|r| map[r as usize]),
+        });
+    }
+    let (ports, outputs) = outputs
+        .iter()
+        .map(|(_, o, a)| (OutPort { dtype: o.dtype, reg: map[o.reg as usize] }, a.clone()))
+        .unzip();
+    Built {
+        program: Program { name: group.name(items), inputs, code: out, outputs: ports },
+        inputs: accesses,
+        outputs,
     }
 }

@@ -22,7 +22,9 @@ pub fn recompute(items: &Items, groups: &[(Group, Option<Built>)]) -> Option<Ite
     let mut dropped: BTreeSet<usize> = BTreeSet::new();
     // (value, reading group) → items to clone, in order.
     let mut cones: Vec<(usize, Vec<usize>)> = vec![];
-    let is_result = |v: usize| items.results.iter().any(|r| r.1 == v);
+    let mut results = vec![false; items.values.len()];
+    items.results.iter().for_each(|r| results[r.1] = true);
+    let is_result = |v: usize| results[v];
     let stored = |v: usize, g: usize| is_result(v) || readers[v].iter().any(|&r| group_of[r] != g);
     for (g, (group, built)) in groups.iter().enumerate() {
         if built.is_none() || group.reduced > 0 {
@@ -75,9 +77,11 @@ pub fn recompute(items: &Items, groups: &[(Group, Option<Built>)]) -> Option<Ite
     let mut values: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for (value, cone) in &cones {
         let home = group_of[writers[*value][0]];
-        let outside: BTreeSet<usize> =
-            readers[*value].iter().map(|&r| group_of[r]).filter(|&h| h != home).collect();
-        for h in outside {
+        let mut outside: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &r in readers[*value].iter().filter(|&&r| group_of[r] != home) {
+            outside.entry(group_of[r]).or_default().push(r);
+        }
+        for (h, inside) in outside {
             for &i in cone {
                 if clones.insert((h, i), ()).is_some() {
                     continue;
@@ -101,7 +105,7 @@ pub fn recompute(items: &Items, groups: &[(Group, Option<Built>)]) -> Option<Ite
                 }
                 out.items.push(item);
             }
-            for &r in readers[*value].iter().filter(|&&r| group_of[r] == h) {
+            for r in inside {
                 for read in &mut out.items[r].reads {
                     if let Read::At(a) = read
                         && a.value == *value

@@ -12,6 +12,7 @@ use super::fuse::{Group, adds_to_variable, over_product};
 use super::items::{Body, Items};
 use super::program::{Built, build};
 use crate::ir::Shape;
+use crate::ir::reach::Forest;
 use crate::ir::view::View;
 use crate::ops::{MatMul, Op, matmul};
 use precast_plan::{DType, Instr, ReduceOp};
@@ -31,6 +32,8 @@ pub struct Sums {
 /// Gives plain products the sums of their operands.
 pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
     let next = deps::successors(items);
+    let forest = Forest::new(&next);
+    let reach = forest.reach(&next);
     let mut taken = vec![false; groups.len()];
     // By value: groups with a product of it, in order.
     let mut products: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
@@ -47,15 +50,14 @@ pub fn join(items: &Items, groups: &mut Vec<(Group, Option<Built>)>) {
             continue;
         };
         let item = split.as_ref().map_or(&groups[s].0, |(of_operand, _)| &of_operand.0).items[0];
-        let mut later = None;
         let of = products.get(&found.from).into_iter().flatten();
         let product = of.copied().find_map(|p| {
             let (group, built) = &groups[p];
             let product = group.product.filter(|_| group.sums.is_none())?;
             let built = built.as_ref().filter(|_| group.phase == groups[s].0.phase)?;
             let sums = of_product(items, group, product, built, &found)?;
-            let later = later.get_or_insert_with(|| deps::reachable(&next, item));
-            (!group.items.iter().any(|&i| later[i])).then_some((p, sums))
+            let later = |&i: &usize| reach.holds(item, forest.place(i));
+            (!group.items.iter().any(later)).then_some((p, sums))
         });
         if let Some((p, (operand, out))) = product {
             groups[p].0.sums = Some(Sums { item, operand, out });

@@ -12,20 +12,21 @@ impl Fuser<'_> {
     pub(super) fn accumulations(&mut self) {
         let items = self.items;
         for (i, item) in items.items.iter().enumerate() {
-            let at = self.group_of[i];
+            let at = self.group_of(i);
             if self.group(at).product != Some(i) {
                 continue;
             }
-            let found = self.consumers(at).into_iter().find(|&j| {
-                let &[only] = &self.group(j).items[..] else { return false };
-                adds_to_variable(items, only)
-                    && self.try_merge(at, j).is_some_and(|g| {
-                        let built = self.build(&g);
-                        built.is_ok_and(|b| adds_in_place(item, &g.dims, &b))
-                    })
-            });
-            if let Some(j) = found {
-                self.merge(at, j);
+            for j in self.consumers(at) {
+                let &[only] = &self.group(j).items[..] else { continue };
+                if !adds_to_variable(items, only) {
+                    continue;
+                }
+                let Some(merged) = self.try_merge(at, j) else { continue };
+                let built = self.build(merged.group());
+                if built.is_ok_and(|b| adds_in_place(item, &merged.group().dims, &b)) {
+                    self.merge(at, j, merged);
+                    break;
+                }
             }
         }
     }

@@ -22,9 +22,10 @@ impl Fuser<'_> {
     pub(super) fn gelu_gradients(&mut self) {
         for product in 0..self.items.items.len() {
             let Some(gradient) = self.gelu_gradient(product) else { continue };
-            let (a, b) = (self.group_of[product], self.group_of[gradient]);
-            if self.try_merge(a, b).is_some_and(|g| self.ends_in_gradient(product, &g)) {
-                self.merge(a, b);
+            let (a, b) = (self.group_of(product), self.group_of(gradient));
+            let Some(merged) = self.try_merge(a, b) else { continue };
+            if self.ends_in_gradient(product, merged.group()) {
+                self.merge(a, b, merged);
                 self.groups[a].as_mut().expect("a merged group").gelu_gradient = true;
             }
         }

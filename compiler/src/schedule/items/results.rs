@@ -45,12 +45,14 @@ impl Lower<'_> {
             self.links.updates(to, &u.name);
             self.copy_item(name, None, phase, (root, &view), (to, 0, strides));
         }
+        let updated = g.updated();
         for r in &g.results {
             self.links.refresh(&self.out);
             let phase = g.def(r.value).region.phase();
             let (root, view) = self.locate(r.value);
             let v = &self.out.values[root];
-            let overwritten = matches!(&v.source, Source::Var(n) if g.update_of(n).is_some());
+            let overwritten =
+                matches!(&v.source, Source::Var(n) if updated.contains_key(n.as_str()));
             let mut whole = self.is_whole(root, &view, g.shape(r.value)) && !overwritten;
             // The same elements in the same order under other extents: the value takes those.
             if !whole && self.renamed(root, &view) {
@@ -62,6 +64,7 @@ impl Lower<'_> {
             } else {
                 self.copy(format!("{}.result", r.name), root, &view, phase).0
             };
+            self.named.insert(value);
             self.out.results.push((r.name.clone(), value));
         }
         Ok(())
@@ -77,7 +80,7 @@ impl Lower<'_> {
             && view.offset == 0
             && view.is_contiguous()
             && view.shape.elements() == v.elements()
-            && self.out.results.iter().all(|r| r.1 != root)
+            && !self.named.contains(&root)
             && self.links.writers(root).iter().all(|&w| self.out.items[w].fuses())
     }
 

@@ -1,0 +1,240 @@
+//! Whether two groups can be one, and what they are then.
+
+use super::super::affine::{Access, Remap};
+use super::super::items::{Body, Item, Read};
+use super::*;
+use crate::work::Work;
+
+/// What is known of a group, so that it need not be found for every pair that it is in.
+#[derive(Default)]
+pub(super) struct Known {
+    /// Accesses over the group's space, each once.
+    writes: Vec<Access>,
+    reads: Vec<Access>,
+    seen: FxHashSet<(bool, Access)>,
+    /// Originals of the items that are computed again here.
+    clones: Vec<usize>,
+    /// The program as far as it is written.
+    draft: Option<Draft>,
+    /// Of a group over one element: what tells at once whether it can take in another.
+    pub(super) scalars: Option<scalars::Scalars>,
+}
+
+/// Two groups as one.
+pub(super) struct Merged {
+    group: Group,
+    draft: Option<Draft>,
+    scalars: bool,
+}
+
+impl Merged {
+    pub(super) fn group(&self) -> &Group {
+        &self.group
+    }
+}
+
+impl Known {
+    /// Of a group of one item.
+    fn new(f: &Fuser, g: &Group) -> Known {
+        let mut k = Known { scalars: scalars::Scalars::of(f, g), ..Known::default() };
+        k.add(f, g, 0);
+        k
+    }
+
+    /// Takes in the items of a group from the `from`-th on.
+    fn add(&mut self, f: &Fuser, g: &Group, from: usize) {
+        for (&i, axes) in g.items.iter().zip(&g.maps).skip(from) {
+            let item = &f.items.items[i];
+            self.clones.extend(item.clone_of);
+            for (writes, a) in accesses(item) {
+                let mut strides = vec![0; g.dims.len()];
+                for (s, row) in a.strides.iter().zip(&axes[..]) {
+                    strides.iter_mut().zip(row).for_each(|(o, m)| *o += s * m);
+                }
+                still(&mut strides, &g.dims);
+                let a = Access { value: a.value, offset: a.offset, strides };
+                if self.seen.insert((writes, a.clone())) {
+                    if writes { &mut self.writes } else { &mut self.reads }.push(a);
+                }
+            }
+        }
+    }
+}
+
+/// What an item writes and reads, and whether it writes.
+fn accesses(item: &Item) -> impl Iterator<Item = (bool, &Access)> {
+    let reads = item.reads.iter().filter_map(|r| match r {
+        Read::At(a) => Some(a),
+        Read::Literal(_) => None,
+    });
+    item.writes.iter().map(|a| (true, a)).chain(reads.map(|a| (false, a)))
+}
+
+impl Fuser<'_> {
+    fn known(&self, g: usize) -> &Known {
+        self.known[g].as_ref().expect("looked at before")
+    }
+
+    fn look_at(&mut self, g: usize) {
+        if self.known[g].is_none() {
+            self.known[g] = Some(Known::new(self, self.group(g)));
+        }
+    }
+
+    /// The union of two groups, where it is legal. No path leads from `b` to `a`.
+    pub(super) fn try_merge(&mut self, a: usize, b: usize) -> Option<Merged> {
+        Work::Pairs.add(1);
+        let versions = (self.versions[a], self.versions[b]);
+        let (p, c) = (self.group(a), self.group(b));
+        if p.phase != c.phase
+            || p.opaque
+            || c.opaque
+            || (p.product.is_some() && c.product.is_some())
+            || p.gelu_gradient
+            || c.gelu_gradient
+            || self.failed.get(&(a, b)) == Some(&versions)
+        {
+            return None;
+        }
+        self.look_at(a);
+        self.look_at(b);
+        let found = self.merged(a, b);
+        if found.is_none() {
+            self.failed.insert((a, b), versions);
+        }
+        found
+    }
+
+    fn merged(&self, a: usize, b: usize) -> Option<Merged> {
+        let (p, c) = (self.group(a), self.group(b));
+        let cast = |g: &Group| matches!(self.items.items[g.items[0]].body, Body::Rows(Op::Cast(_)));
+        if self.casts_alone && (cast(p) || cast(c)) {
+            return None;
+        }
+        let (kp, kc) = (self.known(a), self.known(b));
+        // A clone exists so that the original's value need not be stored.
+        let meets = |clones: &[usize], g: &Group| {
+            clones.iter().any(|&o| {
+                let original = |i: &usize| {
+                    let x = &self.items.items[*i];
+                    x.clone_of.is_none() && x.origin == o
+                };
+                g.items.iter().any(original)
+            })
+        };
+        if meets(&kp.clones, c) || meets(&kc.clones, p) {
+            return None;
+        }
+        // A walk through the graph: only where the two would fit.
+        let parted = std::cell::OnceCell::new();
+        let parted = || *parted.get_or_init(|| self.paths.parted(a, b));
+        if p.is_single() && c.is_single() && p.product.is_none() && c.product.is_none() {
+            let side = |g: &Group| Remap { pieces: vec![vec![]; g.dims.len()], rank: 0 };
+            if p.reduced == 0 && c.reduced == 0 {
+                if parted() {
+                    return None;
+                }
+                let group = union(p, c, &side(p), &side(c), vec![], 0);
+                if scalars::join(kp.scalars.as_ref(), kc.scalars.as_ref()) {
+                    return Some(Merged { group, draft: None, scalars: true });
+                }
+                return self.checked(group, a, b).ok();
+            }
+        }
+        let mut tried: Vec<(&Access, &Access)> = vec![];
+        for x in kp.writes.iter().chain(&kp.reads) {
+            for y in kc.reads.iter().filter(|y| y.value == x.value && y.offset == x.offset) {
+                if tried.len() < 8 {
+                    tried.push((x, y));
+                }
+            }
+        }
+        let lead_first = p.product.is_some()
+            || (c.product.is_none() && (p.reduced > 0 || (c.reduced == 0 && p.fixed)));
+        // Unions that cannot be written, of which many accesses give the same.
+        let mut refused: Vec<Group> = vec![];
+        for (x, y) in tried {
+            for lead in [lead_first, !lead_first] {
+                if (p.product.is_some() && !lead) || (c.product.is_some() && lead) {
+                    continue;
+                }
+                let g = if lead { super::join(p, c, x, y) } else { super::join(c, p, y, x) };
+                let Some(g) = g else { continue };
+                if parted() {
+                    return None;
+                }
+                let same =
+                    |h: &Group| h.dims == g.dims && h.reduced == g.reduced && h.maps == g.maps;
+                if refused.iter().any(same) {
+                    continue;
+                }
+                match self.checked(g, a, b) {
+                    Ok(merged) => return Some(merged),
+                    Err(g) => refused.push(g),
+                }
+            }
+        }
+        None
+    }
+
+    /// The union of two groups, where its program can be written.
+    fn checked(&self, g: Group, a: usize, b: usize) -> Result<Merged, Group> {
+        let stored = |v: usize| self.stored(&g, v);
+        let built = match self.ahead(&g, a, b) {
+            Some((known, draft)) => build_on(self.items, &g, known, draft.clone(), &stored),
+            None => build_drafted(self.items, &g, &stored, MOST),
+        };
+        let Ok((built, draft)) = built else { return Err(g) };
+        // A part of a value is written into its memory: the whole is read in a later step.
+        let storage = |a: &Access| self.items.storage(a.value);
+        let written: FxHashSet<usize> = built.outputs.iter().map(storage).collect();
+        if built.inputs.iter().any(|r| written.contains(&storage(r))) {
+            return Err(g);
+        }
+        let fits = match g.product {
+            Some(_) => product_fits(self.items, &g, &built),
+            None => holds(self.items, &g, &built),
+        };
+        if fits { Ok(Merged { group: g, draft, scalars: false }) } else { Err(g) }
+    }
+
+    /// A draft of the first items of a union, and how many they are: that of one of the groups, where
+    /// the union leaves it as it is and all of the other come behind it.
+    fn ahead(&self, g: &Group, a: usize, b: usize) -> Option<(usize, &Draft)> {
+        let first = if self.group(a).items[0] < self.group(b).items[0] { a } else { b };
+        let own = self.group(first);
+        let n = own.items.len();
+        let draft = self.known(first).draft.as_ref().filter(|d| d.is_over(g))?;
+        let same = |(x, y): (&Rc<Axes>, &Rc<Axes>)| Rc::ptr_eq(x, y);
+        let ahead = g.items[..n] == own.items[..] && g.maps.iter().zip(&own.maps).all(same);
+        ahead.then_some((n, draft))
+    }
+
+    /// Makes `b` a part of `a`.
+    pub(super) fn merge(&mut self, a: usize, b: usize, merged: Merged) {
+        let Merged { group, draft, scalars } = merged;
+        self.paths.merge(a, b);
+        let old = self.groups[a].take().expect("a live group");
+        self.groups[b] = None;
+        let n = old.items.len();
+        let over = old.dims == group.dims
+            && group.items[..n] == old.items[..]
+            && group.maps.iter().zip(&old.maps).all(|(x, y)| Rc::ptr_eq(x, y));
+        let [mut mine, mut theirs] =
+            [a, b].map(|g| self.known[g].take().expect("looked at before"));
+        let joined = mine.scalars.take().zip(theirs.scalars.take()).filter(|_| scalars);
+        self.groups[a] = Some(group);
+        let group = self.group(a);
+        // What the union leaves as it is need not be found again.
+        let (mut known, from) = match over {
+            true => (mine, n),
+            false => (Known::default(), 0),
+        };
+        known.add(self, group, from);
+        known.scalars = joined.map(|(x, y)| x.with(y));
+        known.draft = draft;
+        self.known[a] = Some(known);
+        self.versions[a] += 1;
+        self.merges += 1;
+    }
+}
