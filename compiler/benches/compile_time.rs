@@ -31,7 +31,8 @@ fn gpt(s: &Shape) -> Result<String, std::fmt::Error> {
     // A parameter, and a read of it.
     let mut param =
         |code: &mut String, name: &str, dims: &str| -> Result<String, std::fmt::Error> {
-            writeln!(vars, "var {name}: f32[{dims}] param weights(\"{name}\")")?;
+            // Drawn, so that no file of weights is needed.
+            writeln!(vars, "var {name}: f32[{dims}] param normal(0.0,0.02,{next})")?;
             next += 1;
             writeln!(code, "  %p{next} = var {{name=\"{name}\"}} : f32[{dims}] @{name}")?;
             Ok(format!("%p{next}"))
@@ -155,7 +156,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::fs::write(&file, gpt(&s)?)?;
         let recipe = format!(
             "model = {file:?}\n[data]\ntargets = {{ targets = \"targets\" }}\n\
-             [weights]\nfile = \"weights.safetensors\"\n[loss]\nkind = \"cross_entropy\"\n\
+             [loss]\nkind = \"cross_entropy\"\n\
              prediction = \"logits\"\ntarget = \"targets\"\n[optimizer]\nkind = \"adamw\"\n\
              lr = 1e-3\n[precision]\npolicy = \"{policy}\"\n[train]\nsteps = 1\n\
              [target]\ndevice = \"{target}\"\n"
