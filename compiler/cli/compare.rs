@@ -81,6 +81,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         false => args.only.clone(),
     };
     let (mut rows, mut refused, mut runs) = (vec![], vec![], vec![]);
+    let mut uncalibrated = None;
     for policy in all {
         let mut recipe = recipe.clone();
         recipe.precision.policy = policy;
@@ -91,6 +92,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         let compile: Compile = if rows.is_empty() { compile } else { compile_quietly };
         match compile(&recipe, &args.recipe.options(false)) {
             Ok(c) => {
+                uncalibrated = listing::uncalibrated(&c.plan);
                 rows.push(row(policy, &c));
                 if args.measure.is_some() {
                     runs.push(Run::open(&recipe, c.plan, args.threads)?);
@@ -111,13 +113,19 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     if json {
         let target = recipe.target.device;
-        let text = json!({ "ok": true, "device": target, "rows": rows, "refused": refused });
-        say!("{text}");
+        say!(
+            "{}",
+            json!({ "ok": true, "device": target, "uncalibrated": uncalibrated, "rows": rows,
+                    "refused": refused })
+        );
         return Ok(());
     }
     put!("{}", table(&rows));
     if !refused.is_empty() {
         say!("not possible with this recipe and target: {}", refused.join(", "));
+    }
+    if let Some(why) = uncalibrated {
+        say!("{why}");
     }
     Ok(())
 }
@@ -194,7 +202,7 @@ fn table(rows: &[Row]) -> String {
     if measured {
         head.push("measured");
     }
-    head.push("peak memory");
+    head.push("tensors");
     let mut lines: Vec<Vec<String>> = vec![head.into_iter().map(String::from).collect()];
     for r in rows {
         let mut line = vec![

@@ -53,7 +53,11 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let plan = &compiled.plan;
     if json {
         let peak = listing::peak_bytes(plan);
-        say!("{}", json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak }));
+        say!(
+            "{}",
+            json!({ "ok": true, "plan": out, "summary": plan.summary, "peak_bytes": peak,
+                    "uncalibrated": listing::uncalibrated(plan) })
+        );
     } else if !quiet() {
         put!("{}", listing::summary(plan));
         say!("saved       {}", out.display());

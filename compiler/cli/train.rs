@@ -476,6 +476,7 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
             "test_accuracy": test.as_ref().and_then(|t| t.accuracy),
             "summary": session.plan().summary,
             "peak_bytes": listing::peak_bytes(session.plan()),
+            "uncalibrated": listing::uncalibrated(session.plan()),
             "memory": memory,
             "memory_at_most": memory.map(|m| m.process_at_most()),
             "profile": profile,

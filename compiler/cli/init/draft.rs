@@ -272,8 +272,13 @@ fn unknown_target(loss: &Loss, output: Option<&InputInfo>) -> Feed {
     let dims = output.and_then(|o| o.dims.as_deref()).unwrap_or_default();
     let names: Vec<String> = dims.iter().map(ToString::to_string).collect();
     let (name, elem, shape) = match loss.kind {
-        "cross_entropy" => ("labels", "i64", &names[..names.len().saturating_sub(1)]),
-        _ => ("targets", "f32", &names[..]),
+        // Classes are on axis 1 of images, and on the last elsewhere.
+        "cross_entropy" => {
+            let axis = if names.len() > 3 { 1 } else { names.len().saturating_sub(1) };
+            let others = names.iter().enumerate().filter(|(i, _)| *i != axis);
+            ("labels", "i64", others.map(|(_, n)| n.clone()).collect())
+        }
+        _ => ("targets", "f32", names),
     };
     let comment = format!("{elem} [{}]", shape.join(", "));
     Feed { name: name.into(), columns: None, comment }
