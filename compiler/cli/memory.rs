@@ -33,10 +33,10 @@ impl Memory {
         let held = session.held()?;
         let (resident, before) = process()?;
         let (plan, data) = (session.plan(), data.bytes());
-        let largest = plan.tensors.iter().map(size).max().unwrap_or(0);
+        let largest = kept(plan).map(size).max().unwrap_or(0);
         let copies = 2 * written(plan) + 2 * largest + plan_text(plan) + tested(plan);
         // Of the parts, what has been touched by now is what has first values, and data.
-        let program = resident.saturating_sub(data.held + persistent(plan));
+        let program = resident.saturating_sub(data.held + kept(plan).map(size).sum::<u64>());
         Some(Memory {
             tensors: held.tensors,
             scratch: held.scratch,
@@ -74,6 +74,16 @@ impl Memory {
     }
 }
 
+/// Gives back to the system what was freed: what compiling left would otherwise be taken for the
+/// program's own.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: releases pages that no allocation uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Bytes of physical memory that this process takes now and has taken at most.
 fn process() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -88,19 +98,18 @@ fn size(t: &precast_plan::Tensor) -> u64 {
     t.shape.iter().product::<u64>() * t.dtype.size() as u64
 }
 
-/// Tensors that outlive a step and have been written by now.
-fn persistent(plan: &Plan) -> u64 {
-    let kept = |t: &&precast_plan::Tensor| matches!(t.storage, Storage::Persistent { .. });
-    plan.tensors.iter().filter(kept).map(size).sum()
+/// Tensors that outlive a step, all of which have been written by now.
+fn kept(plan: &Plan) -> impl Iterator<Item = &precast_plan::Tensor> {
+    plan.tensors.iter().filter(|t| matches!(t.storage, Storage::Persistent { .. }))
 }
 
 /// What a checkpoint holds.
 fn written(plan: &Plan) -> u64 {
-    let kept = |t: &&precast_plan::Tensor| match t.storage {
+    let saved = |t: &&precast_plan::Tensor| match t.storage {
         Storage::Persistent { role, .. } => !matches!(role, Role::Constant | Role::WeightCopy),
         _ => false,
     };
-    plan.tensors.iter().filter(kept).map(size).sum()
+    plan.tensors.iter().filter(saved).map(size).sum()
 }
 
 /// The plan as it is saved, and while it is made into text.

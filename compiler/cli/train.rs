@@ -5,7 +5,7 @@ use crate::follow::{self, Course, Follow, shortest};
 use crate::input;
 use crate::kernels;
 use crate::listing;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::metrics::{self, Metrics};
 use crate::next;
 use crate::output::{can_write, make_folder, quiet, write_file};
@@ -78,6 +78,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         }
         say!("compiled    in {}", listing::duration(compiled_in * 1e9));
     }
+    memory::give_back();
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
     let memory = Memory::of(&session, &data);
     if let Some(memory) = memory.filter(|_| !json && !quiet()) {
