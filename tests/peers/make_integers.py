@@ -88,6 +88,12 @@ def repeated(h, ids, order):
     return y.sin().sum((2, 3))
 
 
+def bags(h, ids, order):
+    at = ids.clamp(max=3)
+    sums = F.embedding_bag(at, h[0, :4], mode="sum") + F.embedding_bag(at, h[1, :4], mode="mean")
+    return h * sums[:, None] + F.local_response_norm(h, 3)
+
+
 def losses(h, ids, order):
     t = ids.clamp(max=WIDTH - 1)
     w = torch.tensor([0.5, 1.5, 2.0, 0.25])
@@ -153,7 +159,7 @@ def waves(h, ids, order):
 
 SHARED = (
     lengths, masked_mean, any_all, exact_sums, exact_extrema, products, positions, bytes_summed, counted,
-    added, repeated, losses, scattered_extrema,
+    added, repeated, bags, losses, scattered_extrema,
 )  # fmt: skip
 ONLY_DYNAMO = (
     likelihoods, smoothed, scattered_integers, folded, grids, waves,

@@ -413,7 +413,11 @@ pub fn gather_nd_rows(
     Ok((rows, shape, inner))
 }
 
-fn concat(parts: &[&Tensor], a: i64) -> Res<Tensor> {
+/// Literals one after the other along an axis.
+///
+/// # Errors
+/// Where they do not fit each other.
+pub fn concat(parts: &[&Tensor], a: i64) -> Res<Tensor> {
     let first = parts.first().ok_or_else(|| words("no operands"))?;
     let a = axis(a, first.shape.len()).map_err(words)?;
     let mut shape = first.shape.clone();

@@ -151,8 +151,8 @@ pub struct Importer<'a> {
     pub(super) drawn: Vec<String>,
     /// Where gradients stop.
     pub(super) stops: Stops,
-    /// How many branches the node being converted lies in.
-    pub(super) depth: usize,
+    /// How many nodes subgraphs have become.
+    pub(super) inner: usize,
 }
 
 /// Imports a model.
@@ -187,7 +187,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         moving: false,
         drawn: Vec::new(),
         stops,
-        depth: 0,
+        inner: 0,
     };
     let inputs = cx.inputs()?;
     let mut faults = Faults::default();
@@ -262,8 +262,8 @@ impl<'a> Importer<'a> {
             Some(n) if !n.is_empty() => n.into(),
             _ => format!("{op}_{}", self.at),
         };
-        if op == "If" {
-            let results = self.branch(node)?;
+        if matches!(op, "If" | "Loop") {
+            let results = if op == "If" { self.branch(node)? } else { self.unrolled(node)? };
             for (name, value) in node.output.iter().zip(results) {
                 self.values.insert(name.clone(), value);
             }

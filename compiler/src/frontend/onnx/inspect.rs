@@ -96,7 +96,7 @@ pub fn inspect(path: &Path) -> Result<ModelInfo> {
         })
         .collect();
     let mut ops: BTreeMap<String, usize> = BTreeMap::new();
-    for node in &src.graph.node {
+    for node in src.every_node() {
         *ops.entry(node.op_type.clone().unwrap_or_default()).or_default() += 1;
     }
     let unsupported =

@@ -11,8 +11,8 @@
 #![allow(clippy::result_large_err)]
 
 mod assume;
-mod branches;
 mod buffers;
+mod control;
 mod convert;
 mod fold;
 mod import;

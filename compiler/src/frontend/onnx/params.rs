@@ -80,12 +80,15 @@ const LITERAL: usize = 1 << 16;
 /// person wants them trained, whatever the file says.
 pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, Known> {
     let mut readers: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
-    for (i, node) in src.graph.node.iter().enumerate() {
+    let nodes: Vec<&NodeProto> = src.every_node().collect();
+    for (i, node) in nodes.iter().enumerate() {
         for (k, x) in node.input.iter().enumerate() {
             readers.entry(x).or_default().push((i, k));
         }
     }
-    let outputs: Vec<&str> = src.graph.output.iter().filter_map(|o| o.name.as_deref()).collect();
+    // What a subgraph gives is read under another name.
+    let outputs = src.graph.output.iter().filter_map(|o| o.name.as_deref());
+    let outputs: BTreeSet<&str> = outputs.chain(src.given.iter().map(String::as_str)).collect();
     let origins = origin::origins(src);
     let near = near_inputs(src);
     let mut out = BTreeMap::new();
@@ -93,7 +96,7 @@ pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, K
         if !init.elem.is_real() {
             continue;
         }
-        let mut use_ = used(src, name, &init.shape, &readers, &outputs, &near);
+        let mut use_ = used(&nodes, name, &init.shape, &readers, &outputs, &near);
         if trained(name) {
             // Where only constants can be, it stays one.
             out.insert(name.clone(), Known { doubt: None, ..use_ });
@@ -157,11 +160,11 @@ pub fn roles(src: &Source, trained: &dyn Fn(&str) -> bool) -> BTreeMap<String, K
 
 /// What an initializer is by what reads it.
 fn used(
-    src: &Source,
+    nodes: &[&NodeProto],
     name: &str,
     shape: &[usize],
     readers: &BTreeMap<&str, Vec<(usize, usize)>>,
-    outputs: &[&str],
+    outputs: &BTreeSet<&str>,
     near: &BTreeSet<&str>,
 ) -> Known {
     let mut role = Role::Constant;
@@ -171,11 +174,11 @@ fn used(
     let mut seen = BTreeSet::from([name]);
     let mut work = vec![(name, shape.to_vec())];
     while let Some((value, shape)) = work.pop() {
-        if outputs.contains(&value) {
+        if outputs.contains(value) {
             role = role.min(Role::Other);
         }
         for &(i, k) in readers.get(value).into_iter().flatten() {
-            let node = &src.graph.node[i];
+            let node = nodes[i];
             match use_of(node, k, &shape) {
                 Use::Is(r) => {
                     let norm =

@@ -18,7 +18,7 @@ pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=28;
 const MAX_BYTES: u64 = i32::MAX as u64;
 
 /// A decoded model whose structure is sound: an opset in range, only standard operators without
-/// subgraphs, every value defined once, nodes in topological order.
+/// subgraphs other than branches and loops, every value defined once, nodes in topological order.
 #[derive(Debug)]
 pub struct Source {
     pub path: PathBuf,
@@ -29,6 +29,9 @@ pub struct Source {
     pub initializers: IndexMap<String, Initializer>,
     /// Those that the exporter had merged with another of equal value.
     pub copies: BTreeSet<String>,
+    /// Nodes of subgraphs, and the names of what subgraphs give.
+    pub inner: Vec<NodeProto>,
+    pub given: BTreeSet<String>,
     bytes: Bytes,
     on_disk: bool,
 }
@@ -166,12 +169,18 @@ impl Source {
             graph,
             initializers: IndexMap::new(),
             copies: BTreeSet::new(),
+            inner: vec![],
+            given: BTreeSet::new(),
             bytes,
             on_disk,
         };
         source.initializers = source.read_initializers()?;
         source.sort_nodes()?;
         source.separate_copies();
+        for i in 0..source.graph.node.len() {
+            let attributes = source.graph.node[i].attribute.clone();
+            source.read_inner(&attributes, 0).map_err(|d| d.at(source.node_place(i)))?;
+        }
         Ok(source)
     }
 
@@ -490,7 +499,7 @@ fn opset_of(model: &ModelProto) -> Result<i64, Diagnostic> {
     }
 }
 
-/// Refuses operators that are not ONNX's, and subgraphs other than the branches of an `If`.
+/// Refuses operators that are not ONNX's, and subgraphs other than those of `If` and `Loop`.
 ///
 /// # Errors
 /// P0205, P0215.
@@ -505,12 +514,12 @@ pub fn check_node(node: &NodeProto) -> Result<(), Diagnostic> {
         .help("export without custom operators, or replace this one by standard ones"));
     }
     let subgraph = |a: &&AttributeProto| a.g.is_some() || !a.graphs.is_empty();
-    let branch = |a: &AttributeProto| {
-        op == "If"
-            && a.graphs.is_empty()
-            && matches!(a.name.as_deref(), Some("then_branch" | "else_branch"))
+    let known = |a: &AttributeProto| {
+        let name = a.name.as_deref().unwrap_or_default();
+        let whose = matches!((op, name), ("If", "then_branch" | "else_branch") | ("Loop", "body"));
+        whose && a.graphs.is_empty()
     };
-    let other = |a: &&AttributeProto| subgraph(a) && !branch(a);
+    let other = |a: &&AttributeProto| subgraph(a) && !known(a);
     if let Some(a) = node.attribute.iter().find(other) {
         let name = a.name.as_deref().unwrap_or_default();
         return Err(Diagnostic::error("P0215", format!("`{op}` has a subgraph (`{name}`)"))

@@ -436,7 +436,7 @@ fn dropout(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         Some(t) => t.scalar() == Some(1.0),
         None => false,
     };
-    if call.wants(1) && cx.src.graph.node.iter().any(|n| n.input.contains(&call.outputs[1])) {
+    if call.wants(1) && cx.src.every_node().any(|n| n.input.contains(&call.outputs[1])) {
         return Err(fail("P0206", "the mask of `Dropout` is read by the graph"));
     }
     if !(0.0..1.0).contains(&p) {

@@ -9,7 +9,6 @@ const INSTEAD: &[(&str, &str)] = &[
     ("DeformConv", "use `GridSample` for the taps, then a product"),
     ("DequantizeLinear", "export the network before it is quantised"),
     ("DynamicQuantizeLinear", "export the network before it is quantised"),
-    ("Loop", "unroll the loop, or use `LSTM`, `GRU` or `RNN` where it is one"),
     ("MaxRoiPool", "use `GridSample` and `MaxPool`"),
     ("MaxUnpool", "use `Resize` or `ConvTranspose`"),
     ("MelWeightMatrix", "store the matrix as a constant"),

@@ -23,6 +23,7 @@ mod scatter;
 mod window;
 
 pub use instead::instead_of;
+pub use movement::stacked;
 
 use super::fold;
 use super::import::{Call, Importer, Res, Val};
@@ -58,6 +59,7 @@ pub const SUPPORTED: &[&str] = &[
     "Col2Im",
     "Compress",
     "Concat",
+    "ConcatFromSequence",
     "Constant",
     "ConstantOfShape",
     "Conv",
@@ -107,6 +109,7 @@ pub const SUPPORTED: &[&str] = &[
     "LessOrEqual",
     "Log",
     "LogSoftmax",
+    "Loop",
     "LpNormalization",
     "LpPool",
     "MatMul",
@@ -151,6 +154,9 @@ pub const SUPPORTED: &[&str] = &[
     "Selu",
     "SequenceAt",
     "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceInsert",
+    "SequenceLength",
     "Shape",
     "Shrink",
     "Sigmoid",

@@ -1,7 +1,7 @@
 //! Moving elements, indexing, shapes, sequences.
 
 use super::words;
-use crate::frontend::onnx::fold::check_size;
+use crate::frontend::onnx::fold::{self, check_size};
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::moves::{self, Move, axis, part};
 use crate::frontend::onnx::node::fail;
@@ -65,13 +65,44 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
             one(Val::Seq(items))
         }
         "SequenceAt" => {
-            let Val::Seq(items) = call.need(0)? else {
-                return Err(fail("P0207", "operand 0 is not a sequence"));
-            };
+            let items = sequence(call)?;
             let at =
                 call.ints(1)?.filter(|v| v.len() == 1).ok_or_else(|| words("no index".into()))?;
             let at = axis(at[0], items.len()).map_err(words)?;
             one(items[at].clone())
+        }
+        "SequenceEmpty" => {
+            call.attrs.without_effect(&["dtype"]);
+            one(Val::Seq(vec![]))
+        }
+        "SequenceInsert" => {
+            let mut items = sequence(call)?;
+            let at = match call.ints(2)?.as_deref() {
+                None => items.len(),
+                // Behind the last is a place too.
+                Some(&[i]) => {
+                    let n = items.len() as i64;
+                    let i = if i < 0 { i.saturating_add(n) } else { i };
+                    usize::try_from(i)
+                        .ok()
+                        .filter(|i| *i <= items.len())
+                        .ok_or_else(|| words(format!("place {i} in a sequence of {n}")))?
+                }
+                Some(list) => return Err(words(format!("place {list:?} in a sequence"))),
+            };
+            items.insert(at, call.need(1)?.clone());
+            one(Val::Seq(items))
+        }
+        "SequenceLength" => {
+            let n = sequence(call)?.len() as i64;
+            one(Val::constant(Tensor::new(Elem::I64, [], Data::Int(vec![n]))))
+        }
+        "ConcatFromSequence" => {
+            let (items, a) = (sequence(call)?, call.attrs.int("axis", 0)?);
+            match call.attrs.int("new_axis", 0)? {
+                0 => one(joined(cx, &items, a)?),
+                _ => one(along_new(cx, &items, a)?),
+            }
         }
         _ => Ok(None),
     }
@@ -264,20 +295,54 @@ fn gather(cx: &mut Importer, call: &Call) -> Res<Val> {
 }
 
 fn concat(cx: &mut Importer, call: &Call) -> Res<Val> {
-    let mut parts = Vec::with_capacity(call.inputs.len());
-    for i in 0..call.inputs.len() {
-        let v = call.need(i)?.clone();
+    let parts = (0..call.inputs.len()).map(|i| call.need(i).cloned()).collect::<Res<Vec<_>>>()?;
+    joined(cx, &parts, call.attrs.int("axis", 0)?)
+}
+
+/// Parts one after the other along an axis.
+fn joined(cx: &mut Importer, all: &[Val], a: i64) -> Res<Val> {
+    let literals = all.iter().map(|v| match v {
+        Val::Const(t) => Some(&**t),
+        _ => None,
+    });
+    if let Some(parts) = literals.collect::<Option<Vec<_>>>().filter(|p| !p.is_empty()) {
+        return Ok(Val::constant(fold::concat(&parts, a)?));
+    }
+    let mut parts = Vec::with_capacity(all.len());
+    for v in all {
         // An empty part adds nothing (and exporters do write them).
-        if !cx.shape(&v)?.contains(&0) || call.inputs.len() == 1 {
-            parts.push(cx.value(&v)?);
+        if !cx.shape(v)?.contains(&0) || all.len() == 1 {
+            parts.push(cx.value(v)?);
         }
     }
     let first = *parts.first().ok_or_else(|| words("no operands with elements".into()))?;
-    let a = axis(call.attrs.int("axis", 0)?, cx.graph.shape(first).rank()).map_err(words)?;
+    let a = axis(a, cx.graph.shape(first).rank()).map_err(words)?;
     if parts.len() == 1 {
         return Ok(Val::Node(first));
     }
     Ok(Val::Node(cx.one("", ops::Concat { axis: a }, &parts)?))
+}
+
+/// Values of one shape along a new first axis.
+pub fn stacked(cx: &mut Importer, all: &[Val]) -> Res<Val> {
+    along_new(cx, all, 0)
+}
+
+fn along_new(cx: &mut Importer, all: &[Val], a: i64) -> Res<Val> {
+    let mut parts = Vec::with_capacity(all.len());
+    for v in all {
+        let from = cx.shape(v)?;
+        let moves = moves::unsqueeze(&from, &[a]).map_err(words)?;
+        parts.push(cx.moved(v, &moves)?);
+    }
+    joined(cx, &parts, a)
+}
+
+fn sequence(call: &Call) -> Res<Vec<Val>> {
+    match call.need(0)? {
+        Val::Seq(items) => Ok(items.clone()),
+        _ => Err(fail("P0207", "operand 0 is not a sequence")),
+    }
 }
 
 /// Padding with a constant: placement into zeros, and where the constant is not 0, into it. With

@@ -31,15 +31,15 @@ fn adds_up(cx: &Importer, call: &Call) -> bool {
         return false;
     }
     let zeros = matches!(call.input(0), Some(Val::Const(t)) if t.splat() == Some(0.0));
-    let nodes = &cx.src.graph.node;
+    let nodes = || cx.src.every_node();
     let is = |name: Option<&String>, op: &str| {
-        let made = nodes.iter().find(|n| name.is_some_and(|name| n.output.contains(name)));
+        let made = nodes().find(|n| name.is_some_and(|name| n.output.contains(name)));
         made.and_then(|n| n.op_type.as_deref()) == Some(op)
     };
     // Those of `index_add`; `index_put` has tuples of indices.
     let spread = is(node.input.get(1), "Expand") && is(node.input.get(2), "Expand");
     let result = node.output.first();
-    let mut readers = nodes.iter().filter(|n| result.is_some_and(|r| n.input.contains(r)));
+    let mut readers = nodes().filter(|n| result.is_some_and(|r| n.input.contains(r)));
     let added = readers.next().is_some_and(|n| n.op_type.as_deref() == Some("Add"))
         && readers.next().is_none();
     zeros && added && (spread || call.op == "ScatterND")
