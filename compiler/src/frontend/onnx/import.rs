@@ -1,6 +1,7 @@
 //! From a decoded model to a graph: the walk over the nodes, and what converters build with.
 
 use super::convert;
+use super::faults::Faults;
 use super::fold;
 use super::moves::{self, Move};
 use super::node::{Attrs, Seen, fail};
@@ -11,7 +12,7 @@ use super::stops::{Globs, Stops};
 use super::tensor::{Data, Elem, Tensor, checked_elements};
 use super::variables::aliases;
 use super::{ImportOptions, Imported};
-use crate::diagnostic::{Diagnostic, Diagnostics, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::frontend::weights::WeightFile;
 use crate::ir::{ConstData, Graph, Region, Result_, TensorType, ValueId, VarRole};
 use crate::ops::{self, Op};
@@ -213,45 +214,6 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
     faults.finish()?;
     let outputs = cx.results()?;
     cx.finish(inputs, outputs)
-}
-
-/// What nodes were refused for. All are found in one go, so that a model is changed once.
-#[derive(Default)]
-struct Faults {
-    /// Each with how many further nodes it is true of.
-    list: Vec<(Diagnostic, usize)>,
-    /// Names of results that there are none of.
-    missing: BTreeSet<String>,
-}
-
-/// Most faults that are told one by one.
-const TOLD: usize = 24;
-
-impl Faults {
-    fn add(&mut self, d: Diagnostic) {
-        let like = |o: &Diagnostic| o.code == d.code && o.message == d.message;
-        match self.list.iter_mut().find(|(o, _)| like(o)) {
-            Some((_, more)) => *more += 1,
-            None => self.list.push((d, 0)),
-        }
-    }
-
-    fn finish(self) -> Result<()> {
-        let beyond = self.list.len().saturating_sub(TOLD);
-        let mut all: Vec<Diagnostic> = vec![];
-        for (mut d, more) in self.list.into_iter().take(TOLD) {
-            match more {
-                0 => {}
-                1 => d.message += "; at another node too",
-                n => d.message += &format!("; at {n} other nodes too"),
-            }
-            all.push(d);
-        }
-        if let (Some(last), true) = (all.last_mut(), beyond > 0) {
-            last.message += &format!(" (and {beyond} other faults)");
-        }
-        if all.is_empty() { Ok(()) } else { Err(Diagnostics(all)) }
-    }
 }
 
 impl<'a> Importer<'a> {

@@ -14,6 +14,7 @@ mod assume;
 mod buffers;
 mod control;
 mod convert;
+mod faults;
 mod fold;
 mod import;
 mod inputs;
