@@ -56,7 +56,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             .help("look at the targets, and at `[loss] ignore_index`")
             .into());
     };
-    let fault = metrics::judge(Some(&found));
+    let fault = metrics::judge(Some(&found), "");
     if json {
         let errors: Vec<_> = fault.iter().map(failure::error).collect();
         say!(

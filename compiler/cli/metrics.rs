@@ -62,13 +62,12 @@ pub fn over(
     }))
 }
 
-/// What is wrong with a run whose weights are finite and whose test is not.
-pub fn judge(test: Option<&Metrics>) -> Option<Error> {
+/// What is wrong with a test whose loss is no number; `though` says what was found finite before.
+pub fn judge(test: Option<&Metrics>, though: &str) -> Option<Error> {
     let loss = test.map(|t| t.loss).filter(|loss| !loss.is_finite())?;
-    let text = format!("the test loss is {loss}, though weights and gradients are finite");
+    let text = format!("the test loss is {loss}{though}");
     Some(Error::new("R0608", text).help(
-        "the weights are saved; look at the held-back rows, and at what in the model overflows or \
-         divides by zero for them",
+        "look at the rows of the test, and at what in the model overflows or divides by zero for them",
     ))
 }
 

@@ -137,7 +137,9 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             Ok(measured) => test = measured,
             Err(e) => faults.push(cut_short(e)),
         }
-        let fault = judge(&session, taken.last, &skips)?.or_else(|| metrics::judge(test.as_ref()));
+        let finite = ", though weights and gradients are finite";
+        let fault = judge(&session, taken.last, &skips)?;
+        let fault = fault.or_else(|| metrics::judge(test.as_ref(), finite));
         if let Some(error) = fault {
             faults.insert(0, Failure::Training(error));
         }
