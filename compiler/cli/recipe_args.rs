@@ -226,7 +226,25 @@ pub fn compile(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled
 /// [`compile`], warnings left to the caller.
 pub fn compile_quietly(recipe: &Recipe, options: &pipeline::Options) -> Outcome<Compiled> {
     let (recipe, options) = with_data(recipe, options)?;
-    Ok(pipeline::compile(&recipe, &options)?)
+    let model = InputFile::open(&recipe.model_path()).ok();
+    let compiled = pipeline::compile(&recipe, &options)?;
+    same(model.as_ref())?;
+    Ok(compiled)
+}
+
+/// Checks that a model is the file it was: it is read more than once, as trained, as evaluated and for
+/// its weights, and what comes of two versions of it would be neither.
+///
+/// # Errors
+/// `R0303` if it was written to, removed or replaced since it was opened.
+fn same(model: Option<&InputFile>) -> Outcome {
+    let Some(model) = model else { return Ok(()) };
+    Ok(model.still_there().map_err(|why| {
+        let text = format!("the model {why} while it was compiled or loaded");
+        precast_runtime::Error::new("R0303", text)
+            .at(model.path().display())
+            .help("begin again once whatever writes it has ended")
+    })?)
 }
 
 /// A plan to be watched on the processor, made by `make`, with what the data says about extents and
@@ -237,7 +255,10 @@ pub fn watched(
     make: fn(&Recipe, &pipeline::Options) -> precast_compiler::diagnostic::Result<Watched>,
 ) -> Outcome<Watched> {
     let (recipe, options) = with_data(recipe, options)?;
-    Ok(make(&recipe, &options)?)
+    let model = InputFile::open(&recipe.model_path()).ok();
+    let made = make(&recipe, &options)?;
+    same(model.as_ref())?;
+    Ok(made)
 }
 
 /// The text of a stage before the plan, as [`compile`] would pass through it.
@@ -369,13 +390,7 @@ pub fn open(
     // What has no file of its own to name is the recipe's.
     let place = |e: precast_runtime::Error| e.at(recipe.path.display());
     let session = Session::new(plan, &weights, &options).map_err(place)?;
-    if let Some(Err(why)) = inputs.model.as_ref().map(InputFile::still_there) {
-        let text = format!("the model {why} while it was compiled and loaded");
-        return Err(precast_runtime::Error::new("R0303", text)
-            .at(model.display())
-            .help("begin again once whatever writes it has ended")
-            .into());
-    }
+    same(inputs.model.as_ref())?;
     // What nothing reads was warned of when the plan was made.
     let wanted = session.wanted();
     inputs.data.keep(|input| wanted.iter().any(|w| w.name == input));
