@@ -266,6 +266,12 @@ fn every_error_code_is_documented() {
     }
     let listed = codes(&read(&root().join("docs/ERRORS.md")), "`");
     assert!(used.len() > 15, "the scan found only {used:?}");
+    let rows = read(&root().join("docs/ERRORS.md"));
+    let rows = rows.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next());
+    let mut rows: Vec<&str> = rows.collect();
+    rows.sort_unstable();
+    let twice: Vec<_> = rows.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]).collect();
+    assert!(twice.is_empty(), "docs/ERRORS.md gives two meanings to {twice:?}");
     let missing: Vec<_> = used.difference(&listed).collect();
     assert!(missing.is_empty(), "docs/ERRORS.md lacks {missing:?}");
     let stale: Vec<_> = listed.difference(&used).collect();

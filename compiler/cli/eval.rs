@@ -51,7 +51,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         false => metrics::over(&recipe, &mut session, data.test_batches())?,
     };
     let Some(found) = found else {
-        return Err(Diagnostic::error("P0012", "there is nothing to test: no target counts")
+        return Err(Diagnostic::error("P0015", "there is nothing to test: no target counts")
             .at(Place::File { path: recipe.path.clone() })
             .help("look at the targets, and at `[loss] ignore_index`")
             .into());

@@ -117,7 +117,7 @@ fn columns_of_tables_are_dealt_out() {
 fn nothing_is_written_over() {
     let lab = lab(&[("examples/digits/model.onnx", "model.onnx")]);
     lab.write("recipe.toml", "mine");
-    assert_eq!(lab.fails(&["init", "model.onnx"]).0, "P0013");
+    assert_eq!(lab.fails(&["init", "model.onnx"]).0, "P0016");
     assert_eq!(lab.text("recipe.toml"), "mine");
     assert_eq!(lab.fails(&["init", "recipe.toml"]).0, "P0001");
     assert_eq!(lab.fails(&["init", "model.onnx", "-o", "recipe.yaml"]).0, "P0011");

@@ -13,11 +13,14 @@ const TAKERS: &[(&str, &[&str])] = &[
     ("compare FILE --only f32", &["recipe"]),
     ("profile FILE --steps 1", &["recipe"]),
     ("blame FILE --step 1", &["recipe"]),
+    ("eval FILE", &["recipe"]),
+    ("init FILE -o new.toml", &["onnx"]),
     ("show FILE", &["recipe", "ir", "plan"]),
     ("check FILE", &["recipe", "onnx", "ir", "plan"]),
     ("explain FILE", &["plan"]),
     ("diff FILE m.plan", &["plan"]),
     ("diff m.plan FILE", &["plan"]),
+    ("eval recipe.toml --weights FILE", &["safetensors", "checkpoint"]),
     ("train recipe.toml --resume FILE", &["checkpoint"]),
     ("profile recipe.toml --steps 1 --resume FILE", &["checkpoint"]),
     ("blame recipe.toml --step 3 --resume FILE", &["checkpoint"]),
@@ -32,7 +35,7 @@ const TAKERS: &[(&str, &[&str])] = &[
 ];
 
 /// Commands that are given no file to read.
-const OTHERS: &[&str] = &["calibrate", "doctor", "help"];
+const OTHERS: &[&str] = &["calibrate", "doctor", "completions", "man", "help"];
 
 /// A folder with a file of every kind, as (kind, name).
 fn files() -> (Lab, Vec<(&'static str, &'static str)>) {

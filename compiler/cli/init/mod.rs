@@ -39,7 +39,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         return Err(idle(&out, "--out", "a recipe ends in .toml").into());
     }
     if out.exists() {
-        return Err(Diagnostic::error("P0013", "the recipe exists, and is not written over")
+        return Err(Diagnostic::error("P0016", "the recipe exists, and is not written over")
             .at(Place::File { path: out })
             .help("`-o` gives another name")
             .into());

@@ -166,12 +166,11 @@ impl FileKind {
     pub fn taken_by(self) -> Option<&'static str> {
         Some(match self {
             FileKind::Recipe => {
-                "`precast compile`, `train`, `grad`, `compare`, `profile` and `blame` take a recipe, \
-                 and `show` and `check` too"
+                "`precast compile`, `train`, `eval`, `grad`, `compare`, `profile` and `blame` take a \
+                 recipe, and `show` and `check` too"
             }
             FileKind::Onnx => {
-                "`precast show` and `precast check` take an ONNX model, and a recipe names one: \
-                 `model = \"…\"`"
+                "`precast init` writes a recipe for an ONNX model, and `show` and `check` look at one"
             }
             FileKind::Ir => {
                 "`precast show` and `precast check` take textual IR, and a recipe names it: \
@@ -209,7 +208,7 @@ impl FileKind {
     /// Where a file of this kind comes from.
     pub fn made_by(self) -> Option<&'static str> {
         Some(match self {
-            FileKind::Recipe => "docs/RECIPE.md begins with a small recipe",
+            FileKind::Recipe => "`precast init MODEL` writes one",
             FileKind::Onnx => "`torch.onnx.export` writes ONNX models (docs/EXPORTING.md)",
             FileKind::Ir => "`precast show MODEL` writes textual IR",
             FileKind::Plan => "`precast compile RECIPE -o FILE.plan` writes one",
