@@ -71,6 +71,7 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
         .map_err(|e| {
             Diagnostic::error("P0005", format!("`{node}` is not a glob: {}", e.kind()))
                 .at(Place::File { path: path.into() })
+                .help("in a glob `*`, `?`, `[…]` and `{a,b}` stand for others; `[*]` is the character itself")
         })?
         .compile_matcher();
     let found: Vec<_> = {

@@ -247,7 +247,11 @@ pub fn read_unsealed(path: &Path) -> Outcome<(Plan, Seal)> {
         let errors = faults
             .iter()
             .map(|f| Diagnostic::error("P0007", format!("the plan is not valid: {f}")).at(place()));
-        Diagnostics(errors.collect())
+        let mut errors: Vec<Diagnostic> = errors.collect();
+        if let Some(last) = errors.last_mut() {
+            last.help = Some("compile it again: `precast compile RECIPE -o FILE.plan`".into());
+        }
+        Diagnostics(errors)
     })?;
     Ok((plan, seal))
 }

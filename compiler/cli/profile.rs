@@ -109,6 +109,7 @@ fn glob(text: &str, args: &Args) -> Outcome<globset::GlobMatcher> {
     let glob = globset::Glob::new(text).map_err(|e| {
         Diagnostic::error("P0005", format!("`{text}` is not a glob: {}", e.kind()))
             .at(Place::File { path: args.recipe.recipe.clone() })
+            .help("in a glob `*`, `?`, `[…]` and `{a,b}` stand for others; `[*]` is the character itself")
     })?;
     Ok(glob.compile_matcher())
 }

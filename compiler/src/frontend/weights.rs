@@ -22,7 +22,11 @@ impl WeightFile {
     pub fn open(path: &std::path::Path) -> Result<WeightFile, Diagnostic> {
         let place = || crate::Place::File { path: path.into() };
         let unreadable = |e: std::io::Error| {
-            Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place())
+            let d = Diagnostic::error("P0211", format!("cannot read the weights: {e}")).at(place());
+            match precast_plan::instead_of(path).filter(|_| !path.exists()) {
+                Some(help) => d.help(help),
+                None => d,
+            }
         };
         let mut file = std::fs::File::open(path).map_err(unreadable)?;
         let len = file.metadata().map_err(unreadable)?.len();

@@ -135,9 +135,11 @@ impl FileKind {
             }
             Err(_) => None,
         };
-        match text.filter(|t| !t.contains('\0')) {
-            Some(text) if !onnx(head) || text.trim_start().starts_with(['{', '[']) => words(text),
-            _ if onnx(head) => FileKind::Onnx,
+        // What begins as a protobuf may be a text; no text has the bytes that a protobuf goes on with.
+        let binary = |c: char| c.is_control() && !"\t\r\n\x0c".contains(c);
+        match text.filter(|t| !t.contains(binary)) {
+            Some(text) => words(text),
+            None if onnx(head) => FileKind::Onnx,
             // Protocol 2 to 5 of pickle: `torch.save` before PyTorch 1.6.
             _ if matches!(head, [0x80, 2..=5, ..]) => FileKind::TorchPickle,
             _ => FileKind::Binary,
@@ -317,7 +319,10 @@ fn words(text: &str) -> FileKind {
             FileKind::Json
         };
     }
-    if first.strip_prefix("graph").is_some_and(|rest| rest.starts_with([' ', '\t'])) {
+    let statement = first.split('#').next().unwrap_or(first);
+    if let ["graph", name] = statement.split_whitespace().collect::<Vec<_>>()[..]
+        && !name.contains(',')
+    {
         return FileKind::Ir;
     }
     toml(lines()).or_else(|| table(text)).unwrap_or(FileKind::Text)
@@ -428,6 +433,10 @@ mod tests {
             ("graph demo\n\nforward:\n", FileKind::Ir),
             ("# by hand\ngraph\tdemo\n", FileKind::Ir),
             ("graphs are nice\n", FileKind::Text),
+            ("graph size,label\n1,0\n", FileKind::Csv),
+            (":a,b\n1,2\n", FileKind::Csv),
+            ("\"a\",\"b\"\n1,2\n", FileKind::Csv),
+            ("2,3\n4,:\n", FileKind::Csv),
             ("{\"version\": 1, \"model\": \"m\", \"target\": {}}", FileKind::Plan),
             ("{\"version\": 1, \"model\": \"m\", \"digest\": \"0\"}", FileKind::Ranges),
             ("{\"a\": {\"model\": 1, \"target\": 2}}", FileKind::Json),

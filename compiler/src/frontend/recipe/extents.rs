@@ -63,13 +63,21 @@ impl Recipe {
 
     /// Checks that a file of the data is of the recipe's format; a damaged one is left to its reader.
     fn check_format(&self, source: &DataSource, path: &Path) -> Result<()> {
-        use FileKind::{Checkpoint, Csv, Empty, Safetensors};
+        use FileKind::{
+            Checkpoint, Csv, Empty, Numpy, Onnx, Plan, Safetensors, TorchPickle, TorchProgram,
+            TorchScript,
+        };
         let Ok(found) = FileKind::of(path) else { return Ok(()) };
         let (format, fits) = match source {
             DataSource::Safetensors { .. } => {
                 ("safetensors", matches!(found, Safetensors | Checkpoint))
             }
-            DataSource::Csv { .. } => ("csv", found == Csv),
+            // Whatever is a text may be a table.
+            DataSource::Csv { .. } => {
+                let torch = matches!(found, TorchPickle | TorchScript | TorchProgram);
+                let other = matches!(found, Safetensors | Checkpoint | Onnx | Plan | Numpy);
+                ("csv", !torch && !other)
+            }
             DataSource::Bytes { .. } => return Ok(()),
         };
         if fits || found.is_vague() || found == Empty {
