@@ -378,3 +378,62 @@ fn short_work_is_measured_many_times_at_once() {
     assert_eq!(device.counts()[2], replays);
     device.refuse("");
 }
+
+/// A plan that was made for another board runs, and a person is told of it.
+#[test]
+fn a_plan_for_another_board_is_told_of() {
+    let lab = Lab::new("tiny_gpt", "f32");
+    let warned = |device: &str| {
+        let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
+            .args(["grad", "recipe.toml", "--device", device, "-o", "g.safetensors"])
+            .current_dir(lab.path())
+            .output()
+            .expect("the binary runs");
+        let say = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{device}: {say}");
+        say
+    };
+    let say = warned("b200");
+    assert!(say.contains("P0621") && say.contains("made for `b200`, and runs on"), "{say}");
+    assert!(say.contains("`--device b200` of the command line"), "{say}");
+    for device in ["cuda", "sm_90"] {
+        let say = warned(device);
+        assert!(!say.contains("P0621"), "{device}: {say}");
+    }
+}
+
+/// An id outside its table is told by its position, on a device as on a processor.
+#[test]
+fn an_id_outside_its_table_has_a_position() {
+    let lab = Lab::new("tiny_gpt", "f32");
+    let batch = TensorFile::open(&lab.f.folder.join("batch.safetensors")).expect("complete");
+    let tensors = batch.names().into_iter().map(|name| {
+        let t = batch.tensor(&name).unwrap_or_else(|e| panic!("{e}"));
+        let precast_runtime::tensors::Element::Plan(dtype) = t.element else {
+            panic!("{name} is {:?}", t.element)
+        };
+        let mut bytes = t.bytes.to_vec();
+        if name == "in.input_ids" {
+            bytes[17 * 8..18 * 8].copy_from_slice(&9999i64.to_le_bytes());
+        }
+        (name.clone(), (dtype, t.shape.clone(), bytes))
+    });
+    let none = std::collections::BTreeMap::new();
+    let file = lab.path().join("batch.safetensors");
+    precast_runtime::tensors::write_tensors(&file, &none, &tensors.collect())
+        .unwrap_or_else(|e| panic!("{e}"));
+    let recipe = std::fs::read_to_string(lab.path().join("recipe.toml")).expect("written");
+    let whole = lab.f.folder.join("batch.safetensors").display().to_string();
+    let recipe = recipe.replace(&whole, &file.display().to_string());
+    std::fs::write(lab.path().join("recipe.toml"), recipe).expect("written");
+    for device in ["cpu", "cuda"] {
+        let o = std::process::Command::new(env!("CARGO_BIN_EXE_precast"))
+            .args(["grad", "recipe.toml", "--device", device, "-o", "g.safetensors"])
+            .current_dir(lab.path())
+            .output()
+            .expect("the binary runs");
+        let say = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(!o.status.success(), "{device}: {say}");
+        assert!(say.contains("R0112") && say.contains("at position 17 "), "{device}: {say}");
+    }
+}
