@@ -4,7 +4,6 @@ use crate::failure::Outcome;
 use crate::input;
 use crate::layers;
 use crate::listing::{self, duration};
-use precast_compiler::diagnostic::nearest;
 use precast_compiler::ops::matmul::source_name;
 use precast_compiler::precision::casts::is_cast;
 use precast_compiler::{Diagnostic, Place};
@@ -82,12 +81,9 @@ fn select<'p>(plan: &'p Plan, node: &str, path: &std::path::Path) -> Outcome<Vec
         return Ok(found);
     }
     let names = plan.journal.iter().flat_map(|d| [d.op.as_str(), source_name(&d.op)]);
-    let help = match nearest(node, names) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "without a name, `explain` lists the operations; a glob such as `*conv*` names \
-                 several"
-            .into(),
-    };
+    let otherwise = "without a name, `explain` lists the operations; a glob such as `*conv*` names \
+                     several";
+    let help = input::instead_of_name(node, names, otherwise);
     Err(Diagnostic::error("P0005", format!("the plan decides nothing about `{node}`"))
         .at(Place::File { path: path.into() })
         .help(help)

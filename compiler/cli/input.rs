@@ -1,7 +1,7 @@
 //! What a command is pointed at.
 
 use crate::failure::{Failure, Outcome};
-use precast_compiler::diagnostic::suggestion;
+use precast_compiler::diagnostic::{nearest, suggestion};
 use precast_compiler::frontend::onnx::ModelInfo;
 use precast_compiler::ir::{self, Graph};
 use precast_compiler::{Diagnostic, Diagnostics, Place, text};
@@ -179,17 +179,43 @@ pub fn expect(path: &Path, wanted: &'static [FileKind], by: Option<&str>) -> Out
 /// # Errors
 /// P0001 where it is of another kind than a checkpoint.
 pub fn check_checkpoint(path: Option<&Path>) -> Outcome {
-    // A safetensors file may be what was kept of a checkpoint; its reader says what it lacks.
-    const ALL: &[FileKind] = &[FileKind::Checkpoint, FileKind::Safetensors];
-    match path {
-        Some(path) if path.exists() => expect(path, ALL, Some("--resume")).map(|_| ()),
-        _ => Ok(()),
+    let Some(path) = path.filter(|p| p.exists()) else { return Ok(()) };
+    let Ok(found) = FileKind::of(path) else { return Ok(()) };
+    // A safetensors file may be what was kept of a checkpoint; its reader says what it lacks, and what
+    // is wrong with a damaged one.
+    let tensors = |k| k == FileKind::Safetensors;
+    if tensors(found) || found.is_vague() && FileKind::promised(path).is_some_and(tensors) {
+        return Ok(());
     }
+    expect(path, &[FileKind::Checkpoint], Some("--resume")).map(|_| ())
 }
 
 pub fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
-    Diagnostic::error("P0002", format!("cannot read the file: {e}"))
-        .at(Place::File { path: path.into() })
+    let d = Diagnostic::error("P0002", format!("cannot read the file: {e}"))
+        .at(Place::File { path: path.into() });
+    match precast_plan::instead_of(path).filter(|_| !path.exists()) {
+        Some(help) => d.help(help),
+        None => d,
+    }
+}
+
+/// What to do where `name` names none of `known`: the one that it is a slip of, else those that it is a
+/// part of, else `otherwise`.
+pub fn instead_of_name<'n>(
+    name: &str,
+    known: impl Iterator<Item = &'n str> + Clone,
+    otherwise: &str,
+) -> String {
+    if let Some(near) = nearest(name, known.clone()) {
+        return format!("did you mean `{near}`?");
+    }
+    let mut within: Vec<&str> = known.filter(|k| k.contains(name)).collect();
+    within.dedup();
+    match within.as_slice() {
+        [] => otherwise.into(),
+        [one] => format!("did you mean `{one}`?"),
+        [first, ..] => format!("`*{name}*` names {}, such as `{first}`", within.len()),
+    }
 }
 
 /// A text file, not larger than any sensible one.

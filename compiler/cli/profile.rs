@@ -117,9 +117,11 @@ fn glob(text: &str, args: &Args) -> Outcome<globset::GlobMatcher> {
 fn nothing(args: &Args, ranges: &Ranges) -> Diagnostic {
     let glob = args.tensor.as_deref().unwrap_or_default();
     let names: Vec<&str> = ranges.tensors.iter().map(|t| t.name.as_str()).collect();
+    let otherwise = suggestion("tensors", glob, &names);
+    let help = input::instead_of_name(glob, names.iter().copied(), &otherwise);
     Diagnostic::error("P0005", format!("no tensor is called `{glob}`"))
         .at(Place::File { path: args.recipe.recipe.clone() })
-        .help(suggestion("tensors", glob, &names))
+        .help(help)
 }
 
 fn heading(ranges: &Ranges, session: &Session, loss: f32) -> String {

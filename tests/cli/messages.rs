@@ -31,6 +31,8 @@ fn suggestions_are_near() {
     let (code, text) = lab.fails(&["explain", "recipe.plan", "nosuch"]);
     assert_eq!(code, "P0005", "{text}");
     assert!(!text.contains("did you mean"), "{text}");
+    let (_, text) = lab.fails(&["explain", "recipe.plan", "relu"]);
+    assert!(text.contains("`fc1+relu`"), "a part of one: {text}");
     let (_, text) = lab.fails(&["explain", "recipe.plan", "fc11"]);
     assert!(text.contains("did you mean `fc1`?"), "{text}");
     let profile = ["profile", "recipe.toml", "--steps", "1", "--tensor"];
@@ -213,6 +215,8 @@ fn files_that_are_not_there_are_named_as_they_may_be_meant() {
     let lab = Lab::new();
     let (code, text) = lab.fails(&["check", "recip.toml"]);
     assert_eq!(code, "P0100", "{text}");
+    assert!(text.contains("did you mean `recipe.toml`?"), "{text}");
+    let (_, text) = lab.fails(&["check", "recipe"]);
     assert!(text.contains("did you mean `recipe.toml`?"), "{text}");
     let (_, text) = lab.fails(&["check", "nothing-like-it.toml"]);
     assert!(!text.contains("did you mean"), "{text}");

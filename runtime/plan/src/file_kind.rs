@@ -51,8 +51,12 @@ pub fn instead_of(path: &Path) -> Option<String> {
         .filter_map(|e| e.file_name().into_string().ok())
         .collect();
     names.sort();
-    let near =
-        crate::words::nearest(path.file_name()?.to_str()?, names.iter().map(String::as_str))?;
+    let name = path.file_name()?.to_str()?;
+    let near = crate::words::nearest(name, names.iter().map(String::as_str)).or_else(|| {
+        // The ending is what people leave out.
+        let mut whole = names.iter().filter(|n| n.rsplit_once('.').is_some_and(|(s, _)| s == name));
+        whole.next().map(String::as_str)
+    })?;
     Some(format!("did you mean `{}`?", path.with_file_name(near).display()))
 }
 
@@ -496,6 +500,7 @@ mod tests {
             Some(format!("did you mean `{}`?", path.display()))
         );
         assert_eq!(instead_of(&dir.path().join("weights.st")), None);
+        assert!(instead_of(&dir.path().join("m")).unwrap().ends_with("m.pt2`?"));
         assert!(
             instead_of(&dir.path().join("gone/m.pt2")).unwrap().starts_with("there is no folder")
         );

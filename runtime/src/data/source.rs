@@ -77,13 +77,18 @@ fn rows_of_table(paths: &[PathBuf], header: bool, field: &Field, allow: bool) ->
         width = columns.len();
         files.push((path.clone(), (values.len() / width) as u64));
         for record in reader.records() {
-            let record = record.map_err(|e| bad(table::fault(path, &e, names.as_deref())))?;
+            let record = record.map_err(|e| {
+                bad(table::fault(path, &e, names.as_deref())).help(
+                    "rows have as many cells as the first; a cell that holds a comma is quoted",
+                )
+            })?;
             let place = |c| table::cell(path, record.position(), c, names.as_deref());
             for &c in &columns {
                 let cell = record.get(c).ok_or_else(|| bad(format!("{} is missing", place(c))))?;
-                let x: f64 = cell
-                    .parse()
-                    .map_err(|_| bad(format!("{}: `{cell}` is not a number", place(c))))?;
+                let x: f64 = cell.parse().map_err(|_| {
+                    bad(format!("{}: `{cell}` is not a number", place(c)))
+                        .help("cells are numbers: write words as numbers of classes, say")
+                })?;
                 if !x.is_finite() && !allow {
                     let name =
                         names.as_ref().map_or_else(|| c.to_string(), |n| format!("`{}`", n[c]));
