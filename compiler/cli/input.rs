@@ -119,17 +119,16 @@ impl Unwanted {
             [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
             list => list.concat(),
         };
-        let mut help: Vec<&str> = self.found.taken_by().into_iter().collect();
-        if let ([one], true) = (self.wanted, help.is_empty()) {
-            help.extend(one.made_by());
-        }
-        let inside = self.inside();
-        if let Some(file) = &inside {
-            help = vec![file];
-        }
+        let help = self.inside().or_else(|| {
+            let advice = advice(self.found, self.wanted[0], self.by.is_some());
+            advice.filter(|_| self.wanted.len() <= 2).or(self.found.taken_by()).map(str::to_string)
+        });
         let message = format!("`{by}` takes {wanted}, and this is {}", self.found);
         let d = Diagnostic::error("P0001", message).at(Place::File { path: self.path.clone() });
-        if help.is_empty() { d } else { d.help(help.join("; ")) }
+        match help {
+            Some(help) => d.help(help),
+            None => d,
+        }
     }
 
     /// Of a folder: the file in it that was meant.
@@ -146,6 +145,20 @@ impl Unwanted {
             [one] => Some(format!("did you mean `{}`?", one.display())),
             [first, ..] => Some(format!("name a file in it, such as `{}`", first.display())),
         }
+    }
+}
+
+/// What to do where a file of one kind is given and another is wanted. A command was meant for the file
+/// that it got, and another command takes that; an option or a key is meant for what it takes.
+pub fn advice(found: FileKind, wanted: FileKind, by_option: bool) -> Option<&'static str> {
+    let torch =
+        matches!(found, FileKind::TorchPickle | FileKind::TorchScript | FileKind::TorchProgram);
+    let compiled = found == FileKind::Recipe && wanted == FileKind::Plan;
+    let made_first = compiled || by_option && !(torch && wanted == FileKind::Onnx);
+    if made_first {
+        wanted.made_by().or(found.taken_by())
+    } else {
+        found.taken_by().or(wanted.made_by())
     }
 }
 

@@ -178,7 +178,7 @@ fn named_kinds(recipe: &Recipe) -> Outcome {
             ("model", Onnx) => {
                 "a name that ends in .pir says that a model is textual IR: give it another"
             }
-            _ => found.taken_by().or(wanted[0].made_by()).unwrap_or("write the file again"),
+            _ => input::advice(found, wanted[0], true).unwrap_or("write the file again"),
         };
         let place = recipe.place(&[key], "of another kind");
         return Err(Diagnostic::error("P0001", message).at(place).help(help).into());

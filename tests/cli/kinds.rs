@@ -127,7 +127,7 @@ fn every_command_says_what_it_got_and_what_it_takes() {
             assert!(!text.contains("panicked"), "{line}: {text}");
             // Which command it is differs, and where this test runs.
             let command = format!("`{}` takes", args[0]);
-            let text = text.replace(&command, "`COMMAND` takes").replace(&lab.dir(), "");
+            let text = text.replacen(&command, "`COMMAND` takes", 1).replace(&lab.dir(), "");
             said.entry(text).or_default().push(taker);
         }
         writeln!(out, "==== {kind}: {file}\ntaken by {}", list(&taken)).unwrap();

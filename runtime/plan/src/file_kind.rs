@@ -221,6 +221,7 @@ impl FileKind {
             FileKind::Checkpoint => {
                 "`precast train` writes them where `[train] checkpoint` says how often"
             }
+            FileKind::Safetensors => "`precast train` and `safetensors.torch.save_file` write them",
             FileKind::Ranges => "`precast profile RECIPE -o FILE` writes them",
             FileKind::TargetTable => "`precast calibrate -o FILE` writes one",
             _ => return None,
