@@ -198,7 +198,7 @@ fn a_stop_of_everything_is_the_recipes_own_fault() {
     let (code, text) = lab.fails(&["compile", "recipe.toml"]);
     assert_eq!(code, "P0405", "{text}");
     assert!(text.contains("every path to one is stopped"), "{text}");
-    assert!(text.contains("recipe.toml:13:") && text.contains("stops every gradient"), "{text}");
+    assert!(text.contains("recipe.toml:14:") && text.contains("stops every gradient"), "{text}");
     assert!(!text.contains("export"), "{text}");
 }
 
@@ -269,7 +269,7 @@ fn rows_of_another_shape_name_the_axis() {
 fn what_to_write_instead_is_said() {
     let said = |old: &str, new: &str, args: &[&str]| Lab::with(old, new).fails(args).1;
     let check = &["check", "recipe.toml"];
-    let text = said("batch = 4", "batch = 4\nscale = { xx = 2 }", check);
+    let text = said("batch = 4", "batch = 4\nscale = { other = 2 }", check);
     assert!(text.contains("its inputs are x"), "{text}");
     let text = said("batch = 4", "batch = 3", check);
     assert!(text.contains("`[data] batch` is 3, and axis 0 of the model's inputs is 4"), "{text}");

@@ -103,7 +103,10 @@ fn tables_find_columns_by_name_and_range() {
     s.fields[1].columns = Columns::Name("lable".into());
     let e = Dataset::open(&s, &want).err().unwrap();
     assert_eq!(e.code, "R0413");
-    assert!(e.to_string().contains("label, p0"), "{e}");
+    assert!(e.to_string().contains("did you mean `label`?"), "{e}");
+    s.fields[1].columns = Columns::Name("nothing".into());
+    let e = Dataset::open(&s, &want).err().unwrap();
+    assert!(e.to_string().contains("its columns are label, p0"), "{e}");
     s.fields[1].columns = Columns::List(vec!["p0".into(), "p1".into()]);
     assert_eq!(Dataset::open(&s, &want).err().unwrap().code, "R0411");
     s.fields[1].columns = Columns::Name("p0".into());

@@ -264,7 +264,7 @@ fn tables_and_folders_are_counted() {
     for (columns, want) in [
         ("\"q..p\"", "the range `q..p` for `x` runs backwards"),
         ("\"s\"", "no column `s` for `x`"),
-        ("[\"p\", \"s\"]", "the columns are p, q, r"),
+        ("[\"p\", \"s\"]", "its columns are p, q, r"),
     ] {
         let error = load(&format!("{csv}inputs = {{ x = {columns} }}")).data_extents().unwrap_err();
         assert!(error.to_string().contains(want), "{error}");
