@@ -127,7 +127,9 @@ impl Lab {
         } else if resume {
             let newest =
                 files(out).into_iter().filter_map(|(path, step)| Some((step?, path))).max();
-            newest.iter().for_each(|(_, path)| drop(c.arg("--resume").arg(path)));
+            if let Some((_, path)) = newest {
+                c.arg("--resume").arg(path);
+            }
         }
         c
     }
