@@ -5,7 +5,7 @@ use super::targets::{Lab, Target};
 use std::path::{Path, PathBuf};
 
 /// Longest file that is a first input.
-const LARGEST: u64 = 1 << 18;
+const LARGEST: u64 = 1 << 16;
 
 /// The repository.
 pub fn root() -> PathBuf {
