@@ -86,7 +86,9 @@ fn term(t: &Table, data: Option<&Data>) -> Option<Vec<LossTerm>> {
             None
         }
         Some(Word::CrossEntropy) => {
-            let ignore_index = or(t.get("ignore_index"), -100, |i| i.int(..));
+            // What programs compare it with has 32 bits.
+            let most = i64::from(i32::MAX);
+            let ignore_index = or(t.get("ignore_index"), -100, |i| i.int(-most - 1..=most));
             let smoothing = or(t.get("label_smoothing"), 0.0, |i| i.real(0.0..1.0));
             let class_axis = or(t.get("class_axis"), None, class_axis);
             match (ignore_index, smoothing, class_axis) {

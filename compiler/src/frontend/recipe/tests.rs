@@ -188,6 +188,12 @@ fn what_does_not_apply_is_an_error_not_ignored() {
         ("steps = 20", "steps = 20\n[loss_scale]\nmax = 4", "outside `min` and `max`"),
         ("steps = 20", "steps = 20\n[schedule]\nsteps = 4", "a constant rate has no end"),
         ("steps = 20", "steps = 99999999999999999999", "64-bit"),
+        // Programs compare targets with it in 32 bits.
+        (
+            "kind = \"cross_entropy\"",
+            "kind = \"cross_entropy\"\nignore_index = 2147483648",
+            "at most 2147483647",
+        ),
         ("[train]", "[train]\nlearning_rate = 3", "unknown key `learning_rate` in [train]"),
         ("[train]", "[train]\nmomentum = 3", "`momentum` is a key of [optimizer]"),
     ] {
