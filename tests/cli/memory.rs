@@ -28,16 +28,13 @@ fn measured(lab: &Lab, args: &[&str]) -> (Value, u64) {
     (serde_json::from_str(&text).expect("one object"), 1024 * usage.ru_maxrss as u64)
 }
 
-/// The peak is no more than what was said, and what was said of the run itself is no more than
-/// `times` what the run took.
+/// The peak is no more than what was said, and what was said is no more than `times` the peak.
 fn holds(lab: &Lab, args: &[&str], times: f64) {
     let (v, peak) = measured(lab, &[&["train", "recipe.toml", "--json"], args].concat());
-    let bytes = |part: &str| v["memory"][part].as_u64().unwrap_or_else(|| panic!("{part}: {v}"));
     let said = v["memory_at_most"].as_u64().expect("a number");
-    assert!(peak <= said, "{args:?}: the peak is {peak}, {} said", v["memory"]);
-    let run = said - bytes("program");
-    let took = peak - bytes("program");
-    assert!(run as f64 <= times * took as f64, "{args:?}: {run} said of {took}: {}", v["memory"]);
+    assert!(peak <= said, "{args:?}: the peak is {peak}, {said} said: {}", v["memory"]);
+    let most = times * peak as f64;
+    assert!(said as f64 <= most, "{args:?}: {said} said, the peak is {peak}: {}", v["memory"]);
 }
 
 #[cfg(target_os = "linux")]
@@ -49,26 +46,26 @@ fn memory_at_most_holds_for_models() {
         &lab.text("recipe.toml").replace("steps = 2", "steps = 4\ncheckpoint = 2\nema = 0.9"),
     );
     for policy in ["f32", "bf16", "f16"] {
-        holds(&lab, &["--policy", policy, "--threads", "1"], f64::INFINITY);
+        holds(&lab, &["--policy", policy, "--threads", "1"], 2.5);
     }
-    holds(&lab, &["--threads", "4"], f64::INFINITY);
+    holds(&lab, &["--threads", "4"], 2.5);
     let root = env!("CARGO_MANIFEST_DIR");
     let digits = std::fs::read_to_string(format!("{root}/examples/digits/recipe.toml")).unwrap();
     let digits = digits
         .replace("model.onnx", &format!("{root}/examples/digits/model.onnx"))
         .replace("digits.safetensors", &format!("{root}/examples/digits/digits.safetensors"));
     lab.write("recipe.toml", &digits);
-    holds(&lab, &["--steps", "6", "--set", "train.checkpoint=3"], f64::INFINITY);
+    holds(&lab, &["--steps", "6", "--set", "train.checkpoint=3"], 2.5);
     // Text: held in memory, in windows.
     let gpt = std::fs::read_to_string(format!("{root}/examples/bytes_gpt/recipe.toml")).unwrap();
     let gpt = gpt.replace("model.onnx", &format!("{root}/examples/bytes_gpt/model.onnx"));
     lab.write("recipe.toml", &gpt);
     lab.write("book.txt", &"Once upon a time there was a compiler. ".repeat(4000));
     let args = ["--steps", "2", "--set", "data.files=[\"book.txt\"]", "--set", "data.split=0.002"];
-    holds(&lab, &args, f64::INFINITY);
+    holds(&lab, &args, 2.5);
 }
 
-/// Where a run is large beside the program, what is said is also near.
+/// Where a run is large beside the program, what is said is nearer.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_at_most_is_near_for_what_is_large() {
@@ -89,7 +86,7 @@ fn memory_at_most_is_near_for_what_is_large() {
     lab.write("data.csv", &table(4 * n));
     let batch = format!("data.batch={n}");
     let args = ["--set", &batch, "--steps", "3", "--policy", "f32", "--threads", "1"];
-    holds(&lab, &args, 3.0);
+    holds(&lab, &args, 2.0);
     let (code, said) = {
         let o = lab.run(&[&["train", "recipe.toml"], &args[..]].concat());
         (code(&o), super::stdout(&o))

@@ -242,6 +242,9 @@ fn loss(
             format!("`{name}` is one number, as a loss is that a model computes"),
         );
     }
+    if let Some(Found::Text { .. }) = data {
+        return guess("cross_entropy", "what follows a byte is one of 256".into());
+    }
     if let (Some((feed, column)), Some(_)) = (target, data) {
         let from = &column.name;
         return match column.is_whole() && last(p) != Some(1) {
@@ -328,7 +331,10 @@ fn text(
                 line("header = false # columns are numbers from 0".into());
             }
             if let Found::Text { .. } = found {
-                line(format!("context = {} # bytes of one example", context(model)));
+                line(format!(
+                    "context = {} # bytes of one example: no more than the model has positions",
+                    context(model)
+                ));
             }
         }
         None => {
