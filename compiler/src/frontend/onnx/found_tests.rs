@@ -1,11 +1,12 @@
 //! What import finds in a model as a whole: every fault at once, and what it warns of.
 
-use super::malformed::{int, ints, load_in, model, node, refused, tensor};
-use super::proto::{AttributeProto, ModelProto};
+use super::malformed::{attr, int, ints, load_in, model, node, refused, tensor, value};
+use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::*;
 use crate::ir::Shape;
 use crate::reference::{self, Tensor};
 use indexmap::IndexMap;
+use prost::Message;
 
 fn imported(m: &ModelProto) -> Imported {
     load_in(Path::new("."), m).unwrap_or_else(|e| panic!("{e}"))
@@ -158,4 +159,40 @@ fn what_literals_compute_is_a_literal() {
     assert_eq!(y.shape()[..], [2, 9]);
     assert_eq!(y.reals()[..4], [10.0, 20.0, 30.0, 10.0]);
     assert_eq!(y.reals()[9..12], [1.0, 2.0, 3.0]);
+}
+
+#[test]
+fn a_loop_is_its_steps_where_their_number_is_known() {
+    let with = |before: Vec<NodeProto>, steps: Vec<TensorProto>| {
+        let body = GraphProto {
+            node: vec![
+                node("Identity", &["go"], &["on"], vec![]),
+                node("Cast", &["i"], &["real"], vec![int("to", 1)]),
+                node("Mul", &["x", "real"], &["r"], vec![]),
+            ],
+            input: vec![value("i", &[]), value("go", &[])],
+            output: vec![value("on", &[]), value("r", &[])],
+            ..GraphProto::default()
+        };
+        let body = AttributeProto { g: Some(body.encode_to_vec().into()), ..attr("body") };
+        let all = [before, vec![node("Loop", &["n", ""], &["y"], vec![body])]].concat();
+        model(all, steps)
+    };
+    let steps = TensorProto { dims: vec![], ..ints("n", &[3]) };
+    let g = imported(&with(vec![], vec![steps])).graph;
+    let x = Tensor::real(Shape::new(&[2, 3]), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let out = reference::eval(&g, &[("x".to_string(), x)].into_iter().collect(), &IndexMap::new());
+    let y = &out.unwrap().results["out.y"];
+    assert_eq!(y.shape()[..], [3, 2, 3]);
+    assert_eq!(y.reals()[..7], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+    assert_eq!(y.reals()[17], 12.0);
+    let count = vec![
+        node("Cast", &["x"], &["whole"], vec![int("to", 7)]),
+        node("ReduceMax", &["whole"], &["n"], vec![int("keepdims", 0)]),
+    ];
+    let said = refused(with(count, vec![]));
+    assert!(said.contains("error[P0215]: the number of steps of `Loop` depends on data"), "{said}");
+    let endless = TensorProto { dims: vec![], ..ints("n", &[i64::MAX]) };
+    let said = refused(with(vec![], vec![endless]));
+    assert!(said.contains("subgraphs become more than 16384 nodes"), "{said}");
 }

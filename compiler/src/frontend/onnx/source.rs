@@ -178,7 +178,8 @@ impl Source {
         source.sort_nodes()?;
         source.separate_copies();
         for i in 0..source.graph.node.len() {
-            let attributes = source.graph.node[i].attribute.clone();
+            let inner = source.graph.node[i].attribute.iter().filter(|a| a.g.is_some());
+            let attributes: Vec<AttributeProto> = inner.cloned().collect();
             source.read_inner(&attributes, 0).map_err(|d| d.at(source.node_place(i)))?;
         }
         Ok(source)
