@@ -43,15 +43,13 @@ pub fn newest(out: &Path) -> u64 {
     files(out).into_iter().filter_map(|(_, step)| step).max().unwrap_or(0)
 }
 
-/// Every file is whole and holds, bit by bit, what the uninterrupted run had at that step.
+/// Every file is whole, and checkpoints and log hold, bit by bit, what the uninterrupted run had at that
+/// step. Weights are those of the step at which a run ended, which the last run's alone can be held against.
 pub fn folder(lab: &Lab, out: &Path) -> Result<(), String> {
     for (path, step) in files(out) {
         let name = file_name(&path);
         let tensors = read_tensors(&path).map_err(|e| format!("{name} is not whole: {e}"))?;
-        let want = match step {
-            Some(step) => lab.checkpoints.get(&step),
-            None => lab.weights.get(&name),
-        };
+        let want = step.and_then(|step| lab.checkpoints.get(&step));
         // A signal asks for checkpoints at steps that have none otherwise.
         if want.is_some_and(|w| *w != tensors) {
             return Err(format!("{name} is not what the uninterrupted run had"));
@@ -74,9 +72,10 @@ pub fn folder(lab: &Lab, out: &Path) -> Result<(), String> {
 /// A run that went to its end left everything, and nothing half written.
 pub fn finished(lab: &Lab, out: &Path) -> Result<(), String> {
     folder(lab, out)?;
-    for name in lab.weights.keys() {
-        if !out.join(name).exists() {
-            return Err(format!("{name} is missing"));
+    for (name, want) in &lab.weights {
+        let have = read_tensors(&out.join(name)).map_err(|e| format!("{name}: {e}"))?;
+        if have != *want {
+            return Err(format!("{name} is not what the uninterrupted run left"));
         }
     }
     let log = read_log(&out.join("log.jsonl"))?;

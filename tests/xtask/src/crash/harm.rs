@@ -55,17 +55,20 @@ impl Harm {
         self == Harm::Rewrite
     }
 
-    /// What a run may end with, where it does not go to its end.
-    fn may_end(self, status: ExitStatus) -> bool {
+    /// Whether a run may end so, where it does not go to its end. Before it listens, a signal ends a run as
+    /// it ends any process.
+    fn may_end(self, status: ExitStatus, said: &str) -> bool {
+        let by = |signal: i32| status.signal() == Some(signal);
+        let (code, error) = (status.code(), said.contains("error["));
         match self {
-            Harm::Kill | Harm::KillInWrite => status.signal() == Some(libc::SIGKILL),
-            Harm::FullDisk | Harm::Truncate | Harm::Vanish => status.code() == Some(1),
-            // Data that is wrong may also make a run diverge.
-            Harm::Rewrite => matches!(status.code(), Some(1 | 3)),
-            // Before it listens, a signal ends a run as it ends any process.
-            Harm::Interrupt => status.code() == Some(130) || status.signal() == Some(libc::SIGINT),
-            Harm::Terminate => status.code() == Some(143) || status.signal() == Some(libc::SIGTERM),
-            Harm::SecondRun | Harm::Checkpoint => false,
+            Harm::Kill | Harm::KillInWrite => by(libc::SIGKILL),
+            // Nor may what it says find room.
+            Harm::FullDisk => matches!(code, Some(1 | 3)),
+            Harm::Truncate | Harm::Vanish | Harm::Rewrite => matches!(code, Some(1 | 3)) && error,
+            Harm::SecondRun => code == Some(1) && said.contains("error[P0031]"),
+            Harm::Interrupt => code == Some(130) || by(libc::SIGINT),
+            Harm::Terminate => code == Some(143) || by(libc::SIGTERM),
+            Harm::Checkpoint => by(libc::SIGUSR1),
         }
     }
 }
@@ -111,6 +114,7 @@ pub struct Ended {
 /// # Errors
 /// Where the run ends in a way that no harm explains.
 pub fn run(lab: &Lab, out: &Path, harm: Harm, rng: &mut Rng) -> Result<Ended, String> {
+    fs::create_dir_all(out).expect("the folder can be made");
     let file = lab.folder.join("said.txt");
     let output = File::create(&file).expect("the folder can be written");
     let mut command = lab.command("recipe.toml", out, true);
@@ -143,7 +147,7 @@ pub fn run(lab: &Lab, out: &Path, harm: Harm, rng: &mut Rng) -> Result<Ended, St
     };
     let said = fs::read_to_string(&file).unwrap_or_default();
     lab.restore();
-    let explained = status.success() || harmed && harm.may_end(status);
+    let explained = status.success() || harmed && harm.may_end(status, &said);
     if !explained {
         return Err(format!("it ended with {status}: {said}"));
     }
@@ -156,7 +160,7 @@ fn act(lab: &Lab, out: &Path, harm: Harm, child: &Child, rng: &mut Rng) -> Resul
         Harm::Kill | Harm::KillInWrite => signal(child, libc::SIGKILL),
         Harm::Interrupt => signal(child, libc::SIGINT),
         Harm::Terminate => signal(child, libc::SIGTERM),
-        // Before the run listens, it would end it.
+        // Before the run listens, it would end it: there is a log by then, unless that of an earlier run.
         Harm::Checkpoint if out.join("log.jsonl").exists() => signal(child, libc::SIGUSR1),
         Harm::Checkpoint | Harm::FullDisk => {}
         Harm::Truncate => {

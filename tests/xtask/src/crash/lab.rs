@@ -94,6 +94,7 @@ impl Lab {
         )
         .expect("written");
         let out = lab.folder.join("whole");
+        fs::create_dir_all(&out).expect("a folder");
         let begin = Instant::now();
         let status = lab
             .command("all.toml", &out, false)
