@@ -2,6 +2,7 @@
 
 use crate::input::Unwanted;
 use crate::output::coloured;
+use crate::signals::Signal;
 use precast_compiler::{Diagnostic, Diagnostics, Place, Severity};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ pub enum Failure {
     /// Training ended before its time, or without all of what it was to write, and what came of it
     /// is good as far as it went. The run has printed its result.
     Cut(precast_runtime::Error),
+    /// A signal ended training; what a person should know. The run has printed its result.
+    Signal(Signal, String),
 }
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -75,6 +78,7 @@ impl Failure {
             | Failure::Io(_)
             | Failure::Cut(_) => ExitCode::from(1),
             Failure::Training(_) => ExitCode::from(3),
+            Failure::Signal(signal, _) => ExitCode::from(signal.exit_code()),
         }
     }
 
@@ -87,6 +91,7 @@ impl Failure {
             Failure::Unwanted(file) => file.diagnostic("precast").message,
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.message.clone(),
             Failure::Io(e) => e.to_string(),
+            Failure::Signal(_, text) => text.clone(),
         }
     }
 
@@ -99,7 +104,7 @@ impl Failure {
                 tell!("\n{errors} errors");
             }
         }
-        if json && !matches!(self, Failure::Training(_) | Failure::Cut(_)) {
+        if json && !matches!(self, Failure::Training(_) | Failure::Cut(_) | Failure::Signal(..)) {
             put_object(&json!({ "ok": false, "errors": self.errors() }));
         }
     }
@@ -112,6 +117,7 @@ impl Failure {
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => vec![error(e)],
             Failure::Io(e) => vec![json!({ "code": "P0010", "severity": "error",
                 "message": e.to_string() })],
+            Failure::Signal(..) => vec![],
         }
     }
 
@@ -122,6 +128,7 @@ impl Failure {
             Failure::Unwanted(file) => file.diagnostic("precast").to_string(),
             Failure::Run(e) | Failure::Training(e) | Failure::Cut(e) => e.to_string(),
             Failure::Io(e) => format!("error[P0010]: cannot write to standard output: {e}"),
+            Failure::Signal(_, text) => text.clone(),
         }
     }
 }

@@ -2,14 +2,19 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::follow::{self, Course, Follow, shortest};
+use crate::identity::Identity;
 use crate::input;
 use crate::kernels;
 use crate::listing;
+use crate::lock::Lock;
 use crate::memory::{self, Memory};
 use crate::metrics::{self, Metrics};
 use crate::next;
-use crate::output::{can_write, make_folder, quiet, write_file};
+use crate::output::{can_write, quiet, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
+use crate::resume::{self, Interrupt, Resume};
+use crate::saver::Saver;
+use crate::signals::Signals;
 use crate::skips::{Skips, Stop};
 use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
 use precast_plan::Plan;
@@ -36,9 +41,14 @@ pub struct Args {
     /// Folder of what is saved.
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Continue from this checkpoint.
-    #[arg(long)]
-    resume: Option<PathBuf>,
+    /// Continue from this checkpoint; `auto` is the newest whole one in the run's folder, and the
+    /// start where there is none.
+    #[arg(long, value_name = "FILE|auto")]
+    resume: Option<Resume>,
+    /// Go on though recipe, data, model or plan are not those of the checkpoint; what has changed is
+    /// listed.
+    #[arg(long, requires = "resume")]
+    resume_changed: bool,
     /// Replay at most so many skipped steps to name what overflowed; by default all of
     /// them, and on a GPU, which waits for it, the first.
     #[arg(long, value_name = "N")]
@@ -55,7 +65,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
-    input::check_checkpoint(args.resume.as_deref())?;
+    input::check_checkpoint(args.resume.as_ref().and_then(Resume::file))?;
     let mut recipe = args.recipe.load()?;
     if let Some(steps) = args.steps {
         recipe.train.length = TrainLength::Steps(steps);
@@ -65,12 +75,17 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     // What can be found wrong is found before the time of compiling and training is spent.
     recipe_args::has_model(&recipe)?;
     let data = open_data(&recipe)?;
+    let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
+    let mut lock = Lock::take(&out)?;
+    let signals = Signals::checkpoints();
     let begin = Instant::now();
     let compiled = compile(&recipe, &args.recipe.options(false))?;
     let compiled_in = begin.elapsed().as_secs_f64();
     // Where a name looks like a buffer's, a person should see what will be trained.
     let guessed = compiled.warnings.iter().any(|w| matches!(w.code, "P0229" | "P0230"));
     let (plan, trained) = (compiled.plan, compiled.trained);
+    let total = recipe.total_steps()?;
+    let identity = Identity::of(&recipe, &plan, total)?;
     if !json && !quiet() {
         put!("{}", listing::summary(&plan));
         if guessed {
@@ -87,55 +102,69 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     if args.profile {
         session.time_kernels()?;
     }
-    if let Some(path) = &args.resume {
-        let state = session.load_checkpoint(path)?;
-        data.resume(&state).map_err(|e| Error {
-            place: Some(format!("{}, on {}", path.display(), e.place.unwrap_or_default())),
-            ..e
-        })?;
+    let from = match &args.resume {
+        Some(resume) => resume::find(resume, &out)?,
+        None => None,
+    };
+    let changed = match &from {
+        Some(c) => resume::take(c, &identity, args.resume_changed, &mut session, &mut data)?,
+        None => vec![],
+    };
+    if !json {
+        resume::report(args.resume.as_ref(), from.as_ref(), &out, &changed)?;
     }
-    let out = args.out.clone().unwrap_or_else(|| recipe.out_dir());
-    make_folder(&out)?;
     let ema = recipe.train.ema.map(|_| ema(&out));
     for path in [weights(&out), plan_file(&out, session.plan())].into_iter().chain(ema) {
         can_write(&path)?;
     }
-    let log = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
+    let path = args.log.clone().or_else(|| recipe.train.log.as_ref().map(|p| recipe.resolve(p)));
+    let log = path.as_deref().map(|path| Log::open(path, session.steps())).transpose()?;
+    signals.listen();
+    lock.begin();
+    let mut saver = Saver::new(&out, &identity, recipe.train.keep, from.as_ref())?;
+    drop(from);
     let mut saved = vec![];
     let options = args.recipe.options(false);
     let mut skips = Skips::new(&recipe, session.plan(), options, args.threads, args.blame);
-    let total = recipe.total_steps()?;
-    let run = Run { recipe: &recipe, log: log.as_deref(), out: &out, progress: args.progress };
+    let run = Run { recipe: &recipe, total, signals: &signals, progress: args.progress };
     let begun = session.steps();
-    let taken = steps(&run, &mut session, &mut data, &mut skips, &mut saved)?;
-    if let Some(log) = log.filter(|_| taken.lost.is_none()) {
-        saved.push(log);
+    let taken = steps(&run, log, &mut session, &mut data, &mut skips, &mut saver)?;
+    if let Some(path) = path.filter(|_| taken.lost.is_none()) {
+        saved.push(path);
     }
     let mut faults = vec![];
-    let whole = taken.stop.is_none() && taken.cut.is_none();
+    let well = taken.stop.is_none() && taken.cut.is_none();
+    let whole = well && session.steps() >= total;
     if let Some(stop) = taken.stop {
-        let error = stopped(stop, &mut session, &data, &out, &mut saved, &mut faults)?;
+        let error = stopped(stop, &mut session, &data, &mut saver, &mut faults)?;
         faults.insert(0, Failure::Training(error));
     }
-    let mut learned = true;
+    // Weights of a run that a signal ended are in its checkpoint.
+    let mut learned = whole || !well;
     if let Some(cut) = taken.cut {
         // What an earlier run left in the folder is worth more than what learned nothing.
         learned = cut.sound && session.steps() > begun;
         faults.push(Failure::Cut(cut.error));
         if let Some(state) = cut.state.filter(|_| learned) {
-            let kept = keep(&session, &state, &out, &mut saved);
-            faults.extend(kept.err().map(cut_short));
+            faults.extend(saver.keep(&session, &state).err().map(Failure::Cut));
         }
     }
     // Before the test, which may find rows that cannot be read.
     if learned {
         faults.extend(save(&session, &out, &mut saved).err().map(cut_short));
     }
+    // In this order, so that a signal is either answered or ends the process.
+    signals.end_at_once();
+    let interrupt = signals.end().filter(|_| well);
+    let interrupt = interrupt.map(|s| Interrupt::of(s, total, &session, &data, &mut saver));
+    faults.extend(saver.wait().err().map(Failure::Cut));
     let mut test = None;
     if whole {
-        match metrics::test(&recipe, &mut session, &data) {
-            Ok(measured) => test = measured,
-            Err(e) => faults.push(cut_short(e)),
+        if interrupt.is_none() {
+            match metrics::test(&recipe, &mut session, &data) {
+                Ok(measured) => test = measured,
+                Err(e) => faults.push(cut_short(e)),
+            }
         }
         let finite = ", though weights and gradients are finite";
         let fault = judge(&session, taken.last, &skips)?;
@@ -145,7 +174,9 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         }
     }
     faults.extend(taken.lost.map(Failure::Cut));
+    faults.extend(interrupt.as_ref().map(|i| Failure::Signal(i.signal, i.text())));
     replaced(&data);
+    saved.splice(0..0, saver.saved());
     let next = next::lines(&next::Ended {
         recipe: &args.recipe.recipe,
         out: &out,
@@ -155,6 +186,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         total,
         good: faults.is_empty(),
     });
+    // What goes on with a run that a signal ended is said last.
+    let next = if interrupt.is_some() { vec![] } else { next };
     let done = Done {
         last: taken.last,
         test,
@@ -164,9 +197,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         memory,
         profile: kernels::profile(&session),
         faults: &faults,
+        interrupt: interrupt.as_ref(),
+        changed: &changed,
     };
-    let printed = report(json, &session, done, &skips);
-    // The first says with which code the command ends; the others are told here.
+    let printed = report(json, &session, done, &skips, &saver);
+    // The first says with which code the command ends; the others are told here. Ctrl-C ends the
+    // other programs of a pipe, too, which changes nothing.
     let mut faults = faults.into_iter();
     let first = faults.next();
     faults.for_each(|f| tell!("{}", f.text()));
@@ -192,24 +228,12 @@ fn replaced(data: &Dataset) {
     }
 }
 
-/// Saves a checkpoint, unless one of this step was saved: one that was saved when its time came is
-/// exact in the running statistics, too.
-fn keep(session: &Session, state: &DataState, out: &Path, saved: &mut Vec<PathBuf>) -> Outcome {
-    let path = checkpoint(out, session.steps());
-    if !saved.contains(&path) {
-        session.save_checkpoint(&path, state)?;
-        saved.push(path);
-    }
-    Ok(())
-}
-
 /// Keeps a checkpoint of a run that ends before its time; what it says to the person.
 fn stopped(
     stop: Stop,
     session: &mut Session,
     data: &Dataset,
-    out: &Path,
-    saved: &mut Vec<PathBuf>,
+    saver: &mut Saver,
     faults: &mut Vec<Failure>,
 ) -> Outcome<Error> {
     let mut state = data.state();
@@ -218,7 +242,7 @@ fn stopped(
         session.rewind(stop.step, stop.scale)?;
         state = before;
     }
-    faults.extend(keep(session, &state, out, saved).err().map(cut_short));
+    faults.extend(saver.keep(session, &state).err().map(Failure::Cut));
     let error = stop.error;
     Ok(match session.not_finite()?.first() {
         Some((name, n)) => error.help(format!(
@@ -247,7 +271,7 @@ fn judge(session: &Session, last: Option<StepReport>, skips: &Skips) -> Outcome<
         let text = format!("training diverged: {n} elements of `{name}`{more} are not finite");
         return Ok(Some(Error::new("R0606", text).help(
             "a lower learning rate or `[train] clip_norm` may keep them finite; checkpoints of before \
-             are as they were",
+             are as they were, and `--resume-changed` goes on from one with either",
         )));
     }
     let Some(r) = last else { return Ok(None) };
@@ -260,15 +284,12 @@ fn judge(session: &Session, last: Option<StepReport>, skips: &Skips) -> Outcome<
     }))
 }
 
-fn checkpoint(out: &Path, step: u64) -> PathBuf {
-    out.join(format!("checkpoint-{step}.safetensors"))
-}
-
 /// What the training loop is told.
 struct Run<'a> {
     recipe: &'a Recipe,
-    log: Option<&'a Path>,
-    out: &'a Path,
+    /// Length of the run in steps.
+    total: u64,
+    signals: &'a Signals,
     /// Seconds between lines of progress.
     progress: f64,
 }
@@ -297,25 +318,27 @@ struct Cut {
 /// The training loop.
 fn steps(
     run: &Run,
+    mut log: Option<Log>,
     session: &mut Session,
     data: &mut Dataset,
     skips: &mut Skips,
-    saved: &mut Vec<PathBuf>,
+    saver: &mut Saver,
 ) -> Outcome<Taken> {
-    let recipe = run.recipe;
-    let total = recipe.total_steps()?;
-    let mut log = run.log.map(|path| Log::open(path, session.steps())).transpose()?;
+    let Run { recipe, total, signals, .. } = *run;
     let course = Course::new(recipe, session.plan(), data, session.steps());
     let mut follow = Follow::new(course, session.plan(), (session.steps(), total), run.progress);
     let mut taken = Taken { last: None, stop: None, cut: None, lost: None };
     let mut epoch = data.position().epoch;
-    while taken.stop.is_none() && taken.cut.is_none() && session.steps() < total {
+    let mut ends = false;
+    while taken.stop.is_none() && taken.cut.is_none() && !ends && session.steps() < total {
         let before = data.state();
         skips.begins(session.steps() + 1, before);
         let submitted = session.submit(|| data.next_shared());
         let step = session.steps();
-        let saves =
-            recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
+        let due = recipe.train.checkpoint.is_some_and(|n| step.is_multiple_of(n) || step == total);
+        let asked = signals.takes_checkpoint();
+        ends = signals.end().is_some();
+        let saves = due || asked || ends;
         // Reports come some steps late from a GPU; what is saved, and the run's end, wait for all.
         let waits = saves || step == total || submitted.is_err();
         let (mut failed, mut reports) = match submitted {
@@ -357,12 +380,24 @@ fn steps(
             let own = ["R02", "R03", "R04"].iter().any(|kind| error.code.starts_with(kind));
             let sound = own || session.plan().target.device != "cuda";
             taken.cut = Some(Cut { error, sound, state: Some(before) });
-        } else if saves && taken.stop.is_none() {
-            let path = checkpoint(run.out, step);
-            match session.save_checkpoint(&path, &data.state()) {
-                Ok(()) => saved.push(path),
-                // What is told of is not tried again; weights are smaller.
-                Err(error) => taken.cut = Some(Cut { error, sound: true, state: None }),
+        } else if taken.stop.is_none() {
+            // What is about to end has no time for tests.
+            let test = match due && !ends && saver.keeps_best() {
+                true => metrics::test(recipe, session, data),
+                false => Ok(None),
+            };
+            // What is told of is not tried again; weights are smaller.
+            let (kept, state) = match test {
+                Ok(test) if saves => {
+                    (saver.save(session, &data.state(), test.map(|t| t.loss)), None)
+                }
+                Ok(_) => (saver.poll(), None),
+                Err(Failure::Run(e)) => (Err(e), Some(data.state())),
+                Err(other) => return Err(other),
+            };
+            taken.cut = kept.err().map(|error| Cut { error, sound: true, state });
+            if asked && taken.cut.is_none() {
+                tell!("checkpoint asked for by SIGUSR1: {}", saver.path(step).display());
             }
         }
         if data.position().epoch != epoch {
@@ -458,6 +493,9 @@ struct Done<'a> {
     profile: Option<kernels::Profile>,
     /// What is wrong with it.
     faults: &'a [Failure],
+    interrupt: Option<&'a Interrupt>,
+    /// What was not as the checkpoint has it, and was allowed.
+    changed: &'a [String],
 }
 
 /// `1 step`, `2 steps`
@@ -465,8 +503,10 @@ fn counted(steps: u64) -> String {
     format!("{steps} {}", if steps == 1 { "step" } else { "steps" })
 }
 
-fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
-    let Done { last, test, trained, saved, next, memory, profile, faults } = done;
+fn report(json: bool, session: &Session, done: Done, skips: &Skips, saver: &Saver) -> Outcome {
+    let Done { last, test, trained, saved, next, memory, profile, faults, interrupt, changed } =
+        done;
+    let best = saver.best_path();
     if json {
         let result = json!({
             "ok": faults.is_empty(),
@@ -485,6 +525,10 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
             "profile": profile,
             "trained": trained,
             "saved": saved,
+            "best": best.map(|(path, loss)| json!({ "file": path, "test_loss": loss })),
+            "changed": changed,
+            "interrupted": interrupt.map(|i| i.signal.name()),
+            "resume": interrupt.and_then(Interrupt::command),
             "errors": faults.iter().flat_map(Failure::errors).collect::<Vec<_>>(),
         });
         say!("{result}");
@@ -516,6 +560,12 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips) -> Outcome {
     }
     for path in saved {
         say!("saved       {}", path.display());
+    }
+    if let Some((path, loss)) = best {
+        say!("best        {}, test loss {loss:.4}", path.display());
+    }
+    for path in saver.aside() {
+        say!("set aside   {}", path.display());
     }
     if let Some(profile) = profile {
         put!("{}", kernels::text(session.plan(), &profile));

@@ -152,6 +152,71 @@ pub fn make_folder(path: &Path) -> Result<()> {
     File::create(&trial).and_then(|_| fs::remove_file(&trial)).map_err(refused)
 }
 
+/// A file that one process at a time has.
+#[derive(Debug)]
+pub enum Lock {
+    /// It is this process's as long as it is open, however that ends.
+    Taken(File),
+    /// It is another process's, which wrote these words into it.
+    Held(String),
+    /// It is open, and its file system has no locks.
+    Never(File),
+}
+
+/// Locks a file, which is made where there is none, and writes into it whose it is, for messages.
+///
+/// # Errors
+/// `R0206` if the disk refuses.
+pub fn lock(path: &Path, owner: &str) -> Result<Lock> {
+    let refused = |e: io::Error| refused(path, "file", &e);
+    loop {
+        let options = File::options().read(true).write(true).create(true).truncate(false).clone();
+        let mut file = options.open(path).map_err(refused)?;
+        let locked = match file.try_lock() {
+            Ok(()) => true,
+            Err(fs::TryLockError::WouldBlock) => {
+                return Ok(Lock::Held(fs::read_to_string(path).unwrap_or_default()));
+            }
+            Err(fs::TryLockError::Error(e))
+                if e.kind() == ErrorKind::Unsupported || e.raw_os_error() == Some(libc::ENOLCK) =>
+            {
+                false
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(refused(e)),
+        };
+        // Whoever had it before may have removed it; then this is a lock on nothing.
+        if !is_at(&file, path).map_err(refused)? {
+            continue;
+        }
+        // A disk that has no room for words has locked the file all the same.
+        let _ = file.set_len(0).and_then(|()| file.write_all(owner.as_bytes()));
+        return Ok(if locked { Lock::Taken(file) } else { Lock::Never(file) });
+    }
+}
+
+/// Moves a file to another name in its folder. One that is not there has been moved.
+///
+/// # Errors
+/// `R0206` if the disk refuses.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    gone(fs::rename(from, to)).map_err(|e| refused(from, "file", &e))
+}
+
+/// Removes a file. One that is not there has been removed.
+///
+/// # Errors
+/// `R0206` if the disk refuses.
+pub fn remove(path: &Path) -> Result<()> {
+    gone(fs::remove_file(path)).map_err(|e| refused(path, "file", &e))
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// A file that grows by whole lines.
 #[derive(Debug)]
 pub struct Lines {

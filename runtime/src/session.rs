@@ -3,18 +3,19 @@
 use crate::backend::{Backend, Held, KernelTime, Phase};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
-use crate::data::{Batch, DataState, Wanted};
+use crate::data::{Batch, Wanted};
 use crate::error::{Error, Result};
 use crate::init::{self, initialise};
-use crate::tensors::{Element, HostTensor, TensorFile, TensorTable, WeightSource, write_tensors};
+use crate::tensors::{Element, HostTensor, WeightSource};
 use precast_plan::words::{difference, suggestion};
 use precast_plan::{DType, Kernel, Named, Plan, Role, Storage, TensorId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
 
+mod state;
 mod steps;
 mod watched;
 
+pub use state::Fit;
 use steps::Pending;
 pub use watched::Seen;
 
@@ -371,139 +372,6 @@ impl Session {
         Ok(())
     }
 
-    fn collect(
-        &self,
-        pick: impl Fn(Role) -> bool,
-        name: impl Fn(&str) -> String,
-    ) -> Result<TensorTable> {
-        let mut out = BTreeMap::new();
-        for (i, t) in self.plan.tensors.iter().enumerate() {
-            if let Storage::Persistent { role, .. } = t.storage
-                && pick(role)
-                && !is_step_only(&t.name)
-            {
-                let bytes = self.tensor(i as TensorId)?.bytes.into_owned();
-                out.insert(name(&t.name), (t.dtype, t.shape.clone(), bytes));
-            }
-        }
-        Ok(out)
-    }
-
-    /// Writes parameters and buffers as safetensors, under the model's own names.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn save_weights(&self, path: &Path) -> Result<()> {
-        let weights = |r| matches!(r, Role::Parameter | Role::Buffer);
-        write_tensors(path, &BTreeMap::new(), &self.collect(weights, str::to_string)?)
-    }
-
-    /// Writes the moving averages under the parameters' names (plans name them `ema.<parameter>`).
-    /// Returns whether the plan has any; without, nothing is written.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn save_ema(&self, path: &Path) -> Result<bool> {
-        let bare = |n: &str| n.strip_prefix("ema.").unwrap_or(n).to_string();
-        let list = self.collect(|r| r == Role::Ema, bare)?;
-        if list.is_empty() {
-            return Ok(false);
-        }
-        write_tensors(path, &BTreeMap::new(), &list)?;
-        Ok(true)
-    }
-
-    /// Writes everything a bit-exact continuation needs: all persistent tensors but copies of weights
-    /// in fewer bits, which follow from the weights and which each backend keeps in its own way; the
-    /// step count, the seed, and where in which data the run stands.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn save_checkpoint(&self, path: &Path, data: &DataState) -> Result<()> {
-        let data = serde_json::to_string(data).expect("a few numbers");
-        let metadata = BTreeMap::from([
-            ("precast.data".to_string(), data),
-            ("precast.model".to_string(), self.plan.model.clone()),
-            ("precast.seed".to_string(), self.seed.to_string()),
-            ("precast.step".to_string(), self.steps.to_string()),
-        ]);
-        let kept = |r| !matches!(r, Role::Constant | Role::WeightCopy);
-        write_tensors(path, &metadata, &self.collect(kept, str::to_string)?)
-    }
-
-    /// A checkpoint of this seed: the file, where its data stood, and its steps.
-    fn checkpoint(&self, path: &Path) -> Result<(TensorFile, DataState, u64)> {
-        let file = TensorFile::open(path)?;
-        let meta = |key: &str| {
-            let value = file.metadata().get(key).ok_or_else(|| {
-                unfit(path, "R0508", format!("this is not a checkpoint: it has no `{key}`"))
-            });
-            value.map(String::as_str)
-        };
-        let damaged =
-            |key: &str| unfit(path, "R0508", format!("the checkpoint's `{key}` is damaged"));
-        let state: DataState =
-            serde_json::from_str(meta("precast.data")?).map_err(|_| damaged("precast.data"))?;
-        let steps: u64 = meta("precast.step")?.parse().map_err(|_| damaged("precast.step"))?;
-        let seed: u64 = meta("precast.seed")?.parse().map_err(|_| damaged("precast.seed"))?;
-        if seed != self.seed {
-            let text =
-                format!("the checkpoint was made with seed {seed}, this run has {}", self.seed);
-            return Err(unfit(path, "R0510", text));
-        }
-        Ok((file, state, steps))
-    }
-
-    /// Continues from a checkpoint; returns where its data stood, for
-    /// [`Dataset::resume`](crate::data::Dataset::resume). Nothing changes on an error.
-    ///
-    /// # Errors
-    /// If the file is not a checkpoint of a plan with the same state, or of another seed.
-    pub fn load_checkpoint(&mut self, path: &Path) -> Result<DataState> {
-        let (file, state, steps) = self.checkpoint(path)?;
-        let bad = |code, text| unfit(path, code, text);
-        let mut values = vec![];
-        let mut copies = vec![];
-        for (i, t) in self.plan.tensors.iter().enumerate() {
-            let Storage::Persistent { role, .. } = t.storage else { continue };
-            if role == Role::Constant || is_step_only(&t.name) {
-                continue;
-            }
-            if role == Role::WeightCopy {
-                copies.push(i as TensorId);
-                continue;
-            }
-            let value = file
-                .tensor(&t.name)
-                .map_err(|_| bad("R0509", format!("the checkpoint lacks `{}`", t.name)))?;
-            if value.shape != t.shape || value.element != Element::Plan(t.dtype) {
-                let text = format!(
-                    "`{}` is {} {:?} in the plan and {:?} {:?} in the checkpoint",
-                    t.name, t.dtype, t.shape, value.element, value.shape
-                );
-                return Err(bad("R0509", text));
-            }
-            values.push((i as TensorId, value));
-        }
-        let kept = |name: &String| {
-            let storage = self.names.get(name).map(|&i| &self.plan.tensors[i as usize].storage);
-            matches!(storage, Some(Storage::Persistent { role, .. }) if *role != Role::Constant)
-        };
-        if let Some(extra) = file.names().into_iter().find(|n| !kept(n)) {
-            let text = format!("the plan lacks `{extra}` of the checkpoint");
-            return Err(bad("R0509", text));
-        }
-        for (id, value) in values {
-            self.backend.write(id, &value.bytes)?;
-        }
-        for id in copies {
-            init::copy(&self.plan, self.backend.as_mut(), id)?;
-        }
-        self.steps = steps;
-        self.begin()?;
-        Ok(state)
-    }
-
     /// What steps have written that outlives them and is not finite: weights, buffers, averages and
     /// optimizer state, each with the number of such elements. Infinities that the model came with,
     /// as in masks, are in tensors that no step writes.
@@ -536,11 +404,4 @@ fn written(plan: &Plan) -> BTreeSet<TensorId> {
         _ => None,
     });
     programs.flatten().flat_map(|i| i.outputs.iter().map(|a| a.tensor)).collect()
-}
-
-/// A checkpoint that this session cannot take.
-fn unfit(path: &Path, code: &'static str, text: String) -> Error {
-    Error::new(code, text)
-        .at(path.display())
-        .help("resume with the recipe the checkpoint was made with")
 }

@@ -345,6 +345,15 @@ pub fn write_tensors(
     metadata: &BTreeMap<String, String>,
     tensors: &TensorTable,
 ) -> Result<()> {
+    let head = header(metadata, tensors);
+    write_whole(path, |file| {
+        file.write_all(&head)?;
+        tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
+    })
+}
+
+/// What stands in a safetensors file before the bytes of its tensors.
+pub(crate) fn header(metadata: &BTreeMap<String, String>, tensors: &TensorTable) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
@@ -371,11 +380,7 @@ pub fn write_tensors(
     }
     let mut head = serde_json::Value::Object(header).to_string().into_bytes();
     head.resize(head.len().next_multiple_of(8), b' ');
-    write_whole(path, |file| {
-        file.write_all(&(head.len() as u64).to_le_bytes())?;
-        file.write_all(&head)?;
-        tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
-    })
+    [&(head.len() as u64).to_le_bytes(), head.as_slice()].concat()
 }
 
 #[cfg(test)]

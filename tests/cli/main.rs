@@ -1,5 +1,6 @@
 //! The command line, run as a person would.
 
+mod checkpoints;
 mod classes;
 mod faults;
 mod files;
@@ -9,6 +10,8 @@ mod idle;
 mod init;
 mod kinds;
 mod lab;
+#[cfg(target_os = "linux")]
+mod locks;
 mod losses;
 #[cfg(unix)]
 mod memory;
@@ -18,10 +21,14 @@ mod plans;
 mod ranges;
 mod replays;
 mod resume;
+#[cfg(target_os = "linux")]
+mod running;
 mod runs;
 mod scalars;
 mod set;
 mod shell;
+#[cfg(target_os = "linux")]
+mod signals;
 mod small;
 mod usage;
 

@@ -4,7 +4,8 @@
 use super::lab::Lab;
 use serde_json::Value;
 
-const MODEL: &str = r#"graph noisy
+/// Dropout, batch normalisation, running means.
+pub const MODEL: &str = r#"graph noisy
 var machine.batch: i32[] machine value(0.0)
 var machine.seed: i32[] machine value(0.0)
 var w1: f32[3,16] param uniform(0.8, 1)
@@ -36,7 +37,8 @@ update mean = %mean
 update machine.batch = %next
 "#;
 
-const RECIPE: &str = r#"model = "model.pir"
+/// Three batches a step, a loss scale that overflows now and then, averages.
+pub const RECIPE: &str = r#"model = "model.pir"
 [data]
 format = "csv"
 file = "data.csv"
@@ -65,7 +67,7 @@ log = "log.jsonl"
 checkpoint = 5
 "#;
 
-fn lab() -> Lab {
+pub fn lab() -> Lab {
     let lab = Lab::new();
     lab.write("model.pir", MODEL);
     lab.write("recipe.toml", RECIPE);

@@ -67,10 +67,16 @@ fn a_checkpoint_of_another_run_is_refused() {
         assert_eq!(lab.text("log.jsonl"), lines, "{what}");
     };
     for (old, new, what, want) in [
-        ("seed = 3", "seed = 4", "seed 3, this run has 4", "R0510"),
-        ("batch = 4", "batch = 4\nsplit = 0.25", "split = 0", "R0510"),
-        ("batch = 4", "batch = 4\nshuffle = false", "shuffle = true", "R0510"),
-        ("momentum = 0.9", "", "b1.momentum", "R0509"),
+        ("seed = 3", "seed = 4", "`train.seed` 3 → 4", "P0034"),
+        ("batch = 4", "batch = 4\nsplit = 0.25", "`data.split` 0.0 → 0.25", "P0034"),
+        ("batch = 4", "batch = 4\nshuffle = false", "`data.shuffle` true → false", "P0034"),
+        (
+            "kind = \"sgd\"\nlr = 0.5\nmomentum = 0.9",
+            "kind = \"adam\"\nlr = 0.5",
+            "`optimizer.kind` sgd → adam",
+            "P0034",
+        ),
+        ("momentum = 0.9", "", "`optimizer.momentum` 0.9 → 0.0", "P0033"),
     ] {
         lab.write("recipe.toml", &recipe.replace(old, new));
         refused(what, want);
@@ -83,11 +89,22 @@ fn a_checkpoint_of_another_run_is_refused() {
             .replace("f32[4,3]\n  %w1", "f32[8,3]\n  %w1")
             .replace("shape=[4,4]", "shape=[8,4]"),
     );
-    refused("batch = 4", "R0510");
-    lab.write("model.pir", MODEL);
+    refused("`data.batch` 4 → 8", "P0034");
     lab.write("recipe.toml", &recipe);
+    lab.write("model.pir", &MODEL.replace("uniform(0.5, 2)", "uniform(0.5, 3)"));
+    refused("the model `model.pir`: other content", "P0033");
+    lab.write("model.pir", MODEL);
     lab.write("data.csv", &table(28));
-    refused("rows = 24", "R0510");
+    refused("the data `data.csv`: ", "P0033");
+    // What is allowed still has to fit.
+    let changed = [&resume[..], &["--resume-changed"]].concat();
+    let (code, text) = lab.fails(&changed);
+    assert!(code == "R0510" && text.contains("rows = 24"), "{text}");
+    lab.write("data.csv", &table(24));
+    lab.write("recipe.toml", &recipe.replace("momentum = 0.9", ""));
+    let (code, text) = lab.fails(&changed);
+    assert!(code == "R0509" && text.contains("b1.momentum"), "{text}");
+    lab.write("recipe.toml", &recipe);
     lab.write("data.csv", &table(24));
     lab.ok(&resume);
     // A file that is no checkpoint.

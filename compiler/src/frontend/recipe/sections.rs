@@ -63,6 +63,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "stop_gradient",
             "log",
             "checkpoint",
+            "keep",
             "out",
         ],
     ),
@@ -541,6 +542,7 @@ fn train(t: Table) -> Option<Train> {
     });
     let log = or(t.get("log"), None, |i| i.path().map(Some));
     let checkpoint = or(t.get("checkpoint"), None, |i| i.count(1).map(Some));
+    let keep = or(t.get("keep"), None, |i| i.count(1).map(Some));
     let out = or(t.get("out"), None, |i| i.path().map(Some));
     t.finish();
     Some(Train {
@@ -558,6 +560,7 @@ fn train(t: Table) -> Option<Train> {
         stop_gradient: stop_gradient?,
         log: log?,
         checkpoint: checkpoint?,
+        keep: keep?,
         out: out?,
     })
 }
