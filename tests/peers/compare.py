@@ -10,6 +10,9 @@ from the same weights on the same batch, and their first losses must agree. `aut
 set against PyTorch in f32. PyTorch runs twice for the GPT: the operations of the exported graph,
 and its own fused attention and GELU ("fused"); the ratio is to the faster of the two.
 
+With --processor the figures are seconds of processor time, of all threads, from the difference between
+a run of all steps and one of the warm-up alone: what is left to compare where other programs run.
+
 Needs only the standard library here; the PyTorch half needs requirements.txt.
 """
 
@@ -31,7 +34,7 @@ class Failed(Exception):
 
 
 def run(command, env=None):
-    """Runs a command; returns its stdout, its wall seconds and its peak resident MB (1e6 bytes)."""
+    """Runs a command; returns its stdout, its wall and processor seconds and its peak resident MB (1e6 bytes)."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **(env or {})})
@@ -44,7 +47,15 @@ def run(command, env=None):
     if child.returncode != 0:
         tail = "\n".join((stdout + stderr).strip().splitlines()[-15:])
         raise Failed(f"{' '.join(command)}\nexited with {child.returncode}:\n{tail}")
-    return stdout, seconds, usage.ru_maxrss * 1024 / 1e6
+    return stdout, (seconds, usage.ru_utime + usage.ru_stime), usage.ru_maxrss * 1024 / 1e6
+
+
+def measured(once, a):
+    """A round: `once(steps)` gives what a process found and its seconds of processor time."""
+    found, processor = once(a.steps)
+    if a.processor:
+        found["seconds"] = [(processor - once(0)[1]) / a.steps]
+    return found
 
 
 def toml(value):
@@ -82,31 +93,39 @@ def write_recipe(folder, info, policy, steps):
 
 
 def torch_round(python, model, precision, threads, a, fused):
+    return measured(lambda n: torch_run(python, model, precision, threads, a, fused, n), a)
+
+
+def torch_run(python, model, precision, threads, a, fused, steps):
     command = [python, "-W", "ignore", os.path.join(HERE, "torch_step.py"), model]
     command += ["--precision", precision, "--threads", str(threads)]
-    command += ["--steps", str(a.steps), "--warmup", str(a.warmup)] + ["--fused"] * fused
-    stdout, _, _ = run(command, {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
+    command += ["--steps", str(steps), "--warmup", str(a.warmup)] + ["--fused"] * fused
+    stdout, (_, processor), _ = run(command, {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
     r = json.loads(stdout.strip().splitlines()[-1])
-    return {"seconds": r["seconds"], "losses": r["losses"], "rss": r["peak_rss_mb"]}
+    return {"seconds": r["seconds"], "losses": r["losses"], "rss": r["peak_rss_mb"]}, processor
 
 
 def precast_round(binary, folder, policy, threads, a):
+    return measured(lambda n: precast_run(binary, folder, policy, threads, a, n), a)
+
+
+def precast_run(binary, folder, policy, threads, a, timed):
     recipe = os.path.join(folder, f"{policy}.toml")
     log = os.path.join(folder, "log.jsonl")
     if os.path.exists(log):
         os.remove(log)
-    steps = a.warmup + a.steps
+    steps = a.warmup + timed
     command = [binary, "train", recipe, "--steps", str(steps), "--log", log]
     command += ["--out", os.path.join(folder, "out")]
     command += ["--threads", str(threads)]
-    _, _, rss = run(command)
+    _, (_, processor), rss = run(command)
     with open(log) as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     rows = [r for r in rows if "step" in r and "seconds" in r]
     if len(rows) != steps:
         raise Failed(f"{log} has {len(rows)} steps instead of {steps}")
     return {"seconds": [r["seconds"] for r in rows[a.warmup :]],
-            "losses": [r["loss"] for r in rows], "rss": rss}  # fmt: skip
+            "losses": [r["loss"] for r in rows], "rss": rss}, processor  # fmt: skip
 
 
 def summary(rounds):
@@ -149,7 +168,7 @@ def compile_seconds(a, folder, policy):
     """Wall time of `precast compile`, start of the process included: the median of three."""
     command = [a.precast, "compile", os.path.join(folder, f"{policy}.toml")]
     command += ["-o", os.path.join(folder, f"{policy}.plan")]
-    return statistics.median(run(command)[1] for _ in range(3))
+    return statistics.median(run(command)[1][0] for _ in range(3))
 
 
 def table(rows, compiles):
@@ -186,6 +205,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps a round")
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--processor", action="store_true", help="processor time, not wall time")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--keep", metavar="DIR", help="leave the recipes, data and logs here")
     a = parser.parse_args()

@@ -131,9 +131,9 @@ case("logsumexp", lambda x: x.logsumexp(-1), [[0.0, 0.0, -INF], [1000.0, 999.0, 
 # Pools. NaN is larger than any number.
 NAN = float("nan")
 WINDOWS = [[1.0, 2.0, 2.0, NAN], [2.0, 2.0, 0.0, 1.0], [NAN, -1.0, 3.0, 3.0], [-INF, -1.0, 3.0, NAN]]
-case("max_pool", lambda x: F.max_pool2d(x[None], 2, 1)[0], WINDOWS)
-case("max_pool_dilated", lambda x: F.max_pool2d(x[None], 2, 1, 0, 2)[0], WINDOWS)
-case("max_pool_line", lambda x: F.max_pool1d(x, 3, 1, 0, 1), WINDOWS)
+case("max_pool", lambda x: F.max_pool2d(x[None, None], 2, 1)[0, 0], WINDOWS)
+case("max_pool_dilated", lambda x: F.max_pool2d(x[None, None], 2, 1, 0, 2)[0, 0], WINDOWS)
+case("max_pool_line", lambda x: F.max_pool1d(x[None], 3, 1, 0, 1)[0], WINDOWS)
 case("max_pool_volume", lambda x: F.max_pool3d(x.reshape(1, 1, 2, 2, 4), 2, 1)[0, 0], WINDOWS)
 # torch.export makes amax of these, another function at ties, before it exports.
 case("adaptive_max", lambda x: F.adaptive_max_pool2d(x.reshape(3, 1, 2, 2), 1).reshape(3), TIES, exporters=TS)

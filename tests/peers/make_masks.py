@@ -152,11 +152,12 @@ def long_sequences(path):
     op("ReduceMean", ["both", "axes"], "mean", keepdims=0)
     op("MatMul", ["mean", "head.weight"], "logits")
     weights = [weight(f"{part}.weight", WIDTH, WIDTH) for part in "qkv"] + [weight("head.weight", WIDTH, 5)]
-    constants = [constant("one", 1.0), constant("zero", 0.0), constant("never", -torch.inf),
-                 constant("scale", WIDTH**-0.5), constant("axes", [1])]  # fmt: skip
+    numbers = {"one": 1.0, "zero": 0.0, "never": -torch.inf, "scale": WIDTH**-0.5, "axes": [1]}
+    # Initializers of reals would be parameters.
+    constants = [helper.make_node("Constant", [], [n], name=n, value=constant(n, x)) for n, x in numbers.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "t", WIDTH])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5])
-    graph = helper.make_graph(nodes, "long", [x], [logits], weights + constants)
+    graph = helper.make_graph(constants + nodes, "long", [x], [logits], weights)
     opsets = [helper.make_opsetid("", 23)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 

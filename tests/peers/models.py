@@ -105,6 +105,22 @@ class Tagger(nn.Module):
 RECURRENT = {"lstm_256": "LSTM", "gru_256": "GRU"}
 
 
+class Volume(nn.Module):
+    """One convolution over three axes, and a class for every sample."""
+
+    def __init__(self, width=32, classes=10):
+        super().__init__()
+        self.conv = nn.Conv3d(3, width, 3, padding=1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(F.relu(self.conv(x)).mean((2, 3, 4)))
+
+
+# Extents of the batch. The second is torchvision's.
+VOLUMES = {"conv3d_32": (16, 3, 8, 32, 32), "r3d_18": (2, 3, 4, 32, 32)}
+
+
 def export(name, path):
     """Writes the graph of a network that tests/models does not have."""
     torch.onnx.export(
@@ -134,7 +150,7 @@ CASES = {
     # 128 steps of 32 sequences.
     **{
         name: {"input": "x", "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9}}
-        for name in RECURRENT
+        for name in [*RECURRENT, *VOLUMES]
     },
 }  # fmt: skip
 
@@ -143,6 +159,12 @@ def build(name, fused=False):
     torch.manual_seed(1234)
     if name in RECURRENT:
         return Tagger(RECURRENT[name]).train()
+    if name == "conv3d_32":
+        return Volume().train()
+    if name == "r3d_18":
+        import torchvision
+
+        return torchvision.models.video.r3d_18(num_classes=10).train()
     return (CifarCnn() if name == "cifar_cnn_w32" else Gpt(fused=fused)).train()
 
 
@@ -151,6 +173,9 @@ def batch(name):
     g = torch.Generator().manual_seed(1)
     if name in RECURRENT:
         return torch.randn(128, 32, 256, generator=g), torch.randint(10, (128, 32), generator=g)
+    if name in VOLUMES:
+        n = VOLUMES[name]
+        return torch.randn(n, generator=g), torch.randint(10, n[:1], generator=g)
     n = CASES[name]["batch"]
     if name == "cifar_cnn_w32":
         return torch.randn(n, 3, 32, 32, generator=g), torch.randint(10, (n,), generator=g)

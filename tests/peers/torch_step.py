@@ -72,7 +72,8 @@ def measure(name, precision, threads, steps, warmup, fused):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", choices=["cifar_cnn_w32", "gpt_4x256", "lstm_256", "gru_256"])
+    known = ["cifar_cnn_w32", "gpt_4x256", "lstm_256", "gru_256", "conv3d_32", "r3d_18"]
+    parser.add_argument("model", choices=known)
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)

@@ -3,7 +3,7 @@
 use super::onnx::Imported;
 use super::weights::WeightFile;
 use crate::diagnostic::{Diagnostic, Place, Result};
-use crate::ir::{self, Graph, VarInit, VarRole};
+use crate::ir::{self, Graph, Region, VarInit, VarRole};
 use crate::ops::Op;
 use crate::text;
 use std::collections::BTreeSet;
@@ -22,6 +22,16 @@ pub fn load(path: &Path, weights: Option<&Path>) -> Result<Imported> {
     })?;
     let mut graph = text::parse(path, &text)?;
     ir::verify::verify(&graph)?;
+    if let Some((_, n)) = graph.nodes().find(|(_, n)| n.region != Region::Forward) {
+        let text =
+            format!("a model is the forward pass alone, and this is a {} node", n.region.name());
+        return Err(Diagnostic::error("P0401", text)
+            .at(Place::Node { name: n.name.clone() })
+            .help(
+                "the compiler makes what is behind it: the loss, the backward pass and the update",
+            )
+            .into());
+    }
     let warnings = match weights {
         Some(file) => take_weights(&mut graph, &WeightFile::open(file)?)?,
         None => vec![],
@@ -83,4 +93,25 @@ fn take_weights(graph: &mut Graph, file: &WeightFile) -> Result<Vec<Diagnostic>>
         }
     }
     Ok(warning.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_the_forward_pass_alone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("model.pir");
+        let text = |region: &str| {
+            format!(
+                "graph g\nforward:\n  %x = input {{name=\"x\"}} : f32[2]\n{region}  %y = unary %x {{f=neg}} @n\nresult out.y = %y\n"
+            )
+        };
+        std::fs::write(&path, text("")).expect("written");
+        load(&path, None).unwrap_or_else(|e| panic!("{e}"));
+        std::fs::write(&path, text("backward:\n")).expect("written");
+        let said = load(&path, None).unwrap_err().to_string();
+        assert!(said.contains("error[P0401]: a model is the forward pass alone"), "{said}");
+    }
 }

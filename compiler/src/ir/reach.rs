@@ -24,14 +24,19 @@ pub struct Sets {
 }
 
 impl Forest {
-    /// Of edges that lead to larger indices. Every node hangs from the last node that leads to it.
+    /// Of edges that lead to larger indices. Every node hangs from the node that leads to it at the end
+    /// of the longest path, so that long paths stay whole; of several from the last.
     pub fn new(next: &[Vec<usize>]) -> Forest {
         let n = next.len();
         let mut parent = vec![usize::MAX; n];
+        let mut depth = vec![0u32; n];
         for (i, list) in next.iter().enumerate() {
             for &j in list {
                 debug_assert!(i < j, "indices are a topological order");
-                parent[j] = i;
+                if parent[j] == usize::MAX || depth[i] >= depth[parent[j]] {
+                    parent[j] = i;
+                    depth[j] = depth[i] + 1;
+                }
             }
         }
         let mut size = vec![1u32; n];
@@ -180,5 +185,16 @@ mod tests {
             list.push(2 * n - 1 - i);
         }
         assert!(Forest::new(&edges).reach(&edges).intervals() < 2 * n);
+        // And what is computed again between the two, behind everything in the order.
+        let mut again = vec![vec![]; 3 * n];
+        for i in 0..n {
+            again[i].extend([i + 1, n + i].iter().filter(|&&j| j != n));
+            again[n + i].push(3 * n - 1 - i);
+        }
+        for i in 2 * n..3 * n - 1 {
+            again[i].push(i + 1);
+        }
+        again.iter_mut().for_each(|l| l.sort_unstable());
+        assert!(Forest::new(&again).reach(&again).intervals() < 6 * n);
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Checked: operands are defined before their use; result types are those the op infers (reals in
 //! any real format); views and [`crate::ops::Concat`] of non-reals keep formats; variables read
-//! and written exist with the types stated; node names, result names and update targets are
+//! and written exist with the types stated and begin with values of them; node names, result names and update targets are
 //! unique; nothing of an earlier region reads a value of a later one.
 
-use super::{Graph, TensorType};
+use super::{Graph, TensorType, Var, VarInit};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::ops::{Lowering, Op, fits};
 use std::collections::BTreeSet;
@@ -78,6 +78,11 @@ pub fn verify(g: &Graph) -> Result<(), Diagnostics> {
             }
         }
     }
+    for (name, v) in &g.vars {
+        if let Some(e) = no_beginning(v) {
+            fault(name, e);
+        }
+    }
     let mut results = BTreeSet::new();
     for r in &g.results {
         if !results.insert(&r.name) {
@@ -108,4 +113,45 @@ pub fn verify(g: &Graph) -> Result<(), Diagnostics> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(Diagnostics(errors)) }
+}
+
+/// Why a variable cannot begin as it is said to.
+fn no_beginning(v: &Var) -> Option<String> {
+    let drawn = |numbers: &[f64], spread: f64| {
+        let good = v.ty.is_real() && numbers.iter().all(|x| x.is_finite()) && spread >= 0.0;
+        (!good).then(|| format!("no {} variable begins with such draws", v.ty.dtype))
+    };
+    match v.init {
+        VarInit::Value(x) if !v.ty.dtype.holds(x) => {
+            Some(format!("{x:?}, with which the variable begins, is none of {}", v.ty.dtype))
+        }
+        VarInit::Uniform { bound, .. } => drawn(&[bound], bound),
+        VarInit::Normal { mean, std, .. } => drawn(&[mean, std], std),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn variables_begin_with_values_of_their_formats() {
+        for (var, want) in [
+            ("f32[2] param uniform(-1.5, 1)", "no f32 variable begins with such draws"),
+            ("f32[2] param normal(0.0, -1.0, 1)", "no f32 variable begins with such draws"),
+            ("i32[2] buffer uniform(1.5, 1)", "no i32 variable begins with such draws"),
+            ("i32[2] buffer value(0.5)", "0.5, with which the variable begins, is none of i32"),
+            ("f32[2] param value(1e39)", "1e39, with which the variable begins, is none of f32"),
+            ("f32[2] param value(0.5)", ""),
+        ] {
+            let text = format!(
+                "graph g\nvar w: {var}\nforward:\n  %x = input {{name=\"x\"}} : f32[2]\nresult out.x = %x\n"
+            );
+            let g = crate::text::parse(Path::new("g.pir"), &text).unwrap_or_else(|e| panic!("{e}"));
+            let said = verify(&g).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(said.contains(want) && said.is_empty() == want.is_empty(), "{var}: {said}");
+        }
+    }
 }

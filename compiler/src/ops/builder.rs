@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 pub(crate) type Key = (u8, u32, [u32; 3]);
 
 /// Literals are one where their bits are: -0.0 and 0.0 differ, a NaN equals itself.
-fn key(i: &Instr) -> Key {
+pub(crate) fn key(i: &Instr) -> Key {
     match *i {
         Instr::Load { port } => (0, port, [0; 3]),
         Instr::Real(x) => (1, x.to_bits(), [0; 3]),

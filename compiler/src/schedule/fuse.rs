@@ -8,7 +8,7 @@
 use super::affine::{Access, Matched, Remap, Side, match_axes};
 use super::items::{Body, Items};
 use super::kernels::product_fits;
-use super::program::{Built, Draft, MOST, build, build_drafted, build_on, still};
+use super::program::{Built, Change, Draft, MOST, build, build_drafted, build_of, still};
 use super::space::holds;
 use super::sums::Sums;
 use super::{Capabilities, deps};
@@ -100,9 +100,11 @@ impl Group {
 /// Groups in topological order of their first items, each with its program where it has one.
 pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
     let n = items.items.len();
+    let readers = deps::readers(items);
     let mut f = Fuser {
         items,
-        readers: deps::readers(items),
+        outside: readers.iter().map(Vec::len).collect(),
+        readers,
         writers: deps::writers(items),
         results: {
             let mut r = vec![false; items.values.len()];
@@ -155,6 +157,9 @@ struct Fuser<'a> {
     /// since no path between two groups ever vanishes but by what they take in.
     failed: FxHashMap<(usize, usize), (u32, u32)>,
     merges: usize,
+    /// By value: items that read it and are not in the group of what writes it, where that is of
+    /// scalars.
+    outside: Vec<usize>,
     casts_alone: bool,
 }
 

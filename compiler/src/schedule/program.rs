@@ -3,10 +3,12 @@
 use super::affine::Access;
 use super::fuse::Group;
 use super::items::{Body, Item, Items, Read, Source};
+use crate::ops::builder::{Key, key};
 use crate::ops::{Op, ProgramBuilder};
 use crate::work::Work;
 use precast_plan::{BinaryOp, DType, InPort, Instr, MAX_CODE, OutPort, Program, Reg};
 use rustc_hash::FxHashMap;
+use std::borrow::Cow;
 
 /// A program and what its ports are bound to, over the space of the group. Port 0 of a product's
 /// epilogue is the accumulator and has no access.
@@ -52,11 +54,11 @@ impl Draft {
         d
     }
 
-    /// Whether it was written over the space of a group.
-    pub fn is_over(&self, group: &Group) -> bool {
+    /// Whether it was written over the space of a group, as a product's or as one of rows.
+    pub fn is_in(&self, group: &Group) -> bool {
         self.dims == group.dims
             && self.reduced == group.reduced
-            && self.product == group.product.is_some()
+            && (group.product.is_some() || !self.product)
     }
 }
 
@@ -94,8 +96,8 @@ pub fn build_drafted(
 ) -> Result<(Built, Option<Draft>), &'static str> {
     let with = |rows: bool| {
         let mut d = Draft::new(group, rows);
-        append(items, group, 0, &mut d)?;
-        Ok((finished(items, group, &d, stored, most)?, d))
+        append(items, group, &mut d)?;
+        Ok((finished(items, group, &d.whole(None), stored, most)?, d))
     };
     // An operand repeated along the reduced axes looks like one of the row, and what is computed
     // from it like a value of the row. Where that does not fit, it is loaded for every element.
@@ -106,27 +108,188 @@ pub fn build_drafted(
     }
 }
 
-/// Builds the program of a group whose first `known` items a draft holds already.
-pub fn build_on(
+/// What a union makes of the draft of its first group.
+pub enum Change {
+    /// Goes on with this.
+    Added(Patch),
+    /// Is another one.
+    New(Draft),
+}
+
+/// Builds the program of a union of two groups from what is written of both over its space; `Err(None)`
+/// where that does not say it and the whole has to be written anew.
+pub fn build_of(
     items: &Items,
     group: &Group,
-    known: usize,
-    mut draft: Draft,
+    (first, second): (&Draft, &Draft),
     stored: &impl Fn(usize) -> bool,
-) -> Result<(Built, Option<Draft>), &'static str> {
-    let built = append(items, group, known, &mut draft)
-        .and_then(|()| finished(items, group, &draft, stored, MOST));
-    match built {
-        Ok(built) => Ok((built, Some(draft))),
-        Err(why) if group.reduced == 0 => Err(why),
-        Err(_) => build_drafted(items, group, stored, MOST),
+) -> Result<(Built, Change), Option<&'static str>> {
+    let anew = |why| if group.reduced > 0 { None } else { Some(why) };
+    if second.product && !first.product {
+        let mut draft = Draft::new(group, true);
+        for d in [first, second] {
+            let patch = draft.patch(d).map_err(anew)?.ok_or(None)?;
+            draft.apply(patch);
+        }
+        let built = finished(items, group, &draft.whole(None), stored, MOST).map_err(anew)?;
+        return Ok((built, Change::New(draft)));
+    }
+    let patch = first.patch(second).map_err(anew)?.ok_or(None)?;
+    let whole = first.whole(Some(&patch));
+    let built = finished(items, group, &whole, stored, MOST).map_err(anew)?;
+    Ok((built, Change::Added(patch)))
+}
+
+/// A draft, with what is added to it.
+struct Whole<'a> {
+    code: Cow<'a, [Instr]>,
+    ports: Vec<&'a (InPort, Option<Access>)>,
+    writes: Vec<&'a (usize, OutPort, Access)>,
+    product: bool,
+}
+
+/// What one draft adds to another.
+pub struct Patch {
+    code: Vec<Instr>,
+    seen: FxHashMap<Key, Reg>,
+    ports: Vec<(InPort, Option<Access>)>,
+    known: FxHashMap<Access, u32>,
+    writes: Vec<(usize, OutPort, Access)>,
+}
+
+impl Patch {
+    pub fn instructions(&self) -> usize {
+        self.code.len()
+    }
+    pub fn ports(&self) -> usize {
+        self.ports.len()
     }
 }
 
-fn append(items: &Items, group: &Group, known: usize, d: &mut Draft) -> Result<(), &'static str> {
+impl Draft {
+    /// Of a group over its own space, with all loads along reduced axes of the row.
+    pub fn of(items: &Items, group: &Group) -> Option<Draft> {
+        let mut d = Draft::new(group, true);
+        append(items, group, &mut d).ok()?;
+        Some(d)
+    }
+
+    pub fn instructions(&self) -> usize {
+        self.b.code.len()
+    }
+    pub fn ports(&self) -> usize {
+        self.ports.len()
+    }
+    pub fn computes(&self, value: usize) -> bool {
+        self.regs.contains_key(&value)
+    }
+
+    /// Whether every instruction is needed for what is stored.
+    pub fn is_live(&self, stored: &impl Fn(usize) -> bool) -> bool {
+        let mut live = vec![false; self.b.code.len()];
+        for (_, o, _) in self.writes.iter().filter(|w| stored(w.0)) {
+            live[o.reg as usize] = true;
+        }
+        for i in (0..live.len()).rev().filter(|&i| live[i]).collect::<Vec<_>>() {
+            self.b.code[i].operands().for_each(|r| live[r as usize] = true);
+        }
+        live.into_iter().all(|l| l)
+    }
+
+    /// What the items of `later`, over the same space, add behind those of this draft: equal
+    /// instructions are one, whatever the order in which they are written. `None` where the order of the
+    /// items counts, since both write a value.
+    fn patch(&self, later: &Draft) -> Result<Option<Patch>, &'static str> {
+        let (few, many) = match self.regs.len() < later.regs.len() {
+            true => (&self.regs, &later.regs),
+            false => (&later.regs, &self.regs),
+        };
+        if few.keys().any(|v| many.contains_key(v)) {
+            return Ok(None);
+        }
+        let mut p = Patch {
+            code: vec![],
+            seen: FxHashMap::default(),
+            ports: vec![],
+            known: FxHashMap::default(),
+            writes: vec![],
+        };
+        Work::Programs.add(later.b.code.len() / 8 + 1);
+        let base = self.b.code.len();
+        let mut moved: Vec<Reg> = Vec::with_capacity(later.b.code.len());
+        for instr in &later.b.code {
+            let new = match *instr {
+                Instr::Load { port } => match &later.ports[port as usize] {
+                    (_, None) => Instr::Load { port: 0 },
+                    (port, Some(a)) => match self.regs.get(&a.value) {
+                        Some((reg, write)) if write == a => {
+                            moved.push(*reg);
+                            continue;
+                        }
+                        Some(_) => return Err("reads other elements of a fused value"),
+                        None => {
+                            let at = self.known.get(a).or_else(|| p.known.get(a)).copied();
+                            let at = at.unwrap_or_else(|| {
+                                let at = (self.ports.len() + p.ports.len()) as u32;
+                                p.ports.push((*port, Some(a.clone())));
+                                p.known.insert(a.clone(), at);
+                                at
+                            });
+                            Instr::Load { port: at }
+                        }
+                    },
+                },
+                Instr::Index { .. } if self.product => return Err("coordinates in an epilogue"),
+                other => other.map_operands(|r| moved[r as usize]),
+            };
+            let k = key(&new);
+            let known = self.b.seen.get(&k).copied();
+            moved.push(known.unwrap_or_else(|| {
+                *p.seen.entry(k).or_insert_with(|| {
+                    p.code.push(new);
+                    (base + p.code.len() - 1) as Reg
+                })
+            }));
+        }
+        p.writes = later
+            .writes
+            .iter()
+            .map(|(v, o, a)| {
+                (*v, OutPort { dtype: o.dtype, reg: moved[o.reg as usize] }, a.clone())
+            })
+            .collect();
+        Ok(Some(p))
+    }
+
+    fn whole<'a>(&'a self, added: Option<&'a Patch>) -> Whole<'a> {
+        let own = Cow::Borrowed(&self.b.code[..]);
+        Whole {
+            code: added.map_or(own, |p| [&self.b.code[..], &p.code[..]].concat().into()),
+            ports: self.ports.iter().chain(added.iter().flat_map(|p| &p.ports)).collect(),
+            writes: self.writes.iter().chain(added.iter().flat_map(|p| &p.writes)).collect(),
+            product: self.product,
+        }
+    }
+
+    /// [`Draft::patch`], where there is one.
+    pub fn added(&self, later: &Draft) -> Option<Patch> {
+        self.patch(later).ok().flatten()
+    }
+
+    pub fn apply(&mut self, p: Patch) {
+        self.b.code.extend(p.code);
+        self.b.seen.extend(p.seen);
+        self.ports.extend(p.ports);
+        self.known.extend(p.known);
+        self.regs.extend(p.writes.iter().map(|(v, o, a)| (*v, (o.reg, a.clone()))));
+        self.writes.extend(p.writes);
+    }
+}
+
+fn append(items: &Items, group: &Group, d: &mut Draft) -> Result<(), &'static str> {
     let mut x = Builder { items, d };
-    Work::Programs.add(group.items.len() - known);
-    for (&i, axes) in group.items.iter().zip(&group.maps).skip(known) {
+    Work::Programs.add(group.items.len());
+    for (&i, axes) in group.items.iter().zip(&group.maps) {
         x.item(&items.items[i], axes)?;
     }
     Ok(())
@@ -135,11 +298,12 @@ fn append(items: &Items, group: &Group, known: usize, d: &mut Draft) -> Result<(
 fn finished(
     items: &Items,
     group: &Group,
-    d: &Draft,
+    d: &Whole,
     stored: &impl Fn(usize) -> bool,
     most: (usize, usize),
 ) -> Result<Built, &'static str> {
-    let outputs: Vec<&(usize, OutPort, Access)> = d.writes.iter().filter(|w| stored(w.0)).collect();
+    let outputs: Vec<&(usize, OutPort, Access)> =
+        d.writes.iter().copied().filter(|w| stored(w.0)).collect();
     check_variables(items, d, &outputs)?;
     let built = finish(items, group, d, &outputs);
     let single = group.dims.iter().product::<usize>() == 1;
@@ -317,7 +481,7 @@ impl Builder<'_> {
 /// element that is written.
 fn check_variables(
     items: &Items,
-    d: &Draft,
+    d: &Whole,
     outputs: &[&(usize, OutPort, Access)],
 ) -> Result<(), &'static str> {
     let mut written: FxHashMap<&str, &Access> = FxHashMap::default();
@@ -339,8 +503,8 @@ fn check_variables(
 }
 
 /// Drops what no output depends on and numbers the rest.
-fn finish(items: &Items, group: &Group, d: &Draft, outputs: &[&(usize, OutPort, Access)]) -> Built {
-    let code = &d.b.code;
+fn finish(items: &Items, group: &Group, d: &Whole, outputs: &[&(usize, OutPort, Access)]) -> Built {
+    let code = &d.code[..];
     let mut live = vec![false; code.len()];
     for (_, o, _) in outputs {
         live[o.reg as usize] = true;

@@ -31,10 +31,12 @@ pub fn space(items: &Items, g: &Group, built: &Built) -> Option<Space> {
         list.iter().map(|a| items.physical(a, &g.dims)).collect()
     };
     let (mut inputs, mut outputs) = (list(&built.inputs)?, list(&built.outputs)?);
-    let infos = built.program.check().expect("programs were checked");
-    for (a, port) in outputs.iter_mut().zip(&built.program.outputs) {
-        if infos[port.reg as usize].row && g.reduced > 0 {
-            a.strides[kept..].fill(0);
+    if g.reduced > 0 {
+        let infos = built.program.check().expect("programs were checked");
+        for (a, port) in outputs.iter_mut().zip(&built.program.outputs) {
+            if infos[port.reg as usize].row {
+                a.strides[kept..].fill(0);
+            }
         }
     }
     let counts = |i: &Instr| matches!(i, Instr::Index { .. } | Instr::Uniform { .. });

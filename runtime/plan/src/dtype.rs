@@ -169,6 +169,17 @@ impl DType {
         }
     }
 
+    /// Whether the format has a value, up to its rounding.
+    pub fn holds(self, x: f64) -> bool {
+        match self {
+            DType::Bool => x == 0.0 || x == 1.0,
+            DType::U8 => x.fract() == 0.0 && (0.0..=255.0).contains(&x),
+            DType::I32 => x.fract() == 0.0 && (-2147483648.0..=2147483647.0).contains(&x),
+            DType::I64 => x.fract() == 0.0 && x.abs() <= (1u64 << 53) as f64,
+            _ => x.is_finite() && self.decode(self.encode(x as f32)).is_finite(),
+        }
+    }
+
     /// The value of a bit pattern of this format.
     ///
     /// # Panics

@@ -208,7 +208,7 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
     match init {
         Init::Zeros | Init::Weights(_) => {}
         Init::Value(x) => {
-            if !holds(t.dtype, *x) {
+            if !t.dtype.holds(*x) {
                 cx.error(place, format!("the initial value {x:?} is none of {}", t.dtype));
             }
         }
@@ -259,17 +259,6 @@ fn check_init(cx: &mut Context, place: &str, id: TensorId, t: &Tensor, init: &In
                 cx.error(place, format!("the initial bytes are not {want} base-16 digits"));
             }
         }
-    }
-}
-
-/// Whether a format has a value, up to its rounding.
-fn holds(dtype: DType, x: f64) -> bool {
-    match dtype {
-        DType::Bool => x == 0.0 || x == 1.0,
-        DType::U8 => x.fract() == 0.0 && (0.0..=255.0).contains(&x),
-        DType::I32 => x.fract() == 0.0 && (-2147483648.0..=2147483647.0).contains(&x),
-        DType::I64 => x.fract() == 0.0 && x.abs() <= (1u64 << 53) as f64,
-        _ => x.is_finite() && dtype.decode(dtype.encode(x as f32)).is_finite(),
     }
 }
 

@@ -14,6 +14,17 @@ pub const MAX_FOLDED: usize = 1 << 22;
 /// step that needs it.
 const MAX_COMPUTED: usize = 1 << 32;
 
+/// Whether a value of literals is folded, and not computed in every step.
+///
+/// # Errors
+/// P0213 where it is too large for either.
+pub fn folds(shape: &[usize]) -> Res<bool> {
+    match check_size(shape) {
+        Err(d) if is_beyond(shape) => Err(d),
+        small => Ok(small.is_ok()),
+    }
+}
+
 /// Whether a value of literals is too large even for a step to compute.
 pub fn is_beyond(shape: &[usize]) -> bool {
     let n = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));

@@ -411,7 +411,7 @@ impl<'a> Importer<'a> {
             Val::Node(v) => Ok(*v),
             Val::Seq(_) => Err(fail("P0207", "a sequence where a tensor is needed")),
             Val::Const(t) => {
-                let small = without_repeats(t);
+                let small = moves::without_repeats(t);
                 let shape = t.shape.clone();
                 let repeats = small.shape != shape;
                 let c = self.one("const", ops::Const { data: small.to_const() }, &[])?;
@@ -454,11 +454,7 @@ impl<'a> Importer<'a> {
                     if m.is_identity(&t.shape) {
                         continue;
                     }
-                    let to = m.shape(&t.shape);
-                    if let Err(d) = fold::check_size(&to) {
-                        if fold::is_beyond(&to) {
-                            return Err(d);
-                        }
+                    if !fold::folds(&m.shape(&t.shape))? {
                         // A large literal stays a view of a small one.
                         let small = self.value(&Val::Const(t))?;
                         return Ok(Val::Node(self.move_value(small, &moves[i..])?));
@@ -510,7 +506,7 @@ impl<'a> Importer<'a> {
     pub fn spread(&mut self, v: &Val, shape: &[usize]) -> Res<ValueId> {
         if let Val::Const(t) = v {
             // Broadcasting is a view: the literal itself stays small.
-            let small = Val::constant(without_repeats(t));
+            let small = Val::constant(moves::without_repeats(t));
             let from = self.shape(&small)?;
             let moves = moves::broadcast(&from, shape).map_err(|e| fail("P0214", e))?;
             let aligned = self.moved(&small, &moves[..1])?;
@@ -528,29 +524,6 @@ impl<'a> Importer<'a> {
         let place = self.src.node_place(self.at);
         self.warnings.push(d.at(place));
     }
-}
-
-/// The literal with every axis along which it repeats cut to one element.
-fn without_repeats(t: &Tensor) -> Tensor {
-    let mut t = t.clone();
-    for d in 0..t.shape.len() {
-        let n = t.shape[d];
-        if n <= 1 {
-            continue;
-        }
-        let first = moves::part(&t.shape, d, 0, 1).apply(&t);
-        let spread = Move::Broadcast(t.shape.clone()).apply(&first);
-        let same = match (&spread.data, &t.data) {
-            (Data::Real(a), Data::Real(b)) => {
-                a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
-            }
-            (a, b) => a == b,
-        };
-        if same {
-            t = first;
-        }
-    }
-    t
 }
 
 /// The message for a model's element type that the graph has no place for.

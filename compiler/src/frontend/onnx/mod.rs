@@ -34,13 +34,9 @@ mod warnings;
 #[cfg(test)]
 mod found_tests;
 #[cfg(test)]
-mod long;
-#[cfg(test)]
 mod malformed;
 #[cfg(test)]
 mod messages_tests;
-#[cfg(test)]
-mod pools;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! Movement operators of ONNX as the four views of the IR, resolved to concrete extents. Folding
 //! applies them to literals, import turns them into nodes; the arithmetic on extents is here once.
 
-use super::tensor::{Tensor, checked_elements};
+use super::tensor::{Data, Tensor, checked_elements};
 use crate::ir::Shape;
 use crate::ir::view::View;
 
@@ -53,6 +53,29 @@ impl Move {
         let index = elements_of(&view);
         t.pick(view.shape.to_vec(), &index)
     }
+}
+
+/// The literal with every axis along which it repeats cut to one element.
+pub fn without_repeats(t: &Tensor) -> Tensor {
+    let mut t = t.clone();
+    for d in 0..t.shape.len() {
+        let n = t.shape[d];
+        if n <= 1 {
+            continue;
+        }
+        let first = part(&t.shape, d, 0, 1).apply(&t);
+        let spread = Move::Broadcast(t.shape.clone()).apply(&first);
+        let same = match (&spread.data, &t.data) {
+            (Data::Real(a), Data::Real(b)) => {
+                a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+            }
+            (a, b) => a == b,
+        };
+        if same {
+            t = first;
+        }
+    }
+    t
 }
 
 /// Buffer positions of a view's elements in row-major order.
@@ -368,7 +391,7 @@ pub fn tile(from: &[usize], repeats: &[i64]) -> Result<Vec<Move>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tensor::{Data, Elem};
+    use super::super::tensor::Elem;
     use super::*;
 
     fn run(from: &[usize], moves: Result<Vec<Move>, String>) -> (Vec<usize>, Vec<i64>) {

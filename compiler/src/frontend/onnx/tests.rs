@@ -1,5 +1,8 @@
 //! Import of the models that PyTorch's exporters write.
 
+mod long;
+mod pools;
+
 use super::tensor::Elem;
 use super::*;
 use crate::frontend::recognise::recognise;

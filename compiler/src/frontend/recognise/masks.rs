@@ -16,6 +16,8 @@ use std::cell::LazyCell;
 pub enum Layer {
     /// Adds a tensor of reals.
     Add(ValueId),
+    /// Adds minus infinity where the bool tensor is `hides`, and 0 elsewhere.
+    Hide { by: Chooser, hides: bool },
     /// Puts `fill` in the place of a score where the bool tensor is `hides`.
     Select { by: Chooser, hides: bool, fill: f64 },
 }
@@ -86,12 +88,14 @@ fn stays_hidden(layers: &[Layer], at: usize, bounds: &impl Fn(ValueId) -> Bounds
     let finite = |l: &Layer| matches!(l, Layer::Add(v) if bounds(*v).hi < f64::INFINITY);
     let outer = layers[..at].iter().all(|l| match l {
         Layer::Add(_) => finite(l),
+        Layer::Hide { .. } => true,
         Layer::Select { fill, .. } => *fill == f64::NEG_INFINITY,
     });
     // ∞ below a selection is not seen; beside a term of −∞ it makes NaN.
-    let summed = matches!(layers[at], Layer::Add(_));
+    let summed = !matches!(layers[at], Layer::Select { .. });
     let inner = layers[at + 1..].iter().all(|l| match l {
         Layer::Add(_) => !summed || finite(l),
+        Layer::Hide { .. } => true,
         Layer::Select { fill, .. } => !summed || *fill < f64::INFINITY,
     });
     outer && inner
@@ -121,73 +125,99 @@ fn far_below(
 /// How a layer hides all keys that come after each query, if it does.
 fn hides_future(m: &Matcher, bands: &mut Bands, l: &Layer, (tq, tk): (i64, i64)) -> Option<Hidden> {
     let (first, last, future) = (1 - tq, tk - tq, tk - tq + 1..=tk - 1);
+    let (by, hides, fill) = match l {
+        Layer::Select { by, hides, fill } => (by, *hides, *fill),
+        Layer::Hide { by, hides } => (by, *hides, f64::NEG_INFINITY),
+        Layer::Add(mask) => return adds_to_future(bands, *mask, (tq, tk)),
+    };
+    let through: Vec<&Node> = by.through.iter().map(|n| m.graph.node(*n)).collect();
+    let band = bands.of(by.value, &through)?;
+    let hidden = |x: Scalar| x == Scalar::Bool(hides);
+    let all = band.between(*future.start(), *future.end()).all(hidden);
+    let alone = !band.between(first, last).any(hidden);
+    let nearest = if hidden(band.at(last)) { fill } else { 0.0 };
+    let is = all && fill <= NOTHING && (alone || !future.is_empty());
+    is.then_some(Hidden { most: fill, nearest, alone })
+}
+
+/// [`hides_future`] of a tensor of reals that is added.
+fn adds_to_future(bands: &mut Bands, mask: ValueId, (tq, tk): (i64, i64)) -> Option<Hidden> {
+    let (first, last, future) = (1 - tq, tk - tq, tk - tq + 1..=tk - 1);
+    let band = bands.of(mask, &[])?;
+    let real = |x: Scalar| match x {
+        Scalar::Real(x) => x,
+        _ => f64::NAN,
+    };
+    let mut hidden = band.between(*future.start(), *future.end()).map(real);
+    let most = hidden.try_fold(f64::NEG_INFINITY, |m, x| (x <= NOTHING).then(|| x.max(m)))?;
+    let alone = band.between(first, last).all(|x| real(x) == 0.0);
+    let hidden = Hidden { most, nearest: real(band.at(last)), alone };
+    (alone || !future.is_empty()).then_some(hidden)
+}
+
+/// What several conditions hide together, one by one; a layer of one condition as it is.
+fn split(m: &Matcher, l: &Layer) -> Vec<Layer> {
+    let parts = |by: &Chooser, hides: bool, make: &dyn Fn(Chooser, bool) -> Layer| {
+        let all = conditions(m, by, hides);
+        match all.len() {
+            1 => vec![l.clone()],
+            _ => all.into_iter().map(|(by, hides)| make(by, hides)).collect(),
+        }
+    };
     match l {
         Layer::Select { by, hides, fill } => {
-            let through: Vec<&Node> = by.through.iter().map(|n| m.graph.node(*n)).collect();
-            let band = bands.of(by.value, &through)?;
-            let hidden = |x: Scalar| x == Scalar::Bool(*hides);
-            let all = band.between(*future.start(), *future.end()).all(hidden);
-            let alone = !band.between(first, last).any(hidden);
-            let nearest = if hidden(band.at(last)) { *fill } else { 0.0 };
-            (all && (*fill <= NOTHING) && (alone || !future.is_empty())).then_some(Hidden {
-                most: *fill,
-                nearest,
-                alone,
-            })
+            parts(by, *hides, &|by, hides| Layer::Select { by, hides, fill: *fill })
         }
-        Layer::Add(mask) => {
-            let band = bands.of(*mask, &[])?;
-            let real = |x: Scalar| match x {
-                Scalar::Real(x) => x,
-                _ => f64::NAN,
-            };
-            let mut hidden = band.between(*future.start(), *future.end()).map(real);
-            let most = hidden.try_fold(f64::NEG_INFINITY, |m, x| (x <= NOTHING).then(|| x.max(m)));
-            let alone = band.between(first, last).all(|x| real(x) == 0.0);
-            let hidden = Hidden { most: most?, nearest: real(band.at(last)), alone };
-            (alone || !future.is_empty()).then_some(hidden)
-        }
+        Layer::Hide { by, hides } => parts(by, *hides, &|by, hides| Layer::Hide { by, hides }),
+        Layer::Add(v) => match hiding(m, *v) {
+            Some((by, hides)) => parts(&by, hides, &|by, hides| Layer::Hide { by, hides }),
+            None => vec![l.clone()],
+        },
     }
 }
 
-/// Selections of one number by all of several conditions, one by one.
-fn split(m: &Matcher, l: &Layer) -> Vec<Layer> {
-    let Layer::Select { by, hides, fill } = l else { return vec![l.clone()] };
+/// The conditions any of which hides, where they are joined so.
+fn conditions(m: &Matcher, by: &Chooser, hides: bool) -> Vec<(Chooser, bool)> {
     let n = m.graph.def(by.value);
-    let (joins, inner) = match &n.op {
-        Op::Binary(ops::Binary { f: BinaryOp::And }) => (!hides, by.through.clone()),
-        Op::Binary(ops::Binary { f: BinaryOp::Or }) => (*hides, by.through.clone()),
-        Op::Unary(ops::Unary { f: UnaryOp::Not }) => {
-            let by = Chooser { value: n.inputs[0], through: by.through.clone() };
-            return whole(l, split(m, &Layer::Select { by, hides: !hides, fill: *fill }));
+    let at = |v: ValueId| Chooser { value: v, through: by.through.clone() };
+    match &n.op {
+        Op::Unary(ops::Unary { f: UnaryOp::Not }) => conditions(m, &at(n.inputs[0]), !hides),
+        Op::Binary(ops::Binary { f: BinaryOp::And }) if !hides => {
+            n.inputs.iter().flat_map(|v| conditions(m, &at(*v), hides)).collect()
+        }
+        Op::Binary(ops::Binary { f: BinaryOp::Or }) if hides => {
+            n.inputs.iter().flat_map(|v| conditions(m, &at(*v), hides)).collect()
         }
         Op::Broadcast(_) | Op::Reshape(_) => {
-            let mut by = Chooser { value: n.inputs[0], through: by.through.clone() };
-            by.through.push(m.graph.value(n.outputs[0]).node);
-            return whole(l, split(m, &Layer::Select { by, hides: *hides, fill: *fill }));
+            let mut inner = at(n.inputs[0]);
+            inner.through.push(m.graph.value(by.value).node);
+            conditions(m, &inner, hides)
         }
-        _ => (false, SmallVec::new()),
-    };
-    if !joins {
-        return vec![l.clone()];
+        _ => vec![(by.clone(), hides)],
     }
-    let part = |v: ValueId| {
-        let by = Chooser { value: v, through: inner.clone() };
-        split(m, &Layer::Select { by, hides: *hides, fill: *fill })
-    };
-    n.inputs.iter().flat_map(|v| part(*v)).collect()
 }
 
-/// Parts, or what they are parts of where there is one.
-fn whole(l: &Layer, parts: Vec<Layer>) -> Vec<Layer> {
-    if parts.len() > 1 { parts } else { vec![l.clone()] }
+/// What a sum of 0 and minus infinity is chosen by.
+fn hiding(m: &Matcher, v: ValueId) -> Option<(Chooser, bool)> {
+    let (mut v, mut through) = (v, SmallVec::new());
+    while let Op::Broadcast(_) | Op::Reshape(_) = m.op(v) {
+        through.push(m.graph.value(v).node);
+        v = m.graph.def(v).inputs[0];
+    }
+    let (Op::Select(_), [by, a, b]) = (m.op(v), &m.graph.def(v).inputs[..]) else { return None };
+    let by = Chooser { value: *by, through };
+    match (m.number(*a)?, m.number(*b)?) {
+        (0.0, f64::NEG_INFINITY) => Some((by, false)),
+        (f64::NEG_INFINITY, 0.0) => Some((by, true)),
+        _ => None,
+    }
 }
 
 /// Whether all layers are selections of one number.
 pub fn all_select(layers: &[Layer]) -> bool {
     let fill = |l: &Layer| match l {
         Layer::Select { fill, .. } => Some(*fill),
-        Layer::Add(_) => None,
+        Layer::Add(_) | Layer::Hide { .. } => None,
     };
     layers.iter().all(|l| fill(l).is_some_and(|f| Some(f) == fill(&layers[0])))
 }
@@ -199,6 +229,7 @@ pub fn representable(m: &Matcher, layers: &[Layer]) -> bool {
     let fits = |l: &Layer| match *l {
         // Attention's mask is data: a learned bias keeps its sum, and with it its gradient.
         Layer::Add(v) => !trained(m.graph, v),
+        Layer::Hide { .. } => true,
         Layer::Select { fill, .. } => fill == f64::NEG_INFINITY,
     };
     let fills = |l: &Layer| matches!(l, Layer::Select { fill, .. } if *fill < f64::INFINITY);
@@ -228,6 +259,19 @@ pub fn added(m: &Matcher, rw: &mut Rewriter, layers: &[Layer]) -> ValueId {
             (Layer::Add(v), Some(x)) => {
                 let v = rw.get(*v);
                 together(m, rw, ops::Binary { f: BinaryOp::Add }.into(), &[x, v])
+            }
+            (Layer::Hide { by, hides }, x) => {
+                let node = m.node();
+                let by = by.placed(m, rw, false);
+                let full = rw.out.shape(by).to_vec();
+                let (zero, off) =
+                    (rw.full(node, 0.0, &full), rw.full(node, f32::NEG_INFINITY, &full));
+                let (a, b) = if *hides { (off, zero) } else { (zero, off) };
+                let v = together(m, rw, ops::Select {}.into(), &[by, a, b]);
+                match x {
+                    None => v,
+                    Some(x) => together(m, rw, ops::Binary { f: BinaryOp::Add }.into(), &[x, v]),
+                }
             }
             (Layer::Select { by, hides, fill }, x) => {
                 let node = m.node();

@@ -22,8 +22,10 @@ impl Fuser<'_> {
                     continue;
                 }
                 let Some(merged) = self.try_merge(at, j) else { continue };
-                let built = self.build(merged.group());
-                if built.is_ok_and(|b| adds_in_place(item, &merged.group().dims, &b)) {
+                let in_place = merged
+                    .group()
+                    .is_some_and(|g| self.build(g).is_ok_and(|b| adds_in_place(item, &g.dims, &b)));
+                if in_place {
                     self.merge(at, j, merged);
                     break;
                 }

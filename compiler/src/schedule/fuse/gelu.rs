@@ -24,7 +24,7 @@ impl Fuser<'_> {
             let Some(gradient) = self.gelu_gradient(product) else { continue };
             let (a, b) = (self.group_of(product), self.group_of(gradient));
             let Some(merged) = self.try_merge(a, b) else { continue };
-            if self.ends_in_gradient(product, merged.group()) {
+            if merged.group().is_some_and(|g| self.ends_in_gradient(product, g)) {
                 self.merge(a, b, merged);
                 self.groups[a].as_mut().expect("a merged group").gelu_gradient = true;
             }

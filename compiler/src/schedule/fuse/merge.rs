@@ -5,6 +5,9 @@ use super::super::items::{Body, Item, Read};
 use super::*;
 use crate::work::Work;
 
+/// Most items of a group whose program is written anew as well in builds with debug assertions.
+const LOOKED_AT: usize = 24;
+
 /// What is known of a group, so that it need not be found for every pair that it is in.
 #[derive(Default)]
 pub(super) struct Known {
@@ -21,22 +24,30 @@ pub(super) struct Known {
 }
 
 /// Two groups as one.
-pub(super) struct Merged {
-    group: Group,
-    draft: Option<Draft>,
-    scalars: bool,
+pub(super) enum Merged {
+    Whole {
+        group: Group,
+        draft: Option<Change>,
+    },
+    /// Programs over one element, of which the second is added to the first.
+    Scalars(scalars::Added),
 }
 
 impl Merged {
-    pub(super) fn group(&self) -> &Group {
-        &self.group
+    /// The union, which is written where one of the two is more than scalars.
+    pub(super) fn group(&self) -> Option<&Group> {
+        match self {
+            Merged::Whole { group, .. } => Some(group),
+            Merged::Scalars(_) => None,
+        }
     }
 }
 
 impl Known {
     /// Of a group of one item.
     fn new(f: &Fuser, g: &Group) -> Known {
-        let mut k = Known { scalars: scalars::Scalars::of(f, g), ..Known::default() };
+        let draft = if g.opaque { None } else { Draft::of(f.items, g) };
+        let mut k = Known { scalars: scalars::Scalars::of(f, g), draft, ..Known::default() };
         k.add(f, g, 0);
         k
     }
@@ -71,7 +82,7 @@ fn accesses(item: &Item) -> impl Iterator<Item = (bool, &Access)> {
 }
 
 impl Fuser<'_> {
-    fn known(&self, g: usize) -> &Known {
+    pub(super) fn known(&self, g: usize) -> &Known {
         self.known[g].as_ref().expect("looked at before")
     }
 
@@ -134,11 +145,14 @@ impl Fuser<'_> {
                 if parted() {
                     return None;
                 }
-                let group = union(p, c, &side(p), &side(c), vec![], 0);
-                if scalars::join(kp.scalars.as_ref(), kc.scalars.as_ref()) {
-                    return Some(Merged { group, draft: None, scalars: true });
-                }
-                return self.checked(group, a, b).ok();
+                return match scalars::join(self, a, b) {
+                    scalars::Joined::Yes(added) => Some(Merged::Scalars(added)),
+                    scalars::Joined::No => None,
+                    scalars::Joined::Unknown => {
+                        let group = union(p, c, &side(p), &side(c), vec![], 0);
+                        self.checked(group, a, b).ok()
+                    }
+                };
             }
         }
         let mut tried: Vec<(&Access, &Access)> = vec![];
@@ -180,11 +194,22 @@ impl Fuser<'_> {
     /// The union of two groups, where its program can be written.
     fn checked(&self, g: Group, a: usize, b: usize) -> Result<Merged, Group> {
         let stored = |v: usize| self.stored(&g, v);
-        let built = match self.ahead(&g, a, b) {
-            Some((known, draft)) => build_on(self.items, &g, known, draft.clone(), &stored),
-            None => build_drafted(self.items, &g, &stored, MOST),
+        let anew = || {
+            let (built, draft) = build_drafted(self.items, &g, &stored, MOST).ok()?;
+            Some((built, draft.map(Change::New)))
         };
-        let Ok((built, draft)) = built else { return Err(g) };
+        let built = match self.drafts(&g, a, b) {
+            Some(drafts) => match build_of(self.items, &g, drafts, &stored) {
+                Ok((built, draft)) => Some((built, Some(draft))),
+                Err(None) => anew(),
+                Err(Some(_)) => None,
+            },
+            None => anew(),
+        };
+        debug_assert!(
+            g.items.len() > LOOKED_AT || self.is_as_anew(&g, built.as_ref().map(|b| &b.0))
+        );
+        let Some((built, draft)) = built else { return Err(g) };
         // A part of a value is written into its memory: the whole is read in a later step.
         let storage = |a: &Access| self.items.storage(a.value);
         let written: FxHashSet<usize> = built.outputs.iter().map(storage).collect();
@@ -195,46 +220,75 @@ impl Fuser<'_> {
             Some(_) => product_fits(self.items, &g, &built),
             None => holds(self.items, &g, &built),
         };
-        if fits { Ok(Merged { group: g, draft, scalars: false }) } else { Err(g) }
+        if fits { Ok(Merged::Whole { group: g, draft }) } else { Err(g) }
     }
 
-    /// A draft of the first items of a union, and how many they are: that of one of the groups, where
-    /// the union leaves it as it is and all of the other come behind it.
-    fn ahead(&self, g: &Group, a: usize, b: usize) -> Option<(usize, &Draft)> {
-        let first = if self.group(a).items[0] < self.group(b).items[0] { a } else { b };
-        let own = self.group(first);
-        let n = own.items.len();
-        let draft = self.known(first).draft.as_ref().filter(|d| d.is_over(g))?;
-        let same = |(x, y): (&Rc<Axes>, &Rc<Axes>)| Rc::ptr_eq(x, y);
-        let ahead = g.items[..n] == own.items[..] && g.maps.iter().zip(&own.maps).all(same);
-        ahead.then_some((n, draft))
+    /// Whether the program of a group, written from drafts, is what writing all of it gives, but for the
+    /// order of its instructions; `None` where it cannot be written.
+    fn is_as_anew(&self, g: &Group, built: Option<&Built>) -> bool {
+        let size = |b: &Built| (b.program.code.len(), b.inputs.len(), b.outputs.len());
+        self.build(g).ok().as_ref().map(size) == built.map(size)
+    }
+
+    /// Drafts of both groups, that of `a` first, where the union leaves both as they are written.
+    fn drafts(&self, g: &Group, a: usize, b: usize) -> Option<(&Draft, &Draft)> {
+        let of = |k: usize| self.known(k).draft.as_ref();
+        let (x, y) = (of(a)?, of(b)?);
+        let (p, q) = (self.group(a), self.group(b));
+        let (mut i, mut j) = (0, 0);
+        let kept = g.items.iter().zip(&g.maps).all(|(item, map)| {
+            let (own, at) = if p.items.get(i) == Some(item) { (p, &mut i) } else { (q, &mut j) };
+            *at += 1;
+            Rc::ptr_eq(map, &own.maps[*at - 1])
+        });
+        (kept && x.is_in(g) && y.is_in(g)).then_some((x, y))
     }
 
     /// Makes `b` a part of `a`.
     pub(super) fn merge(&mut self, a: usize, b: usize, merged: Merged) {
-        let Merged { group, draft, scalars } = merged;
         self.paths.merge(a, b);
-        let old = self.groups[a].take().expect("a live group");
-        self.groups[b] = None;
-        let n = old.items.len();
-        let over = old.dims == group.dims
-            && group.items[..n] == old.items[..]
-            && group.maps.iter().zip(&old.maps).all(|(x, y)| Rc::ptr_eq(x, y));
-        let [mut mine, mut theirs] =
-            [a, b].map(|g| self.known[g].take().expect("looked at before"));
-        let joined = mine.scalars.take().zip(theirs.scalars.take()).filter(|_| scalars);
-        self.groups[a] = Some(group);
-        let group = self.group(a);
-        // What the union leaves as it is need not be found again.
-        let (mut known, from) = match over {
-            true => (mine, n),
-            false => (Known::default(), 0),
-        };
-        known.add(self, group, from);
-        known.scalars = joined.map(|(x, y)| x.with(y));
-        known.draft = draft;
-        self.known[a] = Some(known);
         self.versions[a] += 1;
         self.merges += 1;
+        let [mut mine, mut theirs] =
+            [a, b].map(|g| self.known[g].take().expect("looked at before"));
+        let [old, other] = [a, b].map(|g| self.groups[g].take().expect("a live group"));
+        let (group, from) = match merged {
+            Merged::Whole { group, draft } => {
+                let n = old.items.len();
+                let over = old.dims == group.dims
+                    && group.items[..n] == old.items[..]
+                    && group.maps.iter().zip(&old.maps).all(|(x, y)| Rc::ptr_eq(x, y));
+                // What the union leaves as it is need not be found again.
+                let own = mine.draft.take();
+                if !over {
+                    mine = Known::default();
+                }
+                mine.scalars = None;
+                mine.draft = match draft {
+                    Some(Change::New(draft)) => Some(draft),
+                    Some(Change::Added(patch)) => own.map(|mut own| {
+                        own.apply(patch);
+                        own
+                    }),
+                    None => None,
+                };
+                (group, if over { n } else { 0 })
+            }
+            Merged::Scalars(added) => {
+                let scalars = mine.scalars.take().zip(theirs.scalars.take());
+                let (own, _) = scalars.expect("both were looked at");
+                let (group, from) = scalars::together(old, other);
+                debug_assert!(group.items.len() > LOOKED_AT || self.build(&group).is_ok());
+                if from == 0 {
+                    mine = Known::default();
+                }
+                mine.draft = None;
+                mine.scalars = Some(own.with(self, added));
+                (group, from)
+            }
+        };
+        mine.add(self, &group, from);
+        self.known[a] = Some(mine);
+        self.groups[a] = Some(group);
     }
 }

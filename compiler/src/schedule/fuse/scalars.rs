@@ -1,21 +1,36 @@
 //! Programs over a single element, which join whatever they share and have no limit but that of a plan.
 
 use super::super::items::Read;
-use super::super::program::build_drafted;
+use super::super::program::Patch;
 use super::*;
 use precast_plan::MAX_CODE;
 use std::collections::BTreeMap;
 
-/// What is enough to know that groups over one element can be one, without writing the program: of
-/// groups whose values are whole and stored nowhere inside another.
-#[derive(Default)]
+/// What is enough to know whether groups over one element can be one, without writing the program
+/// again: of groups whose values are whole and stored nowhere inside another.
 pub(super) struct Scalars {
-    /// Instructions, and ports, at most.
-    code: usize,
-    ports: usize,
-    /// Values read from memory, and written.
-    reads: FxHashSet<usize>,
-    writes: FxHashSet<usize>,
+    /// Over a space without axes.
+    draft: Draft,
+    /// Nothing of it is computed for nothing.
+    live: bool,
+    /// Values that it stores.
+    stored: usize,
+}
+
+/// What a second group adds to a first.
+pub(super) struct Added {
+    patch: Patch,
+    live: bool,
+    stored: usize,
+    /// Values of the first, and how many items of the second read each.
+    inside: FxHashMap<usize, usize>,
+}
+
+/// Whether two groups are one program that a plan holds.
+pub(super) enum Joined {
+    Yes(Added),
+    No,
+    Unknown,
 }
 
 impl Scalars {
@@ -26,48 +41,88 @@ impl Scalars {
             return None;
         }
         let item = &f.items.items[i];
-        let mut out = Scalars::default();
         let plain = |v: usize, offset: i64| {
             let value = &f.items.values[v];
             value.placed.is_none() && offset == 0 && value.elements() == 1
         };
-        for r in &item.reads {
-            if let Read::At(a) = r {
-                if !plain(a.value, a.offset) {
-                    return None;
-                }
-                out.reads.insert(a.value);
-            }
+        let read = item.reads.iter().all(|r| match r {
+            Read::At(a) => plain(a.value, a.offset),
+            Read::Literal(_) => true,
+        });
+        let once = |v: usize| f.writers[v].len() == 1;
+        if !read || !item.writes.iter().all(|w| plain(w.value, w.offset) && once(w.value)) {
+            return None;
         }
-        for w in &item.writes {
-            if !plain(w.value, w.offset) || f.writers[w.value].len() > 1 {
-                return None;
-            }
-            out.writes.insert(w.value);
-        }
-        let all = |_: usize| true;
-        let (built, _) = build_drafted(f.items, g, &all, (MAX_CODE, MAX_CODE)).ok()?;
-        out.code = built.program.code.len();
-        out.ports = item.reads.len() + item.writes.len();
-        Some(out)
+        let g = over_nothing(g.clone());
+        let draft = Draft::of(f.items, &g)?;
+        let stored = |v: usize| f.stored(&g, v);
+        let live = draft.is_live(&stored);
+        let stored = item.writes.iter().filter(|w| stored(w.value)).count();
+        Some(Scalars { draft, live, stored })
     }
 
-    /// Both as one.
-    pub(super) fn with(self, other: Scalars) -> Scalars {
-        let few = |s: &Scalars| s.reads.len() + s.writes.len();
-        let (mut all, less) = if few(&self) < few(&other) { (other, self) } else { (self, other) };
-        all.code += less.code;
-        all.ports += less.ports;
-        all.writes.extend(less.writes);
-        all.reads.extend(less.reads);
-        all
+    /// With what another adds, whose items become part of the group.
+    pub(super) fn with(mut self, f: &mut Fuser, added: Added) -> Scalars {
+        self.draft.apply(added.patch);
+        for (v, n) in added.inside {
+            f.outside[v] -= n;
+        }
+        Scalars { draft: self.draft, live: added.live, stored: added.stored }
     }
 }
 
-/// Whether two groups are sure to be one program that a plan holds.
-pub(super) fn join(a: Option<&Scalars>, b: Option<&Scalars>) -> bool {
-    let (Some(a), Some(b)) = (a, b) else { return false };
-    (a.code + b.code).max(a.ports + b.ports) <= MAX_CODE
+/// A group over one element as one over a space without axes.
+fn over_nothing(mut g: Group) -> Group {
+    if !g.dims.is_empty() {
+        let none = |item: &Rc<Axes>| Rc::new(vec![vec![]; item.len()]);
+        g.maps = g.maps.iter().map(none).collect();
+        g.dims = vec![];
+    }
+    g
+}
+
+/// Both groups as one, and from which item on it is not the first as it was.
+pub(super) fn together(a: Group, b: Group) -> (Group, usize) {
+    let from = if a.dims.is_empty() { a.items.len() } else { 0 };
+    let (mut a, b) = (over_nothing(a), over_nothing(b));
+    a.fixed |= b.fixed;
+    if a.items.last() < b.items.first() {
+        a.items.extend(b.items);
+        a.maps.extend(b.maps);
+        return (a, from);
+    }
+    let both = a.items.into_iter().zip(a.maps).chain(b.items.into_iter().zip(b.maps));
+    let mut both: Vec<(usize, Rc<Axes>)> = both.collect();
+    both.sort_by_key(|x| x.0);
+    (a.items, a.maps) = both.into_iter().unzip();
+    (a, 0)
+}
+
+pub(super) fn join(f: &Fuser, a: usize, b: usize) -> Joined {
+    let (x, y) = (f.known(a).scalars.as_ref(), f.known(b).scalars.as_ref());
+    let (Some(x), Some(y)) = (x, y) else { return Joined::Unknown };
+    let Some(patch) = x.draft.added(&y.draft) else { return Joined::Unknown };
+    let mut inside: FxHashMap<usize, usize> = FxHashMap::default();
+    for &i in &f.group(b).items {
+        let mut read: Vec<usize> = f.items.items[i].read_values().collect();
+        read.sort_unstable();
+        read.dedup();
+        for v in read.into_iter().filter(|&v| x.draft.computes(v)) {
+            *inside.entry(v).or_insert(0) += 1;
+        }
+    }
+    // What only the other read is stored no more.
+    let kept = |v: usize| f.results[v] || f.items.values[v].updates.is_some();
+    let gone = inside.iter().filter(|&(&v, &n)| !kept(v) && f.outside[v] == n).count();
+    let stored = x.stored + y.stored - gone;
+    let code = x.draft.instructions() + patch.instructions();
+    let ports = x.draft.ports() + patch.ports() + stored;
+    let live = x.live && y.live;
+    if code.max(ports) <= MAX_CODE {
+        return Joined::Yes(Added { patch, live, stored, inside });
+    }
+    // Where all of it is needed, that is what the program has.
+    if live { Joined::No } else { Joined::Unknown }
 }
 
 impl Fuser<'_> {

@@ -1,7 +1,7 @@
 //! Pools at ties and NaN, which are PyTorch's.
 
-use super::malformed::{attr, load_in, model, node};
-use super::proto::AttributeProto;
+use super::super::malformed::{attr, load_in, model, node};
+use super::super::proto::AttributeProto;
 use super::*;
 use crate::autodiff::backward;
 use crate::ir::{ConstData, Region, Result_};
@@ -16,12 +16,12 @@ fn ints(name: &str, values: &[i64]) -> AttributeProto {
 
 /// The sum of what a pool makes of [1,1,h,w], and its gradient.
 fn run(op: &str, attributes: Vec<AttributeProto>, shape: [usize; 2], x: &[f64]) -> (f64, Vec<f64>) {
-    let axes = [ints("axes", &[0, 1, 2, 3]), super::malformed::int("keepdims", 0)];
+    let axes = [ints("axes", &[0, 1, 2, 3]), super::super::malformed::int("keepdims", 0)];
     let pool = node(op, &["x"], &["pooled"], attributes);
     let sum = node("ReduceMean", &["pooled"], &["y"], axes.to_vec());
     let mut m = model(vec![pool, sum], vec![]);
     let dims = [1, 1, shape[0] as i64, shape[1] as i64];
-    m.graph.as_mut().unwrap().input = vec![super::malformed::value("x", &dims)];
+    m.graph.as_mut().unwrap().input = vec![super::super::malformed::value("x", &dims)];
     let mut g = load_in(Path::new("."), &m).unwrap().graph;
     let (y, x_in) = (g.result("out.y").unwrap(), g.nodes().next().unwrap().1.outputs[0]);
     let one = Const { data: ConstData::scalar(1.0) };

@@ -1,8 +1,8 @@
 //! Masks of long sequences: never a literal for every query and key, and the same numbers as those of
 //! short ones.
 
-use super::malformed::{attr, int, load_in, model, node, tensor, value};
-use super::proto::*;
+use super::super::malformed::{attr, int, load_in, model, node, tensor, value};
+use super::super::proto::*;
 use super::*;
 use crate::frontend::recognise::recognise;
 use crate::ir::Graph;
@@ -30,8 +30,8 @@ fn ints(name: &str, dims: &[i64], data: &[i64]) -> TensorProto {
 }
 
 /// The ways in which models hide the future.
-const WAYS: [&str; 7] =
-    ["is_causal", "window", "torchscript", "transformers", "chosen", "biased", "padded"];
+const WAYS: [&str; 8] =
+    ["is_causal", "window", "torchscript", "transformers", "chosen", "biased", "padded", "added"];
 
 /// `y` of queries, keys and values `x`, [1, heads, t, width], under a mask that is made in one of
 /// [`WAYS`].
@@ -105,8 +105,9 @@ fn attention(way: &str, t: usize) -> ModelProto {
             n("Add", &["scores", "bias"], "more"),
             n("Where", &["seen", "more", "least"], "masked"),
         ],
-        // Samples of other lengths, and causality.
-        "padded" => vec![
+        // Samples of other lengths, and causality: chosen, or added as bool masks of PyTorch's attention
+        // are exported.
+        "padded" | "added" => [
             n("Slice", &["x", "zeros", "ends", "axes"], "first"),
             n("Reshape", &["first", "flat"], "flatx"),
             // The first key always counts, so that every query sees one.
@@ -115,8 +116,16 @@ fn attention(way: &str, t: usize) -> ModelProto {
             tall(),
             n("LessOrEqual", &["at", "queries"], "seen"),
             n("And", &["seen", "keep"], "both"),
-            n("Where", &["both", "scores", "never"], "masked"),
-        ],
+        ]
+        .into_iter()
+        .chain(match way {
+            "padded" => vec![n("Where", &["both", "scores", "never"], "masked")],
+            _ => vec![
+                n("Where", &["both", "f0", "never"], "mask"),
+                n("Add", &["scores", "mask"], "masked"),
+            ],
+        })
+        .collect(),
         _ => unreachable!("{way}"),
     };
     let whole = way == "is_causal" || way == "window";
@@ -181,7 +190,7 @@ fn no_mask_of_a_long_sequence_is_a_literal() {
         let g = recognised(&imported(way, 16384));
         let [a] = attentions(&g)[..] else { panic!("{way} is not one attention") };
         assert!(a.causal, "{way}");
-        assert_eq!(a.masked, ["window", "biased", "padded"].contains(&way), "{way}");
+        assert_eq!(a.masked, ["window", "biased", "padded", "added"].contains(&way), "{way}");
         for (_, n) in g.nodes() {
             if let Op::Const(c) = &n.op {
                 assert!(c.data.shape.elements() <= 1 << 16, "{way}: {}", n.name);
