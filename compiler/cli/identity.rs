@@ -192,7 +192,7 @@ impl Identity {
 }
 
 /// Whether the learning rate of every step depends on the length of the run.
-fn ends_with_the_run(recipe: &Recipe) -> bool {
+pub fn ends_with_the_run(recipe: &Recipe) -> bool {
     recipe.schedule.kind != ScheduleKind::Constant && recipe.schedule.steps.is_none()
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 /// A run that has ended.
 pub struct Ended<'a> {
     pub recipe: &'a Path,
+    /// Options that say what is compiled, each behind a space: ` --policy f32`.
+    pub options: &'a str,
     /// The folder of what was saved.
     pub out: &'a Path,
     /// Where it is not the recipe's own: what was asked for.
@@ -13,13 +15,15 @@ pub struct Ended<'a> {
     pub steps: u64,
     /// The step it was to end with.
     pub total: u64,
+    /// Whether the rate of every step depends on how long the run is.
+    pub bends: bool,
     /// Whether its numbers are good.
     pub good: bool,
 }
 
 /// Lines for the end of a summary, each a command or a line of Python and what it does.
 pub fn lines(run: &Ended) -> Vec<(String, &'static str)> {
-    let recipe = quoted(run.recipe);
+    let recipe = format!("{}{}", quoted(run.recipe), run.options);
     let weights = run.out.join("weights.safetensors");
     let out = run.asked_out.map_or(String::new(), |out| format!(" --out {}", quoted(out)));
     let mut lines = vec![];
@@ -35,6 +39,7 @@ pub fn lines(run: &Ended) -> Vec<(String, &'static str)> {
         let path = quoted(path);
         // A run that has come to its end goes on only for longer.
         let more = match run.steps >= run.total {
+            true if run.bends => format!(" --steps {} --resume-changed", 2 * run.total),
             true => format!(" --steps {}", 2 * run.total),
             false => String::new(),
         };
@@ -96,11 +101,13 @@ mod tests {
         let saved = [PathBuf::from("t/checkpoint-4.safetensors"), "t/weights.safetensors".into()];
         let run = Ended {
             recipe: Path::new("r.toml"),
+            options: "",
             out: Path::new("t"),
             asked_out: None,
             saved: &saved,
             steps: 4,
             total: 8,
+            bends: false,
             good: false,
         };
         let first = |run: &Ended| lines(run)[0].0.clone();
@@ -110,6 +117,13 @@ mod tests {
         assert_eq!(
             lines(&run)[1].0,
             "precast train r.toml --resume t/checkpoint-4.safetensors --steps 16 --out t"
+        );
+        // A rate that ends with the run is another where the run is longer.
+        let run = Ended { options: " --policy f32", bends: true, ..run };
+        assert_eq!(
+            lines(&run)[1].0,
+            "precast train r.toml --policy f32 --resume t/checkpoint-4.safetensors --steps 16 \
+             --resume-changed --out t"
         );
     }
 }

@@ -78,6 +78,22 @@ pub fn threads(text: &str) -> Result<usize, String> {
 }
 
 impl RecipeArgs {
+    /// The options that say what is compiled, as a shell takes them, each behind a space.
+    pub fn repeated(&self) -> String {
+        let quoted = |text: &str| crate::next::quoted(Path::new(text));
+        let mut text = String::new();
+        if let Some(policy) = self.policy {
+            text += &format!(" --policy {}", policy.name());
+        }
+        if let Some(device) = &self.device {
+            text += &format!(" --device {}", quoted(device));
+        }
+        for set in &self.settings.set {
+            text += &format!(" --set {}", quoted(set));
+        }
+        text
+    }
+
     pub fn load(&self) -> Outcome<Recipe> {
         input::expect(&self.recipe, &[FileKind::Recipe], None)?;
         let mut recipe = self.settings.load(&self.recipe)?;

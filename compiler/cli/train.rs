@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::follow::{self, Course, Follow, shortest};
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::input;
 use crate::kernels;
 use crate::listing;
@@ -179,11 +179,13 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     saved.splice(0..0, saver.saved());
     let next = next::lines(&next::Ended {
         recipe: &args.recipe.recipe,
+        options: &args.recipe.repeated(),
         out: &out,
         asked_out: args.out.as_deref(),
         saved: &saved,
         steps: session.steps(),
         total,
+        bends: identity::ends_with_the_run(&recipe),
         good: faults.is_empty(),
     });
     // What goes on with a run that a signal ended is said last.
