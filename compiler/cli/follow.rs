@@ -225,7 +225,7 @@ fn figures(x: f32) -> String {
     let whole = format!("{x}");
     match x.abs() {
         _ if whole.len() <= 6 => whole,
-        a if a >= 1e6 || a < 1e-3 => format!("{x:.3e}"),
+        a if !(1e-3..1e6).contains(&a) => format!("{x:.3e}"),
         a => format!("{x:.*}", (3 - a.log10().floor() as i32).max(0) as usize),
     }
 }
@@ -268,7 +268,7 @@ mod tests {
             (0.0, "0"),
             (0.5, "0.5"),
             (65536.0, "65536"),
-            (2.302_585, "2.303"),
+            (2.402_585, "2.403"),
             (123.456_78, "123.5"),
             (0.012_345_67, "0.01235"),
             (12_345.67, "12346"),

@@ -194,8 +194,9 @@ fn handover(clock: &Clock, threads: usize) -> Result<Option<f64>> {
     // instructions, just short of what is shared, and as many parts as there are threads.
     let part = 1024;
     let chain = |plan: &mut Builder, n: u64| {
-        let simple =
-            |r: u32| Instr::Binary(if r % 2 == 0 { BinaryOp::Add } else { BinaryOp::Mul }, r, 0);
+        let simple = |r: u32| {
+            Instr::Binary(if r.is_multiple_of(2) { BinaryOp::Add } else { BinaryOp::Mul }, r, 0)
+        };
         plan.rows(n, &[DType::F32; 2], (0..62).map(simple).collect());
     };
     let one = clock.phase(|| 33, |plan| chain(plan, part))?.1;

@@ -7,6 +7,8 @@ use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 
+// `wait4` waits for the child.
+#[allow(clippy::zombie_processes)]
 /// The result of a run, and the most physical memory that its process took, in bytes.
 fn measured(lab: &Lab, args: &[&str]) -> (Value, u64) {
     let mut child = super::command(args)

@@ -178,8 +178,8 @@ mod tests {
         // Forward, and backward with a read of every forward value.
         let n = 1000;
         let mut edges = vec![vec![]; 2 * n];
-        for i in 0..2 * n - 1 {
-            edges[i].push(i + 1);
+        for (i, list) in edges.iter_mut().enumerate().take(2 * n - 1) {
+            list.push(i + 1);
         }
         for (i, list) in edges.iter_mut().enumerate().take(n) {
             list.push(2 * n - 1 - i);
@@ -191,8 +191,8 @@ mod tests {
             again[i].extend([i + 1, n + i].iter().filter(|&&j| j != n));
             again[n + i].push(3 * n - 1 - i);
         }
-        for i in 2 * n..3 * n - 1 {
-            again[i].push(i + 1);
+        for (i, list) in again.iter_mut().enumerate().take(3 * n - 1).skip(2 * n) {
+            list.push(i + 1);
         }
         again.iter_mut().for_each(|l| l.sort_unstable());
         assert!(Forest::new(&again).reach(&again).intervals() < 6 * n);

@@ -347,7 +347,7 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
                 continue;
             }
             any = true;
-            pin_node(g, id, node, pin.dtype, &storage, l).map_err(|why| {
+            pin_node(id, node, pin.dtype, &storage, l).map_err(|why| {
                 fault(
                     format!("`{}` is pinned to {} but cannot be: {why}", node.name, pin.dtype),
                     "pin it to f32, or remove the pin",
@@ -371,7 +371,6 @@ fn pins(g: &Graph, o: &PrecisionOptions, l: &mut Legal) -> Result<()> {
 }
 
 fn pin_node(
-    g: &Graph,
     id: NodeId,
     node: &Node,
     dtype: DType,
@@ -389,7 +388,7 @@ fn pin_node(
     }
     if dtype != l.half {
         // Priced in the candidate of that format; elsewhere the pin keeps the operation in f32.
-        return pin_node(g, id, node, DType::F32, storage, l);
+        return pin_node(id, node, DType::F32, storage, l);
     }
     match (&l.product[i], node.op.class()) {
         (Some(why), NumericClass::Product) => return Err(why.clone()),

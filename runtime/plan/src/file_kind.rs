@@ -251,7 +251,7 @@ fn archive(bytes: &[u8]) -> FileKind {
 fn tensors(head: &[u8], len: u64) -> Option<FileKind> {
     let header = u64::from_le_bytes(head.get(..8)?.try_into().ok()?);
     // A file that was cut is still one, as long as its header can be told from a text.
-    let plausible = header >= 2 && header < 1 << 40 && len > 8;
+    let plausible = (2..1 << 40).contains(&header) && len > 8;
     if !plausible || head.get(8) != Some(&b'{') {
         return None;
     }

@@ -2,6 +2,8 @@
 
 mod crash;
 mod fuzz;
+#[path = "../../cli/small.rs"]
+mod small;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

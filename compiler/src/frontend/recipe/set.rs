@@ -202,7 +202,7 @@ fn descend<'t>(
             let count = items.len();
             for (key, value) in over {
                 let word = key.get_ref().to_string();
-                let item = word.parse().ok().and_then(|i: usize| items.iter_mut().nth(i));
+                let item = word.parse().ok().and_then(|i: usize| items.get_mut(i));
                 match item {
                     Some(item) if words > 1 => {
                         descend(item, &word, key.span(), value, words - 1, source);

@@ -26,7 +26,7 @@ pub(super) struct Known {
 /// Two groups as one.
 pub(super) enum Merged {
     Whole {
-        group: Group,
+        group: Box<Group>,
         draft: Option<Change>,
     },
     /// Programs over one element, of which the second is added to the first.
@@ -150,7 +150,7 @@ impl Fuser<'_> {
                     scalars::Joined::No => None,
                     scalars::Joined::Unknown => {
                         let group = union(p, c, &side(p), &side(c), vec![], 0);
-                        self.checked(group, a, b).ok()
+                        self.checked(Box::new(group), a, b).ok()
                     }
                 };
             }
@@ -182,9 +182,9 @@ impl Fuser<'_> {
                 if refused.iter().any(same) {
                     continue;
                 }
-                match self.checked(g, a, b) {
+                match self.checked(Box::new(g), a, b) {
                     Ok(merged) => return Some(merged),
-                    Err(g) => refused.push(g),
+                    Err(g) => refused.push(*g),
                 }
             }
         }
@@ -192,7 +192,7 @@ impl Fuser<'_> {
     }
 
     /// The union of two groups, where its program can be written.
-    fn checked(&self, g: Group, a: usize, b: usize) -> Result<Merged, Group> {
+    fn checked(&self, g: Box<Group>, a: usize, b: usize) -> Result<Merged, Box<Group>> {
         let stored = |v: usize| self.stored(&g, v);
         let anew = || {
             let (built, draft) = build_drafted(self.items, &g, &stored, MOST).ok()?;
@@ -272,7 +272,7 @@ impl Fuser<'_> {
                     }),
                     None => None,
                 };
-                (group, if over { n } else { 0 })
+                (*group, if over { n } else { 0 })
             }
             Merged::Scalars(added) => {
                 let scalars = mine.scalars.take().zip(theirs.scalars.take());

@@ -1,14 +1,12 @@
 //! The runs that are interrupted, and what each comes to where nothing interrupts it.
 
 use super::check::{Log, Tensors, read_log, read_tensors};
+use crate::small;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-#[path = "../../../cli/small.rs"]
-mod small;
 
 /// One recipe in a folder of its own.
 pub struct Lab {

@@ -127,7 +127,7 @@ fn chain_of(lab: &Lab, out: &Path, rng: &mut Rng, tally: &mut Tally) -> Result<(
         if harm.taints() && ended.harmed {
             // The run may have read numbers that are not the recipe's: what it wrote is worth nothing.
             fs::remove_dir_all(out)
-                .or_else(|_| Ok::<_, std::io::Error>(()))
+                .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
                 .map_err(|e| e.to_string())?;
             continue;
         }

@@ -3,6 +3,7 @@
 
 use super::mutate::Format;
 use super::work::total_work;
+use crate::small;
 use precast_compiler::frontend::onnx;
 use precast_compiler::frontend::recipe::{self, Recipe};
 use precast_compiler::pipeline::{self, Options};
@@ -16,8 +17,6 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 mod seeds;
-#[path = "../../../cli/small.rs"]
-mod small;
 
 /// How far an input came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -262,15 +261,11 @@ impl Lab {
                     *stage = Stage::Read;
                 }
             }
-            T::Ranges => {
-                if Ranges::from_json(&String::from_utf8_lossy(bytes)).is_ok() {
-                    *stage = Stage::Read;
-                }
+            T::Ranges if Ranges::from_json(&String::from_utf8_lossy(bytes)).is_ok() => {
+                *stage = Stage::Read;
             }
-            T::Weights | T::Data => {
-                if TensorFile::open(&self.path(target)).is_ok() {
-                    *stage = Stage::Read;
-                }
+            T::Weights | T::Data if TensorFile::open(&self.path(target)).is_ok() => {
+                *stage = Stage::Read;
             }
             _ => {}
         }

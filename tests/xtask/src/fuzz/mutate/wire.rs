@@ -30,7 +30,7 @@ impl Message {
             (Model, 8) => Opset,
             (Graph, 1) => Node,
             (Graph, 5) | (Attribute, 5) => Tensor,
-            (Graph, 11 | 12 | 13) => ValueInfo,
+            (Graph, 11..=13) => ValueInfo,
             (Graph, 16) | (Node, 9) | (Tensor, 13) | (ValueInfo, 4) => Entry,
             (Node, 5) => Attribute,
             (ValueInfo, 2) => Type,
