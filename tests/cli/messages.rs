@@ -278,6 +278,6 @@ fn what_to_write_instead_is_said() {
     assert!(text.contains("did you mean `autodiff`?"), "{text}");
     let text = said("\"a..c\"", "\"c..a\"", &["train", "recipe.toml"]);
     assert!(text.contains("runs backwards") && text.contains("`a..c`"), "{text}");
-    let text = said("\"label\"", "[\"a\", \"label\"]", &["train", "recipe.toml"]);
+    let text = said("\"label\"", "[\"a\", \"b\", \"label\"]", &["train", "recipe.toml"]);
     assert!(text.contains("takes one number for each row"), "{text}");
 }

@@ -50,7 +50,7 @@ fn bash_completes() {
         .current_dir(lab.dir.path())
         .output()
         .expect("bash runs");
-    assert_eq!(stdout(&o), "train\n--resume\n", "{}", stderr(&o));
+    assert_eq!(stdout(&o), "train\n--resume --resume-changed\n", "{}", stderr(&o));
 }
 
 #[test]
