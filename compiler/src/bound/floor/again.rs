@@ -57,13 +57,17 @@ impl Builder<'_> {
         // Either the value is read, or that operand is.
         let narrow = !illegal || self.legal.store[operand.0 as usize].is_none();
         let narrow = narrow && self.admitted != Admitted::Full;
-        let d = if narrow { self.legal.half } else { DType::F32 };
         let phase = self.g.node(producer).region.phase();
-        let written = if stored { 0.0 } else { self.moved(elements, d, phase) };
-        let read: f64 = outside
-            .iter()
-            .map(|&(r, t)| self.moved(t.min(elements), d, self.g.node(r).region.phase()))
-            .sum();
-        down(written + read)
+        let moved = |d: DType| {
+            let written = if stored { 0.0 } else { self.moved(elements, d, phase) };
+            let read = |&(r, t): &(NodeId, usize)| {
+                self.moved(t.min(elements), d, self.g.node(r).region.phase())
+            };
+            written + outside.iter().map(read).sum::<f64>()
+        };
+        // Where conversion is slow, fewer bytes may take longer. A value in both formats moves at least
+        // as much.
+        let full = moved(DType::F32);
+        down(if narrow { full.min(moved(self.legal.half)) } else { full })
     }
 }
