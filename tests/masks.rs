@@ -40,8 +40,8 @@ fn long_sequences_compile_without_a_mask() {
     let f = Fixture::open("masks");
     let (text, mut options) = f.recipe("long.onnx", "f32", SGD, "");
     let recipe = Recipe::parse(f.folder.join("recipe.toml"), &text).unwrap();
-    options.shapes.insert("x".into(), vec![1, 16384, 8]);
-    options.shapes.insert("targets".into(), vec![1]);
+    options.shapes.insert("x".into(), vec![2, 16384, 8]);
+    options.shapes.insert("targets".into(), vec![2]);
     let plan = pipeline::compile(&recipe, &options).unwrap_or_else(|e| panic!("{e}")).plan;
     let causal = |k: &Kernel| matches!(k, Kernel::AttentionGrad(g) if g.forward.causal && g.forward.mask.is_none());
     assert_eq!(plan.micro.iter().filter(|s| causal(&s.kernel)).count(), 2);

@@ -25,6 +25,7 @@ mod origin;
 mod params;
 mod proto;
 mod scalar;
+mod sizes;
 mod source;
 mod stops;
 mod tensor;

@@ -213,7 +213,7 @@ fn dynamic_dimensions_are_bound_or_named() {
     let e = load(&path, &none).unwrap_err();
     assert_eq!(e.0.len(), 2);
     assert!(e.0.iter().all(|d| d.code == "P0208" && d.help.is_some()));
-    assert!(e.0[0].message.contains("`batch` of `input_ids`"), "{e}");
+    assert!(e.0[0].message.contains("`batch`, which is axis 0 of `input_ids`"), "{e}");
     let from = |shape: &[usize]| ImportOptions {
         input_shapes: [("input_ids".to_string(), shape.to_vec())].into(),
         training: true,

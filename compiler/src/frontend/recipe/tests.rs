@@ -291,7 +291,7 @@ fn tables_and_folders_are_counted() {
     }
     std::fs::write(dir.path().join("a.csv"), "p,q,r\n1,2,3\n4,5\n").unwrap();
     let error = load(&format!("{csv}inputs = {{ x = \"p\" }}")).data_extents().unwrap_err();
-    assert!(error.to_string().contains("line: 3"), "{error}");
+    assert!(error.to_string().contains("line 3 has 2 cells, and the header has 3"), "{error}");
     let bytes = "format = \"bytes\"\nbatch = 1\ncontext = 2\n\
                  inputs = { x = \"bytes\" }\ntargets = { t = \"next\" }\n";
     let text = load(&format!("{bytes}files = [\"text/**/*.txt\"]"));

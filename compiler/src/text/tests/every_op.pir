@@ -92,7 +92,7 @@ update:
   %w1, %v1 = sgd_update %w, %v, %many, %lr, %one, %go {momentum=0.9, nesterov=false, weight_decay=0.0}
   %w2, %m2, %v2 = adam_update %w, %v, %v, %many, %lr, %one, %go, %one, %one {beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2, decoupled=true}
   %e = ema_update %w, %w1, %go {decay=0.999}
-  %most = reduce_int %ids {f=max, axes=[0]}
+  %largest = reduce_int %ids {f=max, axes=[0]}
 
 result loss = %late
 result "out logits" = %mm
