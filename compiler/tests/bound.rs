@@ -332,6 +332,48 @@ fn repeats_that_no_strides_say_are_read_once() {
     }
 }
 
+/// The gradients of queries, keys and values are written where the gradient of what they are parts of is
+/// put together, and the kernel that writes them has that in its price.
+#[test]
+fn what_attention_writes_as_a_part_is_paid_once() {
+    let mut parts = String::new();
+    for (part, at) in [("q", 0), ("k", 64), ("v", 128)] {
+        parts += &format!(
+            "  %{part}s = slice %p {{starts=[0,{at}], sizes=[256,64], steps=[1,1]}} @{part}s\n\
+             \x20 %{part}h = reshape %{part}s {{shape=[2,128,2,32]}} @{part}h\n\
+             \x20 %{part} = transpose %{part}h {{perm=[0,2,1,3]}} @{part}\n"
+        );
+    }
+    let text = format!(
+        "graph heads\n\nvar w: f32[8,192] param weights(\"w\")\n\
+         var head: f32[64,8] param weights(\"head\")\n\nforward:\n  \
+         %v0 = input {{name=\"x\"}} : f32[256,8] @x\n  \
+         %w = var {{name=\"w\"}} : f32[8,192] @w\n  \
+         %p = matmul %v0, %w {{fused=none}} @p\n{parts}  \
+         %o, %lse, %low = attention %q, %k, %v {{scale=0.1, causal=true, masked=false}} @o\n  \
+         %t = transpose %o {{perm=[0,2,1,3]}} @t\n  \
+         %f = reshape %t {{shape=[256,64]}} @f\n  \
+         %head = var {{name=\"head\"}} : f32[64,8] @head\n  \
+         %logits = matmul %f, %head {{fused=none}} @logits\n\nresult out.logits = %logits\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let (g, micro) = joint_of(&text, &mut Dice(3), folder.path());
+    for name in ["cpu-generic", "v100"] {
+        // All but moving is for nothing, so that nothing else that is loose hides it.
+        let mut target = Target::shipped(name).unwrap();
+        (target.launch_ns, target.simple_ns) = (0.0, 0.0);
+        (target.divide_ns, target.transcendental_ns) = (0.0, 0.0);
+        target.products.iter_mut().for_each(|s| s.points = vec![(1.0, 1e12)]);
+        let options = PrecisionOptions::new(Policy::F32);
+        let legal = legal::legality(&g, DType::Bf16, &options, &target).unwrap();
+        let prices = Prices { target: &target };
+        let full = floor(&g, &legal, &prices, Admitted::Full, false, micro, false).0;
+        let ns = scheduled(&g, &target, micro);
+        assert!(full.ns <= ns * (1.0 + 1e-9), "{name}: {ns} ns, and {full:?}");
+        assert!(full.ns >= ns * 0.8, "{name}: {ns} ns, and {full:?}");
+    }
+}
+
 /// A forward graph over [64, 256] with a product of 16 columns, whose sums `tail` uses as `%s1` once
 /// the bias is added.
 fn small(tail: &str) -> String {

@@ -55,14 +55,14 @@ impl Text {
 }
 
 /// Rows of features: products with a bias and activations that are read twice, norms, softmax also
-/// over an axis of one element, parts put together.
+/// over an axis of one element, attention, parts put together.
 fn rows(dice: &mut Dice) -> (usize, String) {
     let (n, w) = (dice.of(&[16, 64, 256]), dice.of(&[16, 32, 128, 512]));
     let mut t = Text::default();
     t.line(format!("%v0 = input {{name=\"x\"}} : f32[{n},{w}] @x"));
     let (mut at, mut older) = (0, 0);
     for i in 1..=3 + dice.roll(5) {
-        match dice.roll(13) {
+        match dice.roll(14) {
             0 | 1 => {
                 t.param(&format!("w{i}"), &format!("{w},{w}"));
                 t.param(&format!("b{i}"), &w.to_string());
@@ -77,6 +77,29 @@ fn rows(dice: &mut Dice) -> (usize, String) {
             2 => {
                 t.param(&format!("w{i}"), &format!("{w},{w}"));
                 t.line(format!("%v{i} = matmul %v{at}, %w{i} {{fused=none}} @v{i}"));
+            }
+            13 => {
+                t.param(&format!("w{i}"), &format!("{w},{}", 3 * w));
+                t.line(format!("%p{i} = matmul %v{at}, %w{i} {{fused=none}} @p{i}"));
+                for (part, start) in [("q", 0), ("k", w), ("u", 2 * w)] {
+                    t.line(format!(
+                        "%{part}s{i} = slice %p{i} {{starts=[0,{start}], sizes=[{n},{w}], \
+                         steps=[1,1]}} @{part}s{i}"
+                    ));
+                    let half = w / 2;
+                    t.line(format!(
+                        "%{part}h{i} = reshape %{part}s{i} {{shape=[1,{n},2,{half}]}} @{part}h{i}"
+                    ));
+                    t.line(format!(
+                        "%{part}t{i} = transpose %{part}h{i} {{perm=[0,2,1,3]}} @{part}t{i}"
+                    ));
+                }
+                t.line(format!(
+                    "%o{i}, %lse{i}, %low{i} = attention %qt{i}, %kt{i}, %ut{i} \
+                     {{scale=0.25, causal=true, masked=false}} @o{i}"
+                ));
+                t.line(format!("%x{i} = transpose %o{i} {{perm=[0,2,1,3]}} @x{i}"));
+                t.line(format!("%v{i} = reshape %x{i} {{shape=[{n},{w}]}} @v{i}"));
             }
             // The gradient of this activation may leave the product that makes its cotangent.
             12 => {

@@ -2,7 +2,7 @@
 
 use super::launches::launches;
 use super::sharing::{Ends, Kind, Sharing};
-use super::touched::{touched, writes_apart};
+use super::touched::{touched, writes_apart, written_by_makers};
 use super::work::{self, RowWork};
 use crate::cost::Prices;
 use crate::ir::{Graph, Node, NodeId, Phase, ValueId, VarRole};
@@ -86,6 +86,8 @@ struct Builder<'a> {
     live: Vec<bool>,
     /// Storages that nothing but parts of other tensors, and views, are made of.
     only_parts: Vec<bool>,
+    /// See [`written_by_makers`].
+    by_makers: Vec<usize>,
     /// Storages that a kernel reads in a format of its choice.
     demanded: Vec<bool>,
     /// Storages that something is put together from: they may be written there.
@@ -145,6 +147,7 @@ impl<'a> Builder<'a> {
         let n = g.value_count();
         let mut b = Builder {
             touched: touched(g),
+            by_makers: written_by_makers(g, &storage, &sharing.kind),
             rows: vec![vec![]; n],
             read_alone: vec![false; n],
             kept: vec![false; n],
@@ -452,8 +455,9 @@ impl<'a> Builder<'a> {
             let moves = |d: DType| down(reads(self, d));
             own = Either { full: moves(DType::F32), half: moves(self.legal.half) };
             if writes_apart(&def.op) && !self.in_part[i] {
-                own.full += written.full;
-                own.half += written.half;
+                let apart = self.both(elements - self.by_makers[i], phase);
+                own.full += apart.full;
+                own.half += apart.half;
             }
         }
         if illegal {

@@ -1,7 +1,8 @@
 //! What kernels read through views, and how their writes are priced.
 
-use crate::ir::Graph;
+use super::sharing::Kind;
 use crate::ir::view::View;
+use crate::ir::{Graph, ValueId};
 use crate::ops::{Lowering, Op};
 
 /// Elements of memory that every operand of every node reads, as [`crate::schedule`] lays views
@@ -43,6 +44,34 @@ pub fn touched(g: &Graph) -> Vec<Vec<usize>> {
 /// Whether what a kernel writes is priced apart from what it multiplies and reads.
 pub fn writes_apart(op: &Op) -> bool {
     !matches!(op, Op::Attention(_) | Op::AttentionGrad(_) | Op::Gather(_))
+}
+
+/// By value: elements of a tensor put together from parts that kernels may write there which have it in
+/// their own prices (see [`writes_apart`]), so that nobody else pays for them.
+pub fn written_by_makers(g: &Graph, storage: &[ValueId], kind: &[Kind]) -> Vec<usize> {
+    let mut out = vec![0; g.value_count()];
+    for (id, n) in g.nodes() {
+        for &y in &n.outputs {
+            let all = g.shape(y).elements();
+            let of = |x: &ValueId| match storage[x.0 as usize] {
+                // What is repeated is written as often.
+                root if g.shape(root).elements() < g.shape(*x).elements()
+                    && out[root.0 as usize] > 0 =>
+                {
+                    all
+                }
+                root => out[root.0 as usize],
+            };
+            out[y.0 as usize] = match kind[id.0 as usize] {
+                Kind::Parts | Kind::Maybe => {
+                    n.inputs.iter().map(of).fold(0, usize::saturating_add).min(all)
+                }
+                _ if writes_apart(&n.op) => 0,
+                _ => all,
+            };
+        }
+    }
+    out
 }
 
 #[cfg(test)]
