@@ -104,6 +104,8 @@ pub fn run(args: &Args) -> bool {
 
 /// One folder, until a run into it comes to its end.
 fn chain_of(lab: &Lab, out: &Path, rng: &mut Rng, tally: &mut Tally) -> Result<(), String> {
+    // A disk that refuses a line of the log ends the log and not the run, which says so.
+    let mut logged = true;
     // After some harm the rest is left in peace, or a run would never end.
     for round in 0..64 {
         let kill = round < 12 && rng.one_in(2);
@@ -124,11 +126,13 @@ fn chain_of(lab: &Lab, out: &Path, rng: &mut Rng, tally: &mut Tally) -> Result<(
         }
         let context = |e: String| format!("after {harm:?}, round {round}: {e}");
         check::said(&ended.said).map_err(context)?;
+        logged &= !ended.said.contains("The run goes on without its log.");
         if harm.taints() && ended.harmed {
             // The run may have read numbers that are not the recipe's: what it wrote is worth nothing.
             fs::remove_dir_all(out)
                 .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
                 .map_err(|e| e.to_string())?;
+            logged = true;
             continue;
         }
         check::folder(lab, out).map_err(context)?;
@@ -138,7 +142,7 @@ fn chain_of(lab: &Lab, out: &Path, rng: &mut Rng, tally: &mut Tally) -> Result<(
         }
         if ended.status.success() {
             tally.finished += 1;
-            return check::finished(lab, out).map_err(context);
+            return check::finished(lab, out, logged).map_err(context);
         }
     }
     Err("64 runs did not come to an end".into())
