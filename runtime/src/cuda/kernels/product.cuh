@@ -18,6 +18,10 @@ __device__ __forceinline__ Entry entry(const Map &m, u32 i, u32 end) {
   if (PLAIN) {
     e.off = m.at + (Off)i * m.s2;
     e.y = 0;
+    if (CHECK) {
+      e.y = m.y + (int)i * m.y2;
+      e.x = m.x + (int)i * m.x2;
+    }
   } else {
     u32 rest = i / m.d2, i2 = i - rest * m.d2, i0 = rest / m.d1, i1 = rest - i0 * m.d1;
     e.off = m.at + (Off)i0 * m.s0 + (Off)i1 * m.s1 + (Off)i2 * m.s2;

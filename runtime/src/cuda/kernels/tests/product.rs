@@ -228,6 +228,37 @@ fn single_taps_and_steps_over_inputs() {
     check_all(&geometry([1, 4, 10, 11], 6, [2, 1], 3, 0, 1), DType::F16, false, &tiny());
 }
 
+/// Pixels or taps along one axis alone are an index of one digit, and still lie inside the image or
+/// outside it.
+#[test]
+fn one_axis_alone() {
+    let line = |image, o, kernel, [stride, dilation]: [u64; 2], pad: [u64; 2]| {
+        let mut g = geometry(image, o, kernel, 1, 0, 1);
+        let [_, _, h, w] = image;
+        let along = |x: u64, k: u64, pad: u64| (x + 2 * pad - dilation * (k - 1) - 1) / stride + 1;
+        (g.stride, g.dilation) = ([stride; 2], [dilation; 2]);
+        g.pad = [pad[0], pad[1], pad[0], pad[1]];
+        (g.oh, g.ow) = (along(h, kernel[0], pad[0]), along(w, kernel[1], pad[1]));
+        g
+    };
+    for g in [
+        // Taps of a column and of a row, of one channel: a mean over neighbours.
+        line([3, 1, 8, 4], 1, [3, 1], [1, 1], [0, 0]),
+        line([2, 1, 4, 8], 1, [1, 3], [1, 2], [0, 2]),
+        line([2, 1, 8, 4], 3, [3, 1], [2, 1], [1, 1]),
+        // Pixels of a row and of a column, of one image.
+        line([1, 3, 1, 9], 5, [1, 3], [1, 1], [0, 1]),
+        line([1, 3, 9, 1], 5, [3, 1], [2, 1], [1, 0]),
+        // Both, and one tap with padding that it reaches.
+        line([1, 1, 1, 9], 1, [1, 3], [1, 1], [0, 2]),
+        line([1, 4, 8, 1], 1, [1, 1], [1, 1], [1, 0]),
+    ] {
+        check_all(&g, DType::F32, false, &large());
+    }
+    let g = line([1, 1, 9, 1], 1, [3, 1], [1, 1], [2, 0]);
+    check_all(&g, DType::Bf16, true, &tiny());
+}
+
 #[test]
 fn narrow_groups() {
     let mut g = geometry([2, 6, 7, 9], 12, [3, 3], 2, 1, 1);
