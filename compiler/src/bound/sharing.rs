@@ -348,7 +348,7 @@ impl Sharing {
         self.phase[i]
     }
 
-    /// See [`Company`].
+    /// See `Company`.
     pub fn company(&self) -> &Company {
         &self.company
     }

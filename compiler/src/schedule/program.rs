@@ -271,7 +271,7 @@ impl Draft {
         }
     }
 
-    /// [`Draft::patch`], where there is one.
+    /// `Draft::patch`, where there is one.
     pub fn added(&self, later: &Draft) -> Option<Patch> {
         self.patch(later).ok().flatten()
     }
