@@ -120,6 +120,8 @@ pub fn bind(src: &Source, opts: &ImportOptions) -> Result<Vec<(String, TensorTyp
                 Dim::Known(n) => extents.push(*n as i64),
                 Dim::Named(s) => match bound.extent(s) {
                     Some(n) => extents.push(i64::try_from(n).unwrap_or(i64::MAX)),
+                    // Data that does not fit the input is told of above.
+                    None if opts.input_shapes.contains_key(name) => {}
                     None => unbound.entry(s).or_default().push((name, axis)),
                 },
             }
