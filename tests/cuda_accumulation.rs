@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::Fixture;
+use common::{Fixture, kept};
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline;
-use precast_plan::{EpilogueKind, Kernel, Plan, Role, Storage};
-use precast_runtime::cuda::CudaBackend;
+use precast_plan::{EpilogueKind, Kernel, Plan, Role};
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{HostTensor, Options, Session, StepReport};
 
@@ -57,23 +56,11 @@ fn rows(f: &Fixture) -> usize {
 }
 
 fn session(f: &Fixture, plan: Plan, capture: bool) -> Session {
-    let weights = f.weights(&plan);
-    if plan.target.device == "cpu" {
-        return Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    if plan.target.device != "cpu" {
+        return f.session_captured(plan, capture);
     }
-    let backend = CudaBackend::with(&plan, 0, capture).unwrap_or_else(|e| panic!("{e}"));
-    let session = Session::on(plan, Box::new(backend), &weights, &Options::default());
-    session.unwrap_or_else(|e| panic!("{e}"))
-}
-
-/// Tensors that outlive a step, with their bytes.
-fn state(s: &Session, role: impl Fn(Role) -> bool) -> Vec<(String, Vec<u8>)> {
-    let kept = s.plan().tensors.iter().filter(|t| match &t.storage {
-        Storage::Persistent { role: r, .. } => role(*r),
-        _ => false,
-    });
-    let read = |name: &str| s.read(name).unwrap_or_else(|e| panic!("{e}")).bytes.to_vec();
-    kept.map(|t| (t.name.clone(), read(&t.name))).collect()
+    let weights = f.weights(&plan);
+    Session::new(plan, &weights, &Options::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn step(s: &mut Session, batches: &[Batch]) -> StepReport {
@@ -83,7 +70,7 @@ fn step(s: &mut Session, batches: &[Batch]) -> StepReport {
 /// Weights after some steps beside another session's: relative distances in the L2 norm.
 fn apart(a: &Session, b: &Session) -> f64 {
     let mut most = 0f64;
-    for (name, _) in state(b, |r| r == Role::Parameter) {
+    for (name, _) in kept(b, |r| r == Role::Parameter) {
         let (x, y) = (a.read(&name).unwrap().to_f32(), b.read(&name).unwrap().to_f32());
         let d: f64 = x.iter().zip(&y).map(|(x, y)| f64::from(x - y).powi(2)).sum();
         let n: f64 = y.iter().map(|y| f64::from(*y).powi(2)).sum();
@@ -161,7 +148,7 @@ fn an_overflow_in_one_batch_skips_the_step() {
     let train = "accumulate = 4\n[loss_scale]\ninit = 256";
     let plan = plan(&f, "f16", "sm_90", rows(&f) / BATCHES, train);
     assert!(added(&plan)[0] > 0 && plan.summary.scaled);
-    let kept = |r: Role| !matches!(r, Role::Machine);
+    let lasting = |r: Role| !matches!(r, Role::Machine);
     for at in 0..BATCHES {
         let mut s = session(&f, plan.clone(), true);
         let clean = split(&f, &s, BATCHES);
@@ -179,11 +166,11 @@ fn an_overflow_in_one_batch_skips_the_step() {
             let t = HostTensor { element: t.element, shape: vec![shape[0]], bytes };
             batch_of(&s.wanted(), &[("x", x), ("targets", t)]).unwrap_or_else(|e| panic!("{e}"))
         };
-        let before = state(&s, kept);
+        let before = kept(&s, lasting);
         let report = step(&mut s, &bad);
         assert!(report.skipped, "batch {at}: {report:?}");
-        assert!(before == state(&s, kept), "batch {at}: a skipped step changed something");
-        let zero = state(&s, |r| r == Role::Accumulator);
+        assert!(before == kept(&s, lasting), "batch {at}: a skipped step changed something");
+        let zero = kept(&s, |r| r == Role::Accumulator);
         assert!(!zero.is_empty() && zero.iter().all(|t| t.1.iter().all(|&b| b == 0)), "batch {at}");
         let scale = s.read("machine.loss_scale").unwrap_or_else(|e| panic!("{e}")).to_f32();
         assert_eq!(scale, [128.0], "batch {at}");
@@ -202,7 +189,7 @@ fn captured_or_not_and_every_time_the_bits_are_the_same() {
             assert_eq!(s.describe().contains("one graph a step"), capture);
             let batches = split(&f, &s, BATCHES);
             let losses: Vec<u32> = (0..3).map(|_| step(&mut s, &batches).loss.to_bits()).collect();
-            (losses, state(&s, |_| true))
+            (losses, kept(&s, |_| true))
         };
         let captured = run(true);
         assert!(captured == run(true), "{name} {policy}: another run has other bits");

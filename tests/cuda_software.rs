@@ -5,11 +5,10 @@
 mod common;
 mod steps;
 
-use common::Fixture;
+use common::{Fixture, said};
 use precast_compiler::frontend::recipe::Recipe;
 use precast_compiler::pipeline;
 use precast_plan::{Plan, Precision, Role, Storage};
-use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
 use precast_runtime::{
     HostTensor, ModelWeights, Options, Session, StepReport, TensorFile, WeightSource,
@@ -173,38 +172,13 @@ fn losses_follow_the_cpu() {
 
 /// Bytes of every tensor that outlives a step.
 fn state(session: &Session) -> Vec<(String, Vec<u8>)> {
-    let persistent = session.plan().tensors.iter().filter_map(|t| match t.storage {
-        Storage::Persistent { .. } => Some(t.name.clone()),
-        _ => None,
-    });
-    persistent
-        .map(|name| {
-            let bytes = session.read(&name).unwrap_or_else(|e| panic!("{e}")).bytes.to_vec();
-            (name, bytes)
-        })
-        .collect()
+    common::kept(session, |_| true)
 }
 
 fn session_with(f: &Fixture, plan: &Plan, capture: bool) -> (Session, Batch) {
-    let weights = f.weights(plan);
-    let backend = CudaBackend::with(plan, 0, capture).unwrap_or_else(|e| panic!("{e}"));
-    let options = Options::default();
-    let session = Session::on(plan.clone(), Box::new(backend), &weights, &options);
-    let session = session.unwrap_or_else(|e| panic!("{e}"));
+    let session = f.session_captured(plan.clone(), capture);
     let batch = f.batch(&session);
     (session, batch)
-}
-
-/// Step, bits of the loss, of the scale, skipped, bits of the norm.
-type Said = (u64, u32, Option<u32>, bool, Option<u32>);
-
-/// What a report says, without the time it took.
-fn said(reports: &[StepReport]) -> Vec<Said> {
-    let said = |r: &StepReport| {
-        let bits = |x: Option<f32>| x.map(f32::to_bits);
-        (r.step, r.loss.to_bits(), bits(r.scale), r.skipped, bits(r.grad_norm))
-    };
-    reports.iter().map(said).collect()
 }
 
 #[test]
@@ -228,6 +202,50 @@ fn a_captured_step_computes_the_same_bits() {
         for (a, b) in state(&captured).iter().zip(&state(&plain)) {
             assert!(a == b, "{name} {policy}: `{}` differs", a.0);
         }
+    }
+}
+
+/// Runs on one device at once are each the run it is alone: graphs of one session go on in between of
+/// another's, sessions begin and end meanwhile, and no kernel of a step leaves its place.
+#[test]
+fn sessions_at_once_compute_the_same_bits() {
+    let _alone = Alone::new();
+    let plans: Vec<(Fixture, Plan)> = [
+        ("mlp_mnist", "f16", "clip_norm = 0.5\nema = 0.9\n[loss_scale]\ninterval = 2"),
+        ("tiny_gpt", "bf16", "clip_norm = 1.0"),
+        ("mlp_mnist", "f32", ""),
+    ]
+    .map(|(name, policy, train)| {
+        let f = Fixture::open(name);
+        let plan = f.compile_gpu("model.onnx", policy, ADAMW, train, false).plan;
+        (f, plan)
+    })
+    .into();
+    let end = |(f, plan): &(Fixture, Plan), capture| {
+        let (mut session, batch) = session_with(f, plan, capture);
+        let mut reports = vec![];
+        for _ in 0..6 {
+            let more = session.submit(|| Ok(batch.clone())).unwrap_or_else(|e| panic!("{e}"));
+            reports.extend(more);
+        }
+        reports.extend(session.finish().unwrap_or_else(|e| panic!("{e}")));
+        (said(&reports), state(&session))
+    };
+    let alone: Vec<_> = plans.iter().map(|p| end(p, true)).collect();
+    for capture in [true, false] {
+        std::thread::scope(|scope| {
+            let (plans, end) = (&plans, &end);
+            let each = |i: usize| (i, scope.spawn(move || end(&plans[i % 3], capture)));
+            let running: Vec<_> = (0..6).map(|i| each(i)).collect();
+            for (i, thread) in running {
+                let (reports, state) = thread.join().expect("the run ends");
+                let (name, policy) = (&plans[i % 3].0.folder, &plans[i % 3].1.summary.policy);
+                assert_eq!(reports, alone[i % 3].0, "{name:?} {policy:?}, captured: {capture}");
+                for (have, want) in state.iter().zip(&alone[i % 3].1) {
+                    assert!(have == want, "{name:?} {policy:?}: `{}` differs", have.0);
+                }
+            }
+        });
     }
 }
 

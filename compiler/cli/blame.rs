@@ -2,16 +2,16 @@
 //! steps that training skips.
 
 use crate::failure::Outcome;
-use crate::input;
+use crate::identity::Identity;
 use crate::recipe_args::{self, RecipeArgs, compile_quietly, open, open_data, watched};
-use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
+use crate::resume::{Held, ResumeArgs};
+use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe};
 use precast_compiler::{Diagnostic, Place, pipeline};
-use precast_plan::Watch;
+use precast_plan::{Plan, Watch};
 use precast_runtime::blame::{Blame, Finder};
 use precast_runtime::data::{DataState, Dataset};
 use precast_runtime::{Session, StepReport};
 use serde_json::json;
-use std::path::PathBuf;
 
 /// Replay a step and name the first operation, tensor and element that is not finite.
 #[derive(clap::Args)]
@@ -21,9 +21,8 @@ pub struct Args {
     /// The step, as the log numbers it: 1 is the first.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
     step: u64,
-    /// Begin from this checkpoint of the run instead of from its start.
-    #[arg(long)]
-    resume: Option<PathBuf>,
+    #[command(flatten)]
+    resume: ResumeArgs,
     /// Length of the run, where it was started with `--steps`: a learning-rate schedule that ends
     /// with the run ends with it.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
@@ -34,22 +33,17 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
-    input::check_checkpoint(args.resume.as_deref())?;
+    args.resume.check()?;
     let mut recipe = args.recipe.load()?;
-    if let Some(steps) = args.steps {
-        recipe.train.length = TrainLength::Steps(steps);
-        recipe.overrule("train.steps", &format!("--steps {steps}"));
-        recipe.overrule("train.epochs", &format!("--steps {steps}"));
-    }
-    within(&recipe, args.step, "--step")?;
+    recipe_args::take_steps(&mut recipe, args.steps);
+    let total = within(&recipe, args.step, "--step")?;
     let data = open_data(&recipe)?;
     let options = args.recipe.options(false);
     let plan = compile_quietly(&recipe, &options)?.plan;
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
-    if let Some(path) = &args.resume {
-        let state = session.load_checkpoint(path)?;
-        data.resume(&state)?;
-    }
+    let out = recipe.out_dir();
+    let whose = |plan: &Plan| Identity::of(&recipe, plan, total);
+    let begun = args.resume.begin(&out, args.step, &whose, Held::Steps, &mut session, &mut data)?;
     if session.steps() >= args.step {
         let message = format!(
             "the checkpoint was saved after step {}, and step {} is to be replayed",
@@ -57,8 +51,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             args.step
         );
         return Err(Diagnostic::error("P0012", message)
-            .at(Place::File { path: args.resume.clone().unwrap_or_default() })
-            .help("name a checkpoint of before the step, or none")
+            .at(Place::File { path: begun.path().unwrap_or(&out).into() })
+            .help("name a checkpoint of before the step, or `auto`, which takes the last of those")
             .into());
     }
     while session.steps() + 1 < args.step {
@@ -71,10 +65,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         say!(
             "{}",
             json!({ "ok": true, "step": args.step, "loss": report.loss,
-            "scale": report.scale, "skipped": report.skipped, "blame": blame })
+            "scale": report.scale, "skipped": report.skipped, "blame": blame,
+            "resumed": begun.path(), "changed": begun.changed })
         );
         return Ok(());
     }
+    args.resume.report(&begun, &out)?;
     let scale = report.scale.map_or(String::new(), |s| format!(", loss scale {s}"));
     let skipped = if report.skipped { ", skipped" } else { "" };
     say!("step        {}, loss {:.4}{scale}{skipped}", args.step, report.loss);
@@ -92,14 +88,14 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     Ok(())
 }
 
-/// Checks that a run has a step of this number.
+/// Checks that a run has a step of this number; how many it has.
 ///
 /// # Errors
 /// `P0013` with the number of steps that it has.
-pub fn within(recipe: &Recipe, step: u64, option: &str) -> Outcome {
+pub fn within(recipe: &Recipe, step: u64, option: &str) -> Outcome<u64> {
     let total = recipe.total_steps()?;
     if step <= total {
-        return Ok(());
+        return Ok(total);
     }
     let steps = if total == 1 { "step" } else { "steps" };
     let message = format!("`{option} {step}` is beyond the run, which has {total} {steps}");

@@ -5,6 +5,7 @@ use crate::failure::Outcome;
 use precast_compiler::frontend::recipe::{DataSource, Recipe, ScheduleKind};
 use precast_plan::{Init, Plan, Role, Storage};
 use precast_runtime::fingerprint::{self, Fingerprint, SMALL};
+use precast_runtime::{Checkpoint, Error};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,6 +142,42 @@ impl Identity {
 
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("texts and numbers")
+    }
+
+    /// Of the run that wrote a checkpoint; `None` where it does not say.
+    ///
+    /// # Errors
+    /// `R0508` where what it says cannot be read.
+    pub fn saved(checkpoint: &Checkpoint) -> Result<Option<Identity>, Error> {
+        let read = |run| {
+            serde_json::from_str(run).map_err(|e| {
+                let text = format!("the checkpoint says of its run what cannot be read: {e}");
+                Error::new("R0508", text).at(checkpoint.path().display())
+            })
+        };
+        checkpoint.run().map(read).transpose()
+    }
+
+    /// What of it counts where all is computed in f32 on the processor: not what chooses formats and kernels.
+    pub fn in_f32(&self) -> Identity {
+        let formats = |key: &str| {
+            ["precision", "loss_scale", "target"]
+                .iter()
+                .any(|section| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
+        };
+        let recipe = self.recipe.iter().filter(|(key, _)| !formats(key));
+        let files = self.files.iter().filter(|e| !matches!(e.role, Part::Ranges | Part::Table));
+        Identity {
+            recipe: recipe.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            files: files.cloned().collect(),
+            plan: String::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether the steps of the two are not those of one run.
+    pub fn is_another(&self, other: &Identity) -> bool {
+        self.changes(other).iter().any(|c| c.class != Class::Fine)
     }
 
     /// What another run, saved as `before`, would have to be told to become this one.

@@ -2,13 +2,15 @@
 
 use crate::blame::within;
 use crate::failure::Outcome;
+use crate::identity::Identity;
 use crate::input;
 use crate::output::{can_write, write_file};
 use crate::recipe_args::{self, RecipeArgs, open, open_data, watched};
+use crate::resume::{Held, ResumeArgs};
 use precast_compiler::diagnostic::suggestion;
 use precast_compiler::frontend::recipe::{MAX_STEPS, Target};
 use precast_compiler::{Diagnostic, Place, pipeline};
-use precast_plan::{DType, RANGES_VERSION, Range, Ranges};
+use precast_plan::{DType, Plan, RANGES_VERSION, Range, Ranges};
 use precast_runtime::Session;
 use precast_runtime::ranges::Meter;
 use serde_json::{Value, json};
@@ -26,9 +28,8 @@ pub struct Args {
     /// Where the ranges go, for `[precision] ranges` in a recipe.
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Measure from this checkpoint's weights on, of a run under any policy.
-    #[arg(long)]
-    resume: Option<PathBuf>,
+    #[command(flatten)]
+    resume: ResumeArgs,
     /// Print only tensors whose names match this glob, with their histograms.
     #[arg(long, value_name = "GLOB")]
     tensor: Option<String>,
@@ -39,17 +40,19 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     args.recipe.only_f32_on_cpu("profile")?;
-    input::check_checkpoint(args.resume.as_deref())?;
+    args.resume.check()?;
     let chosen = args.tensor.as_deref().map(|g| glob(g, args)).transpose()?;
     let mut recipe = args.recipe.load()?;
     args.out.as_deref().map_or(Ok(()), can_write)?;
+    let total = recipe.total_steps()?;
     let steps = match args.steps {
         Some(steps) => {
             within(&recipe, steps, "--steps")?;
             steps
         }
-        None => recipe.total_steps()?.min(10),
+        None => total.min(10),
     };
+    let run = recipe.clone();
     // The processor measures, whatever the recipe trains on.
     recipe.target = Target { device: "cpu".into(), table: None };
     let data = open_data(&recipe)?;
@@ -57,9 +60,8 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let watches = &profiled.watches;
     let plan = profiled.plan.clone();
     let (mut session, mut data) = open(&recipe, plan, data, args.threads)?;
-    if let Some(path) = &args.resume {
-        data.resume(&session.load_weights_of(path)?)?;
-    }
+    let (folder, whose) = (run.out_dir(), |plan: &Plan| Identity::of(&run, plan, total));
+    let begun = args.resume.begin(&folder, u64::MAX, &whose, Held::F32, &mut session, &mut data)?;
     let mut meter = Meter::new(watches.len());
     let mut loss = f32::NAN;
     for _ in 0..steps {
@@ -90,10 +92,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             "{}",
             json!({ "ok": true, "model": ranges.model, "digest": ranges.digest,
             "steps": ranges.steps, "accumulate": ranges.accumulate, "loss": loss,
-            "tensors": tensors, "out": args.out })
+            "tensors": tensors, "out": args.out, "resumed": begun.path(),
+            "changed": begun.changed })
         );
         return Ok(());
     }
+    args.resume.report(&begun, &folder)?;
     say!("{}", heading(&ranges, &session, loss));
     put!("{}", table(&shown));
     if chosen.is_some() {

@@ -136,6 +136,14 @@ impl RecipeArgs {
     }
 }
 
+/// Gives the run the length that the command line says.
+pub fn take_steps(recipe: &mut Recipe, steps: Option<u64>) {
+    let Some(steps) = steps else { return };
+    recipe.train.length = TrainLength::Steps(steps);
+    recipe.overrule("train.steps", &format!("--steps {steps}"));
+    recipe.overrule("train.epochs", &format!("--steps {steps}"));
+}
+
 /// What `--device` names: a device, or a file that describes one.
 fn target(device: &str) -> Outcome<Target> {
     let path = Path::new(device);

@@ -2,12 +2,14 @@
 
 use crate::failure::Outcome;
 use crate::identity::{Class, Identity};
+use crate::input;
 use crate::next;
 use crate::output::quiet;
 use crate::recipe_args::warn;
 use crate::saver::Saver;
 use crate::signals::Signal;
 use precast_compiler::{Diagnostic, Place};
+use precast_plan::Plan;
 use precast_runtime::data::Dataset;
 use precast_runtime::{Checkpoint, Error, Fit, Session};
 use std::convert::Infallible;
@@ -37,6 +39,97 @@ impl FromStr for Resume {
     type Err = Infallible;
     fn from_str(text: &str) -> Result<Resume, Infallible> {
         Ok(if text == "auto" { Resume::Auto } else { Resume::File(text.into()) })
+    }
+}
+
+/// Where in a run a command begins.
+#[derive(clap::Args)]
+pub struct ResumeArgs {
+    /// Begin from this checkpoint of the run; `auto` is the newest whole one in its folder, and the
+    /// start where there is none.
+    #[arg(long, value_name = "FILE|auto")]
+    resume: Option<Resume>,
+    /// Go on though recipe, data, model or plan are not those of the checkpoint; what has changed is
+    /// listed.
+    #[arg(long, requires = "resume")]
+    resume_changed: bool,
+}
+
+/// What of a run has to be as the checkpoint has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Whatever its steps depend on.
+    Steps,
+    /// What they depend on when all is computed in f32 on the processor.
+    F32,
+}
+
+/// Where a command has begun.
+pub struct Begun {
+    /// `None`: at the start.
+    pub from: Option<Checkpoint>,
+    /// What is not as the checkpoint has it, and was allowed, in words.
+    pub changed: Vec<String>,
+}
+
+impl Begun {
+    /// The checkpoint's file.
+    pub fn path(&self) -> Option<&Path> {
+        self.from.as_ref().map(Checkpoint::path)
+    }
+}
+
+impl ResumeArgs {
+    /// # Errors
+    /// Where the file that is named is of another kind.
+    pub fn check(&self) -> Outcome {
+        input::check_checkpoint(self.resume.as_ref().and_then(Resume::file))
+    }
+
+    /// Begins where it is asked to in the run that `identity` tells of, whose checkpoints are in `folder`.
+    /// `auto` takes one of before step `below`.
+    ///
+    /// # Errors
+    /// Where no checkpoint can be taken; `P0033` and `P0034` where the run is not the one that was saved;
+    /// what the session and the data refuse. Nothing has changed then.
+    pub fn begin(
+        &self,
+        folder: &Path,
+        below: u64,
+        identity: &dyn Fn(&Plan) -> Outcome<Identity>,
+        held: Held,
+        session: &mut Session,
+        data: &mut Dataset,
+    ) -> Outcome<Begun> {
+        let from = match &self.resume {
+            Some(resume) => find(resume, folder, below)?,
+            None => None,
+        };
+        let changed = match &from {
+            Some(c) => {
+                let identity = identity(session.plan())?;
+                take(c, &identity, held, self.resume_changed, session, data)?
+            }
+            None => vec![],
+        };
+        Ok(Begun { from, changed })
+    }
+
+    /// Says where a run that was to go on begins, and what has changed.
+    ///
+    /// # Errors
+    /// Where standard output is closed.
+    pub fn report(&self, begun: &Begun, folder: &Path) -> Outcome {
+        match (&self.resume, &begun.from) {
+            _ if quiet() => {}
+            (_, Some(c)) => say!("resumes     {}, after step {}", c.path().display(), c.steps()),
+            (Some(_), None) => say!("resumes     nothing: {} has no checkpoint", folder.display()),
+            (None, None) => {}
+        }
+        for text in &begun.changed {
+            say!("changed     {text}");
+        }
+        Ok(())
     }
 }
 
@@ -118,28 +211,6 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Says where a run that was to go on begins, and what has changed.
-///
-/// # Errors
-/// Where standard output is closed.
-pub fn report(
-    asked: Option<&Resume>,
-    from: Option<&Checkpoint>,
-    folder: &Path,
-    changed: &[String],
-) -> Outcome {
-    match (asked, from) {
-        _ if quiet() => {}
-        (_, Some(c)) => say!("resumes     {}, after step {}", c.path().display(), c.steps()),
-        (Some(_), None) => say!("resumes     nothing: {} has no checkpoint", folder.display()),
-        (None, None) => {}
-    }
-    for text in changed {
-        say!("changed     {text}");
-    }
-    Ok(())
-}
-
 /// A checkpoint's path in a run's folder.
 pub fn path_of(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("checkpoint-{step}.safetensors"))
@@ -167,16 +238,18 @@ pub fn listed(folder: &Path) -> Outcome<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The checkpoint that is asked for. `auto` passes over those that are damaged, saying so, and gives
-/// `None` where the folder has none at all.
+/// The checkpoint that is asked for. `auto` passes over those of step `below` and later, and over those that
+/// are damaged, saying so, and gives `None` where the folder has none at all.
 ///
 /// # Errors
 /// Where a named checkpoint cannot be taken; `P0032` where all of a folder's are damaged.
-pub fn find(what: &Resume, folder: &Path) -> Outcome<Option<Checkpoint>> {
+fn find(what: &Resume, folder: &Path, below: u64) -> Outcome<Option<Checkpoint>> {
     if let Resume::File(path) = what {
         return Ok(Some(Checkpoint::open(path)?));
     }
-    let all = listed(folder)?;
+    // A run that never began has no folder.
+    let mut all = if folder.exists() { listed(folder)? } else { vec![] };
+    all.retain(|(step, _)| *step < below);
     for (_, path) in all.iter().rev() {
         match Checkpoint::open(path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
@@ -203,20 +276,21 @@ pub fn find(what: &Resume, folder: &Path) -> Outcome<Option<Checkpoint>> {
 }
 
 /// Continues from a checkpoint. Gives what has changed, in words, where `changed` allows it.
-///
-/// # Errors
-/// `P0033` and `P0034` where the run is not the one that was saved; what the session and the data
-/// refuse. Nothing has changed then.
-pub fn take(
+fn take(
     checkpoint: &Checkpoint,
     identity: &Identity,
+    held: Held,
     changed: bool,
     session: &mut Session,
     data: &mut Dataset,
 ) -> Outcome<Vec<String>> {
     let path = checkpoint.path();
-    let changes = changes(checkpoint, identity, changed)?;
-    let fit = if changes.is_empty() { Fit::Exact } else { Fit::Machine };
+    let changes = changes(checkpoint, identity, held, changed)?;
+    let fit = match held {
+        Held::F32 => Fit::Weights,
+        Held::Steps if changes.is_empty() => Fit::Exact,
+        Held::Steps => Fit::Machine,
+    };
     // What the data refuses is found before the session's state is replaced.
     data.resume(checkpoint.data()).map_err(|e| Error {
         place: Some(format!("{}, on {}", path.display(), e.place.unwrap_or_default())),
@@ -226,9 +300,14 @@ pub fn take(
     Ok(changes)
 }
 
-fn changes(checkpoint: &Checkpoint, identity: &Identity, allowed: bool) -> Outcome<Vec<String>> {
+fn changes(
+    checkpoint: &Checkpoint,
+    identity: &Identity,
+    held: Held,
+    allowed: bool,
+) -> Outcome<Vec<String>> {
     let place = || Place::File { path: checkpoint.path().into() };
-    let Some(run) = checkpoint.run() else {
+    let Some(before) = Identity::saved(checkpoint)? else {
         let text = "the checkpoint says nothing of its recipe, data and plan: nobody can tell whether they \
                     are the same";
         warn(&[Diagnostic::warning("P0035", text)
@@ -236,11 +315,10 @@ fn changes(checkpoint: &Checkpoint, identity: &Identity, allowed: bool) -> Outco
             .help("an earlier version wrote it; the ones of this run will say")]);
         return Ok(vec![]);
     };
-    let before: Identity = serde_json::from_str(run).map_err(|e| {
-        Error::new("R0508", format!("the checkpoint says of its run what cannot be read: {e}"))
-            .at(checkpoint.path().display())
-    })?;
-    let changes = identity.changes(&before);
+    let changes = match held {
+        Held::Steps => identity.changes(&before),
+        Held::F32 => identity.in_f32().changes(&before.in_f32()),
+    };
     let any = |class: Class| changes.iter().any(|c| c.class == class);
     let never = any(Class::Never);
     if !never && (allowed || !any(Class::May)) {

@@ -55,9 +55,12 @@ impl Saver {
         let (mut kept, mut strangers) = (vec![], vec![]);
         for (step, path) in listed(folder)? {
             // A damaged one is nobody's.
-            let own = here.filter(|c| step <= c.steps()).and_then(|_| Checkpoint::peek(&path).ok());
-            match own {
-                Some(own) => kept.push(Kept { step, test: own.test_loss() }),
+            match here.filter(|c| step <= c.steps()).zip(Checkpoint::peek(&path).ok()) {
+                Some((c, own)) if of_one_run(c, &own) => {
+                    kept.push(Kept { step, test: own.test_loss() });
+                }
+                // What somebody put there is in nobody's way, and stays.
+                Some(_) => {}
                 None => strangers.push(path),
             }
         }
@@ -103,9 +106,8 @@ impl Saver {
             .into_iter()
             .filter(|s| *s != path)
             .map(|s| {
-                let mut aside = s.as_os_str().to_owned();
-                aside.push(".old");
-                (s, aside.into())
+                let aside = aside(&s);
+                (s, aside)
             })
             .collect();
         self.aside.extend(strangers.iter().map(|(_, aside)| aside.clone()));
@@ -204,6 +206,25 @@ impl Drop for Saver {
             tell!("{e}");
         }
     }
+}
+
+/// Whether one run wrote both.
+fn of_one_run(a: &Checkpoint, b: &Checkpoint) -> bool {
+    match (Identity::saved(a), Identity::saved(b)) {
+        (Ok(Some(a)), Ok(Some(b))) => !a.is_another(&b),
+        // Nobody can tell.
+        _ => false,
+    }
+}
+
+/// A name beside a file's that no file has.
+fn aside(path: &Path) -> PathBuf {
+    let mut names = (1..).map(|n| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(if n == 1 { ".old".into() } else { format!(".old{n}") });
+        PathBuf::from(name)
+    });
+    names.find(|n| n.symlink_metadata().is_err()).expect("there are more names than files")
 }
 
 /// Writes a checkpoint, and then removes what it makes superfluous.

@@ -3,7 +3,6 @@
 use crate::failure::{Failure, Outcome};
 use crate::follow::{self, Course, Follow, shortest};
 use crate::identity::{self, Identity};
-use crate::input;
 use crate::kernels;
 use crate::listing;
 use crate::lock::Lock;
@@ -12,11 +11,11 @@ use crate::metrics::{self, Metrics};
 use crate::next;
 use crate::output::{can_write, quiet, write_file};
 use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
-use crate::resume::{self, Interrupt, Resume};
+use crate::resume::{Held, Interrupt, ResumeArgs};
 use crate::saver::Saver;
 use crate::signals::Signals;
 use crate::skips::{Skips, Stop};
-use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe, TrainLength};
+use precast_compiler::frontend::recipe::{MAX_STEPS, Recipe};
 use precast_plan::Plan;
 use precast_runtime::data::{DataState, Dataset};
 use precast_runtime::files::Lines;
@@ -41,14 +40,8 @@ pub struct Args {
     /// Folder of what is saved.
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Continue from this checkpoint; `auto` is the newest whole one in the run's folder, and the
-    /// start where there is none.
-    #[arg(long, value_name = "FILE|auto")]
-    resume: Option<Resume>,
-    /// Go on though recipe, data, model or plan are not those of the checkpoint; what has changed is
-    /// listed.
-    #[arg(long, requires = "resume")]
-    resume_changed: bool,
+    #[command(flatten)]
+    resume: ResumeArgs,
     /// Replay at most so many skipped steps to name what overflowed; by default all of
     /// them, and on a GPU, which waits for it, the first.
     #[arg(long, value_name = "N")]
@@ -65,13 +58,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Outcome {
-    input::check_checkpoint(args.resume.as_ref().and_then(Resume::file))?;
+    args.resume.check()?;
     let mut recipe = args.recipe.load()?;
-    if let Some(steps) = args.steps {
-        recipe.train.length = TrainLength::Steps(steps);
-        recipe.overrule("train.steps", &format!("--steps {steps}"));
-        recipe.overrule("train.epochs", &format!("--steps {steps}"));
-    }
+    recipe_args::take_steps(&mut recipe, args.steps);
     // What can be found wrong is found before the time of compiling and training is spent.
     recipe_args::has_model(&recipe)?;
     let data = open_data(&recipe)?;
@@ -102,16 +91,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     if args.profile {
         session.time_kernels()?;
     }
-    let from = match &args.resume {
-        Some(resume) => resume::find(resume, &out)?,
-        None => None,
-    };
-    let changed = match &from {
-        Some(c) => resume::take(c, &identity, args.resume_changed, &mut session, &mut data)?,
-        None => vec![],
-    };
+    let whose = |_: &Plan| Ok(identity.clone());
+    let start = args.resume.begin(&out, u64::MAX, &whose, Held::Steps, &mut session, &mut data)?;
     if !json {
-        resume::report(args.resume.as_ref(), from.as_ref(), &out, &changed)?;
+        args.resume.report(&start, &out)?;
     }
     let ema = recipe.train.ema.map(|_| ema(&out));
     for path in [weights(&out), plan_file(&out, session.plan())].into_iter().chain(ema) {
@@ -121,8 +104,10 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     let log = path.as_deref().map(|path| Log::open(path, session.steps())).transpose()?;
     signals.listen();
     lock.begin();
-    let mut saver = Saver::new(&out, &identity, recipe.train.keep, from.as_ref())?;
-    drop(from);
+    let mut saver = Saver::new(&out, &identity, recipe.train.keep, start.from.as_ref())?;
+    let resumed = start.path().map(Path::to_path_buf);
+    let changed = start.changed;
+    drop(start.from);
     let mut saved = vec![];
     let options = args.recipe.options(false);
     let mut skips = Skips::new(&recipe, session.plan(), options, args.threads, args.blame);
@@ -200,6 +185,7 @@ pub fn run(args: &Args, json: bool) -> Outcome {
         profile: kernels::profile(&session),
         faults: &faults,
         interrupt: interrupt.as_ref(),
+        resumed: resumed.as_deref(),
         changed: &changed,
     };
     let printed = report(json, &session, done, &skips, &saver);
@@ -496,6 +482,8 @@ struct Done<'a> {
     /// What is wrong with it.
     faults: &'a [Failure],
     interrupt: Option<&'a Interrupt>,
+    /// The checkpoint that it went on from.
+    resumed: Option<&'a Path>,
     /// What was not as the checkpoint has it, and was allowed.
     changed: &'a [String],
 }
@@ -506,8 +494,7 @@ fn counted(steps: u64) -> String {
 }
 
 fn report(json: bool, session: &Session, done: Done, skips: &Skips, saver: &Saver) -> Outcome {
-    let Done { last, test, trained, saved, next, memory, profile, faults, interrupt, changed } =
-        done;
+    let Done { last, test, trained, saved, next, memory, profile, faults, interrupt, .. } = done;
     let best = saver.best_path();
     if json {
         let result = json!({
@@ -528,7 +515,8 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips, saver: &Save
             "trained": trained,
             "saved": saved,
             "best": best.map(|(path, loss)| json!({ "file": path, "test_loss": loss })),
-            "changed": changed,
+            "resumed": done.resumed,
+            "changed": done.changed,
             "interrupted": interrupt.map(|i| i.signal.name()),
             "resume": interrupt.and_then(Interrupt::command),
             "errors": faults.iter().flat_map(Failure::errors).collect::<Vec<_>>(),

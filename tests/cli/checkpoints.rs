@@ -63,10 +63,11 @@ fn the_newest_and_the_best_are_kept() {
     let saved = out.lines().filter(|l| l.starts_with("saved       trained/checkpoint-")).count();
     assert_eq!(saved, want.len(), "what was removed is not said to be there: {out}");
     // What is kept, and measuring it, is nothing to the weights.
-    let plain = ten("");
+    let plain = ten("keep = 0");
     split(&plain);
     plain.ok(&["train", "recipe.toml"]);
     assert_eq!(names(&plain), of_steps(&[2, 4, 6, 8, 10]));
+    assert_eq!(test_loss(&plain, 10), None);
     let weights = "trained/weights.safetensors";
     assert!(lab.read(weights) == plain.read(weights));
     // A run that goes on knows which was the best before.
@@ -80,9 +81,99 @@ fn the_newest_and_the_best_are_kept() {
     assert!(half.read(weights) == plain.read(weights));
 }
 
+/// Without a word of the recipe the three newest and the best stay, and whatever is not of this run.
+#[test]
+fn three_stay_unless_the_recipe_says_otherwise() {
+    let lab = ten("");
+    lab.ok(&["train", "recipe.toml"]);
+    assert_eq!(names(&lab), of_steps(&[6, 8, 10]));
+    // Of another run, under a step that this one does not take again: in a folder of one's own.
+    let other = Lab::with("lr = 0.5", "lr = 0.25");
+    let longer = other.text("recipe.toml").replace("steps = 4", "steps = 10\ncheckpoint = 5");
+    other.write("recipe.toml", &longer);
+    other.ok(&["train", "recipe.toml"]);
+    let strange = other.read("trained/checkpoint-5.safetensors");
+    fs::write(lab.path("trained/checkpoint-5.safetensors"), &strange).expect("written");
+    fs::write(lab.path("trained/checkpoint-best.safetensors"), &strange).expect("written");
+    lab.ok(&["train", "recipe.toml", "--resume", "auto", "--steps", "18"]);
+    let mut want = of_steps(&[5, 14, 16, 18]);
+    want.push("checkpoint-best.safetensors".into());
+    want.sort_by_key(|n| (n.len(), n.clone()));
+    assert_eq!(names(&lab), want);
+    assert!(lab.read("trained/checkpoint-5.safetensors") == strange);
+    // What an earlier run leaves is set aside, and never takes the place of what was there.
+    for (n, name) in ["old", "old2", "old3"].iter().enumerate() {
+        let before = lab.read("trained/checkpoint-18.safetensors");
+        lab.ok(&["train", "recipe.toml", "--steps", "18"]);
+        for (m, other) in ["old", "old2", "old3"].iter().enumerate() {
+            let file = lab.path(&format!("trained/checkpoint-18.safetensors.{other}"));
+            assert_eq!(file.exists(), m <= n, "{name}: {other}");
+        }
+        assert!(lab.read("trained/checkpoint-18.safetensors") == before, "the same run");
+    }
+}
+
+/// Whatever begins in the middle of a run asks whether it is that run.
+#[test]
+fn every_command_that_resumes_holds_the_run_against_the_checkpoint() {
+    let lab = ten("");
+    let commands: [&[&str]; 3] = [
+        &["blame", "recipe.toml", "--step", "9", "--resume"],
+        &["profile", "recipe.toml", "--steps", "1", "--resume"],
+        &["train", "recipe.toml", "--resume"],
+    ];
+    let with = |command: &[&str], more: &[&str]| {
+        command.iter().chain(more).map(ToString::to_string).collect::<Vec<String>>()
+    };
+    let run = |words: &[String]| lab.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    // Without a folder there is nothing to go on from.
+    for command in &commands[..2] {
+        let o = run(&with(command, &["auto"]));
+        let out = super::stdout(&o);
+        assert!(out.contains("resumes     nothing: trained has no checkpoint"), "{out}");
+        assert!(!lab.path("trained").exists());
+    }
+    lab.ok(&["train", "recipe.toml"]);
+    let recipe = lab.text("recipe.toml");
+    let data = lab.text("data.csv");
+    let file = "trained/checkpoint-8.safetensors";
+    for command in commands {
+        // `blame` takes the last of before its step.
+        let taken = if command[0] == "blame" { 8 } else { 10 };
+        let o = run(&with(command, &["auto"]));
+        let said =
+            format!("resumes     trained/checkpoint-{taken}.safetensors, after step {taken}");
+        assert!(super::stdout(&o).contains(&said), "{}{}", super::stdout(&o), super::stderr(&o));
+        let refused = |what: &str, code: &str, why: &str| {
+            let o = run(&with(command, &[file]));
+            let text = super::stderr(&o);
+            assert!(text.contains(&format!("error[{code}]")), "{what}, {command:?}: {text}");
+            assert!(text.contains(why), "{what}, {command:?}: {text}");
+        };
+        lab.write("recipe.toml", &recipe.replace("lr = 0.5", "lr = 0.25"));
+        refused("rate", "P0033", "`optimizer.lr` 0.5 → 0.25");
+        let o = run(&with(command, &[file, "--resume-changed", "--json"]));
+        let object: serde_json::Value =
+            serde_json::from_str(&super::stdout(&o)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(object["changed"], serde_json::json!(["`optimizer.lr` 0.5 → 0.25"]), "{object}");
+        assert_eq!(object["resumed"], file, "{object}");
+        lab.write("recipe.toml", &recipe.replace("batch = 4", "batch = 2"));
+        refused("batch", "P0034", "`data.batch` 4 → 2");
+        lab.write("recipe.toml", &recipe);
+        lab.write("data.csv", &data.replacen('1', "2", 1));
+        refused("data", "P0033", "the data `data.csv`: other content");
+        lab.write("data.csv", &data);
+    }
+    // A profile computes in f32 whatever the policy; a replay does not.
+    let policy = recipe.replace("[optimizer]", "[precision]\npolicy = \"bf16\"\n[optimizer]");
+    lab.write("recipe.toml", &policy);
+    lab.ok(&["profile", "recipe.toml", "--steps", "1", "--resume", file]);
+    assert_eq!(lab.fails(&["blame", "recipe.toml", "--step", "9", "--resume", file]).0, "P0033");
+}
+
 #[test]
 fn auto_takes_the_newest_that_is_whole() {
-    let lab = ten("");
+    let lab = ten("keep = \"all\"");
     let auto = ["train", "recipe.toml", "--resume", "auto"];
     // A script starts and restarts with the same command.
     let out = lab.ok(&auto);
@@ -190,7 +281,7 @@ fn what_may_change_is_allowed_and_listed() {
 
 #[test]
 fn a_run_that_moves_is_the_same_run() {
-    let lab = ten("");
+    let lab = ten("keep = \"all\"");
     lab.ok(&["train", "recipe.toml"]);
     let other = tempfile::tempdir().expect("a temporary folder");
     let moved = other.path().join("deep/er");
@@ -218,7 +309,7 @@ fn a_run_that_moves_is_the_same_run() {
 /// Earlier versions wrote no hashes and no checksum.
 #[test]
 fn a_checkpoint_without_hashes_is_taken_with_a_warning() {
-    let lab = ten("");
+    let lab = ten("keep = \"all\"");
     lab.ok(&["train", "recipe.toml"]);
     let weights = lab.read("trained/weights.safetensors");
     let bytes = lab.read("trained/checkpoint-4.safetensors");

@@ -8,9 +8,12 @@ use precast_compiler::pipeline::{self, Compiled};
 use precast_compiler::precision::{Policy, PrecisionOptions};
 use precast_compiler::schedule::Capabilities;
 use precast_compiler::{egraph, emit, simplify};
-use precast_plan::{Plan, Target};
+use precast_plan::{Plan, Role, Storage, Target};
+use precast_runtime::cuda::CudaBackend;
 use precast_runtime::data::{Batch, batch_of};
-use precast_runtime::{HostTensor, ModelWeights, Options, Session, TensorFile, WeightSource};
+use precast_runtime::{
+    HostTensor, ModelWeights, Options, Session, StepReport, TensorFile, WeightSource,
+};
 use std::path::{Path, PathBuf};
 
 /// Where the fixtures are, for test programs that were carried to another machine.
@@ -208,6 +211,14 @@ impl Fixture {
         (session, batch)
     }
 
+    /// On the first GPU; without `capture` its steps are launched one by one.
+    pub fn session_captured(&self, plan: Plan, capture: bool) -> Session {
+        let weights = self.weights(&plan);
+        let backend = CudaBackend::with(&plan, 0, capture).unwrap_or_else(|e| panic!("{e}"));
+        let session = Session::on(plan, Box::new(backend), &weights, &Options::default());
+        session.unwrap_or_else(|e| panic!("{e}"))
+    }
+
     pub fn weights(&self, plan: &Plan) -> ModelWeights {
         ModelWeights::for_plan(plan, &self.folder, None).unwrap_or_else(|e| panic!("{e}"))
     }
@@ -239,6 +250,28 @@ impl Fixture {
             _ => t.to_f32().into_iter().map(f64::from).collect(),
         }
     }
+}
+
+/// Tensors that outlive a step and have such a role, with their bytes.
+pub fn kept(s: &Session, role: impl Fn(Role) -> bool) -> Vec<(String, Vec<u8>)> {
+    let kept = s.plan().tensors.iter().filter(|t| match &t.storage {
+        Storage::Persistent { role: r, .. } => role(*r),
+        _ => false,
+    });
+    let read = |name: &str| s.read(name).unwrap_or_else(|e| panic!("{e}")).bytes.to_vec();
+    kept.map(|t| (t.name.clone(), read(&t.name))).collect()
+}
+
+/// Step, bits of the loss, of the scale, skipped, bits of the norm.
+pub type Said = (u64, u32, Option<u32>, bool, Option<u32>);
+
+/// What reports say, without the time it took.
+pub fn said(reports: &[StepReport]) -> Vec<Said> {
+    let said = |r: &StepReport| {
+        let bits = |x: Option<f32>| x.map(f32::to_bits);
+        (r.step, r.loss.to_bits(), bits(r.scale), r.skipped, bits(r.grad_norm))
+    };
+    reports.iter().map(said).collect()
 }
 
 /// Lowers a training graph for a generic CPU, formats by `policy`.

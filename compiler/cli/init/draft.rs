@@ -388,8 +388,8 @@ fn text(
     line(format!("epochs = {EPOCHS} # or `steps`"));
     let per_epoch = rows.map(|r| (r * 9 / 10 / batch.max(1)).max(1));
     let note = match per_epoch {
-        Some(_) => "# steps, an epoch here, between checkpoints; `--resume` goes on from one",
-        None => "# steps between checkpoints; `--resume` goes on from one",
+        Some(_) => "# steps, an epoch here, between checkpoints: the 3 newest and the best stay",
+        None => "# steps between checkpoints: the 3 newest and the best stay",
     };
     line(format!("checkpoint = {} {note}", per_epoch.unwrap_or(100)));
     line("log = \"log.jsonl\" # one JSON line a step".into());

@@ -18,6 +18,9 @@ pub enum Fit {
     /// Those of the same weights and optimizer state. Loss scale and counters that the plan has and
     /// the checkpoint lacks begin anew; those that only the checkpoint has are left.
     Machine,
+    /// Those of the same weights and optimizer state under any policy: what only the checkpoint has is left,
+    /// whatever it is.
+    Weights,
 }
 
 impl Session {
@@ -114,7 +117,7 @@ impl Session {
                 continue;
             }
             if file.info(&t.name).is_err_and(|e| e.code == "R0204") {
-                if fit == Fit::Machine && role == Role::Machine {
+                if fit != Fit::Exact && role == Role::Machine {
                     continue;
                 }
                 return Err(bad(format!("the checkpoint lacks `{}`", t.name)));
@@ -131,9 +134,12 @@ impl Session {
         }
         let kept = |name: &String| {
             let storage = self.names.get(name).map(|&i| &self.plan.tensors[i as usize].storage);
-            let machine = fit == Fit::Machine && name.starts_with("machine.");
-            machine
-                || matches!(storage, Some(Storage::Persistent { role, .. }) if *role != Role::Constant)
+            let left = match fit {
+                Fit::Exact => false,
+                Fit::Machine => name.starts_with("machine."),
+                Fit::Weights => true,
+            };
+            left || matches!(storage, Some(Storage::Persistent { role, .. }) if *role != Role::Constant)
         };
         if let Some(extra) = file.names().into_iter().find(|n| !kept(n)) {
             return Err(bad(format!("the plan lacks `{extra}` of the checkpoint")));
@@ -143,7 +149,7 @@ impl Session {
         self.begin()
     }
 
-    pub(super) fn check_seed(&self, checkpoint: &Checkpoint) -> Result<()> {
+    fn check_seed(&self, checkpoint: &Checkpoint) -> Result<()> {
         if checkpoint.seed() == self.seed {
             return Ok(());
         }
@@ -156,11 +162,7 @@ impl Session {
     }
 
     /// Writes values of a checkpoint, and then the copies that follow from them.
-    pub(super) fn put(
-        &mut self,
-        values: Vec<(TensorId, HostTensor)>,
-        copies: Vec<TensorId>,
-    ) -> Result<()> {
+    fn put(&mut self, values: Vec<(TensorId, HostTensor)>, copies: Vec<TensorId>) -> Result<()> {
         for (id, value) in values {
             self.backend.write(id, &value.bytes)?;
         }

@@ -2,13 +2,10 @@
 
 use super::{Session, StepReport, is_step_only};
 use crate::backend::Phase;
-use crate::checkpoint::{Checkpoint, unfit};
-use crate::data::{Batch, DataState};
+use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::init;
-use crate::tensors::Element;
 use precast_plan::{Role, Storage, TensorId, Watch};
-use std::path::Path;
 use std::time::Instant;
 
 /// The value of a watch in one micro batch.
@@ -98,47 +95,6 @@ impl Session {
         }
         self.steps = other.steps;
         self.begin()
-    }
-
-    /// Takes weights, buffers, optimizer state and the number of steps from a checkpoint of the same
-    /// recipe under any policy; what that plan kept beside them (copies of weights in 16 bits, the
-    /// loss scale) is left. Returns where its data stood. Nothing changes on an error.
-    ///
-    /// # Errors
-    /// If the file is not a checkpoint, of another seed, or lacks something.
-    pub fn load_weights_of(&mut self, path: &Path) -> Result<DataState> {
-        let checkpoint = Checkpoint::open(path)?;
-        self.check_seed(&checkpoint)?;
-        let file = checkpoint.file();
-        let mut values = vec![];
-        let mut copies = vec![];
-        for (i, t) in self.plan.tensors.iter().enumerate() {
-            let Storage::Persistent { role, .. } = t.storage else { continue };
-            if role == Role::Constant {
-                continue;
-            }
-            if role == Role::WeightCopy {
-                copies.push(i as TensorId);
-                continue;
-            }
-            if file.info(&t.name).is_err_and(|e| e.code == "R0204") {
-                // Counters of one plan may be missing in another.
-                if role == Role::Machine {
-                    continue;
-                }
-                let text = format!("the checkpoint lacks `{}`", t.name);
-                return Err(unfit(path, "R0509", text));
-            }
-            let value = file.tensor(&t.name)?;
-            if value.shape != t.shape || value.element != Element::Plan(t.dtype) {
-                let text = format!("`{}` of the checkpoint is of another shape or format", t.name);
-                return Err(unfit(path, "R0509", text));
-            }
-            values.push((i as TensorId, value));
-        }
-        self.put(values, copies)?;
-        self.steps = checkpoint.steps();
-        Ok(*checkpoint.data())
     }
 
     /// Makes the next step number `step` (from 1), with this loss scale where the plan has one: its

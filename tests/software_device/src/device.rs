@@ -161,6 +161,8 @@ pub struct Device {
     pub message: String,
     pub counts: Counts,
     pub initialised: bool,
+    /// Streams whose graph is under way, innermost last: what is behind it waits for all of it.
+    replaying: Vec<u64>,
     next: u64,
     random: u64,
     times: u64,
@@ -212,6 +214,7 @@ impl Device {
             message: String::new(),
             counts: Counts::default(),
             initialised: false,
+            replaying: vec![],
             next: 0x1000,
             random: number("PRECAST_SOFTWARE_DEVICE_SEED", 1),
             times: number("PRECAST_SOFTWARE_DEVICE_SEED", 1),
@@ -332,15 +335,16 @@ impl Device {
     /// Runs work until a ticket is passed, with other work in between by chance.
     fn until(&mut self, ticket: &Ticket) {
         while !ticket.passed() && self.error == 0 {
-            self.meanwhile(None);
+            self.meanwhile();
             if !ticket.passed() && !self.step(ticket.stream) && self.error == 0 {
                 panic!("an event of stream {} that nothing will record", ticket.stream);
             }
         }
     }
 
-    /// By chance, one piece of work of a stream that waits for nothing.
-    fn meanwhile(&mut self, running: Option<u64>) {
+    /// By chance, one piece of work of a stream that waits for nothing. A stream whose graph is under way
+    /// stands still, also where this graph is one that ran in between of another's.
+    fn meanwhile(&mut self) {
         if !self.random().is_multiple_of(4) {
             return;
         }
@@ -352,7 +356,7 @@ impl Device {
         let list: Vec<u64> = self
             .streams
             .iter()
-            .filter(|(id, s)| Some(**id) != running && able(s))
+            .filter(|(id, s)| !self.replaying.contains(id) && able(s))
             .map(|(id, _)| *id)
             .collect();
         if !list.is_empty() {
@@ -564,11 +568,12 @@ impl Device {
     fn replay(&mut self, graph: &Graph, stream: u64) {
         let mut missing: Vec<usize> = graph.nodes.iter().map(|n| n.after.len()).collect();
         let mut ready: Vec<usize> = (0..missing.len()).filter(|&i| missing[i] == 0).collect();
+        // The graph is no longer in the queue.
+        self.replaying.push(stream);
         while !ready.is_empty() && self.error == 0 {
             let at = self.random() as usize % ready.len();
             let node = ready.swap_remove(at);
-            // The graph is no longer in the queue, so its own stream has to stand still.
-            self.meanwhile(Some(stream));
+            self.meanwhile();
             self.execute(&graph.nodes[node].op, stream);
             for (i, n) in graph.nodes.iter().enumerate().skip(node + 1) {
                 if n.after.contains(&node) {
@@ -579,6 +584,7 @@ impl Device {
                 }
             }
         }
+        self.replaying.pop();
     }
 }
 

@@ -128,18 +128,12 @@ impl SoftwareDevice {
         Ok(())
     }
 
-    /// Sets `PRECAST_CACHE` to a folder and other variables, unless it is set, and lets the tests of this
-    /// process take turns.
+    /// Sets `PRECAST_CACHE` to a folder and other variables, unless it is set.
     ///
     /// # Safety
     ///
     /// No other thread runs.
     pub unsafe fn set(kernels: &str, others: &[(&str, &str)]) {
-        // Tests of one process share the device, and each expects it for itself.
-        if std::env::var_os("RUST_TEST_THREADS").is_none() {
-            // SAFETY: the caller's promise.
-            unsafe { std::env::set_var("RUST_TEST_THREADS", "1") };
-        }
         if std::env::var_os("PRECAST_CACHE").is_some() {
             return;
         }

@@ -206,6 +206,45 @@ fn a_captured_step_runs_when_its_graph_does() {
     assert_eq!(set.device.live_objects(), before);
 }
 
+/// Work behind a graph waits for all of it, whatever graphs of other streams run in between.
+#[test]
+fn what_follows_a_graph_waits_for_it_beside_other_graphs() {
+    let set = set();
+    let scale = set.function("scale");
+    let (add, n) = (set.function("add"), 10i32);
+    let streams: Vec<_> = (0..3).map(|_| set.context.new_stream().unwrap()).collect();
+    let mut runs = vec![];
+    for stream in &streams {
+        let mut x = stream.clone_htod(&[1f32; 10]).unwrap();
+        let one = stream.clone_htod(&[1f32; 10]).unwrap();
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+        for by in [2f32, 2.0, 2.0, 0.5, 0.5] {
+            let mut launch = stream.launch_builder(&scale);
+            launch.arg(&mut x).arg(&by).arg(&n);
+            // SAFETY: the arguments are those of `scale`.
+            unsafe { launch.launch(config(1, 32, 0)) }.unwrap();
+        }
+        let flags =
+            sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).unwrap().unwrap();
+        runs.push((x, one, graph));
+    }
+    for _ in 0..20 {
+        for (stream, (x, one, graph)) in streams.iter().zip(&runs) {
+            graph.launch().unwrap();
+            let mut launch = stream.launch_builder(&add);
+            launch.arg(x).arg(one).arg(x).arg(&n);
+            // SAFETY: the arguments are those of `add`, which reads an element before it writes it.
+            unsafe { launch.launch(config(1, 32, 0)) }.unwrap();
+        }
+    }
+    // Doubled and increased by one, twenty times.
+    let want = (0..20).fold(1f32, |x, _| 2.0 * x + 1.0);
+    for (stream, (x, ..)) in streams.iter().zip(&runs) {
+        assert_eq!(stream.clone_dtoh(x).unwrap(), [want; 10]);
+    }
+}
+
 #[test]
 fn a_capture_that_is_not_joined_is_refused() {
     let set = set();

@@ -352,7 +352,7 @@ pub struct Train {
     pub log: Option<PathBuf>,
     /// Steps between checkpoints.
     pub checkpoint: Option<u64>,
-    /// Checkpoints that are kept, besides the best by the test loss; `None`: all.
+    /// Checkpoints that are kept, the newest, besides the best by the test loss; `None`: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<u64>,
     /// Folder of what is saved; `None`: `trained` beside the recipe.

@@ -242,6 +242,10 @@ impl<'s, 't> Item<'s, 't> {
         self.value.get_ref().is_array()
     }
 
+    pub fn is_string(&self) -> bool {
+        self.value.get_ref().is_str()
+    }
+
     pub fn string(&self) -> Option<String> {
         match self.value.get_ref() {
             DeValue::String(s) => Some(s.to_string()),

@@ -7,6 +7,9 @@ use crate::diagnostic::Diagnostics;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use toml::de::DeTable;
 
+/// Checkpoints that stay where the recipe does not say how many.
+const KEEP: u64 = 3;
+
 /// Keys by section, to say where a misplaced key belongs.
 const KEYS: &[(&str, &[&str])] = &[
     ("the recipe, above the first section", &["model"]),
@@ -542,7 +545,7 @@ fn train(t: Table) -> Option<Train> {
     });
     let log = or(t.get("log"), None, |i| i.path().map(Some));
     let checkpoint = or(t.get("checkpoint"), None, |i| i.count(1).map(Some));
-    let keep = or(t.get("keep"), None, |i| i.count(1).map(Some));
+    let keep = or(t.get("keep"), Some(KEEP), |i| keep(&i));
     let out = or(t.get("out"), None, |i| i.path().map(Some));
     t.finish();
     Some(Train {
@@ -563,6 +566,14 @@ fn train(t: Table) -> Option<Train> {
         keep: keep?,
         out: out?,
     })
+}
+
+/// A number of checkpoints; `None` is all of them.
+fn keep(i: &Item) -> Option<Option<u64>> {
+    if i.is_string() {
+        return i.word(&[("all", None)]);
+    }
+    i.count(0).map(|n| (n > 0).then_some(n))
 }
 
 fn target(t: Table) -> Option<Target> {

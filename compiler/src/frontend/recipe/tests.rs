@@ -129,6 +129,20 @@ table = "sm_90.toml"
 }
 
 #[test]
+fn checkpoints_that_stay_are_a_number_or_all() {
+    let keep = |line: &str| {
+        let text = with("steps = 20", &format!("steps = 20\n{line}"));
+        Recipe::parse("r.toml", &text).map(|r| r.train.keep).map_err(|e| e.to_string())
+    };
+    assert_eq!(keep(""), Ok(Some(3)));
+    assert_eq!(keep("keep = 1"), Ok(Some(1)));
+    assert_eq!(keep("keep = 0"), Ok(None));
+    assert_eq!(keep("keep = \"all\""), Ok(None));
+    assert!(keep("keep = \"al\"").unwrap_err().contains("did you mean `all`?"));
+    assert!(keep("keep = -1").unwrap_err().contains("P0105"));
+}
+
+#[test]
 fn a_minimal_recipe_may_have_no_data_source() {
     let text = MINIMAL.replace("format = \"safetensors\"\nfile = \"batch.safetensors\"\n", "");
     assert_eq!(Recipe::parse("r.toml", &text).unwrap().data.source, None);
