@@ -8,67 +8,32 @@ use precast_runtime::data::{Batch, Columns, DataSource, DataSpec, Dataset, Field
 use precast_runtime::{ModelWeights, Options, Session};
 use std::path::Path;
 
+#[path = "xtask/src/fuzz/mutate/bytes.rs"]
+mod bytes;
+#[path = "xtask/src/fuzz/mutate/rng.rs"]
+#[allow(dead_code, reason = "the fuzzer draws more")]
+mod rng;
 #[path = "cli/small.rs"]
 mod small;
 
-/// Splitmix64 (Steele, Lea and Flood, 2014).
-struct Rng(u64);
+use rng::Rng;
 
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
-/// Cuts, overwrites, repeats or removes some bytes; where the file is text, digits and words change
-/// into other digits and words more often than into noise.
-fn damage(bytes: &[u8], seed: u64) -> Vec<u8> {
-    let mut rng = Rng(seed);
-    let mut out = bytes.to_vec();
+/// Cuts, overwrites, repeats or removes some bytes, as the fuzzer does, or puts a number that readers break
+/// at in the place of a digit.
+fn damage(whole: &[u8], seed: u64) -> Vec<u8> {
+    const NUMBERS: &[&[u8]] =
+        &[b"-1", b"0", b"9223372036854775807", b"4294967296", b"1e400", b"NaN", b"3.5"];
+    let mut rng = Rng::new(seed);
+    let mut out = whole.to_vec();
     for _ in 0..=rng.below(3) {
-        if out.is_empty() {
-            return out;
-        }
-        let at = rng.below(out.len());
-        let len = 1 + rng.below(12).min(out.len() - at - 1);
-        match rng.below(8) {
-            0 => out.truncate(at),
-            1 => {
-                out.drain(at..at + len);
+        let digits: Vec<usize> = (0..out.len()).filter(|i| out[*i].is_ascii_digit()).collect();
+        let at = rng.of(&digits).copied();
+        match at.filter(|_| rng.one_in(8)) {
+            Some(at) => {
+                let number = NUMBERS[rng.below(NUMBERS.len())];
+                drop(out.splice(at..=at, number.iter().copied()));
             }
-            2 => {
-                let again = out[at..at + len].to_vec();
-                out.splice(at..at, again);
-            }
-            3 => out[at] = rng.next() as u8,
-            4 => out[at] ^= 1 << rng.below(8),
-            5 => {
-                let from = rng.below(out.len() - len + 1);
-                let other = out[from..from + len].to_vec();
-                out[at..at + len].copy_from_slice(&other);
-            }
-            6 => {
-                let numbers: &[&[u8]] =
-                    &[b"-1", b"0", b"9223372036854775807", b"4294967296", b"1e400", b"NaN", b"3.5"];
-                let number = numbers[rng.below(numbers.len())];
-                let digits: Vec<usize> =
-                    (0..out.len()).filter(|i| out[*i].is_ascii_digit()).collect();
-                if let Some(&at) = digits.get(rng.below(digits.len())) {
-                    out.splice(at..=at, number.iter().copied());
-                }
-            }
-            _ => {
-                let last = out.len() - 1;
-                out.swap(at, last.min(at + len));
-            }
+            None => out = bytes::mutate(&out, whole, &mut rng),
         }
     }
     out

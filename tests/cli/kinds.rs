@@ -15,6 +15,10 @@ const TAKERS: &[(&str, &[&str])] = &[
     ("blame FILE --step 1", &["recipe"]),
     ("eval FILE", &["recipe"]),
     ("init FILE -o new.toml", &["onnx"]),
+    (
+        "init m.onnx -o new.toml --data FILE",
+        &["safetensors", "csv", "binary", "text", "json", "toml"],
+    ),
     ("show FILE", &["recipe", "ir", "plan"]),
     ("check FILE", &["recipe", "onnx", "ir", "plan"]),
     ("explain FILE", &["plan"]),
@@ -116,6 +120,8 @@ fn every_command_says_what_it_got_and_what_it_takes() {
         for (taker, accepts) in TAKERS {
             let line = taker.replace("FILE", file);
             let args: Vec<&str> = line.split(' ').collect();
+            // A draft is not written over.
+            let _ = std::fs::remove_file(lab.path("new.toml"));
             let o = lab.run(&args);
             let text = stderr(&o);
             if accepts.contains(&kind) {

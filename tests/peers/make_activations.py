@@ -10,7 +10,7 @@ import json
 import os
 
 import torch
-from safetensors.torch import save_file
+from fixture import reference, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,10 +98,7 @@ def main():
     dropout = Net(True).train()
     dropout.load_state_dict(net.state_dict())
     export(dropout, x, "dropout.onnx")
-    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
-    reference = {f"grad.{n}": g.contiguous() for n, g in exact.items()}
-    reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)
-    save_file(reference, os.path.join(OUT, "reference.safetensors"))
+    save(OUT, x, t, reference(loss, exact))
     meta = {"name": "activations", "torch": torch.__version__, "grad_rel_l2_err_vs_f64": far}
     with open(os.path.join(OUT, "meta.json"), "w") as file:
         json.dump(meta, file, indent=1)

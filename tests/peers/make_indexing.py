@@ -10,7 +10,7 @@ two columns of the input hold integers: classes, and an order of the steps.
 import os
 
 import torch
-from safetensors.torch import save_file
+from fixture import gradients, reference, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -129,16 +129,6 @@ class Net(nn.Module):
         return self.head(torch.cat(parts, 1))
 
 
-def gradients(net, x, t, dtype):
-    net = net.to(dtype)
-    net.zero_grad()
-    loss = F.cross_entropy(net(x.to(dtype)), t.to(dtype))
-    loss.backward()
-    found = {n: p.grad.double().clone() for n, p in net.named_parameters()}
-    net.float()
-    return loss.item(), found
-
-
 def main():
     os.makedirs(OUT, exist_ok=True)
     torch.set_num_threads(1)
@@ -148,18 +138,18 @@ def main():
     ids = torch.randint(0, WIDTH + 1, (BATCH, STEPS))
     x = torch.cat([torch.randn(BATCH, STEPS, WIDTH), ids[..., None], order[..., None]], -1)
     t = torch.rand(BATCH, OUTPUTS).softmax(-1)
-    loss, exact = gradients(net, x, t, torch.float64)
-    _, single = gradients(net, x, t, torch.float32)
+    def of(dtype):
+        return gradients(net, lambda net: F.cross_entropy(net(x.to(dtype)), t.to(dtype)), dtype)
+
+    loss, exact = of(torch.float64)
+    _, single = of(torch.float32)
     far = max(float((single[n] - g).norm() / g.norm()) for n, g in exact.items())
     print(f"loss {loss}, {len(exact)} gradients, f32 within {far:.1e}")
     torch.onnx.export(
         net, (x,), os.path.join(OUT, "model.onnx"), dynamo=False, opset_version=17,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False, input_names=["x"],
         output_names=["logits"])  # fmt: skip
-    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
-    reference = {f"grad.{n}": g.contiguous() for n, g in exact.items()}
-    reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)
-    save_file(reference, os.path.join(OUT, "reference.safetensors"))
+    save(OUT, x, t, reference(loss, exact))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 
 import onnx
 import torch
-from safetensors.torch import save_file
+from fixture import gradients, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -184,17 +184,12 @@ class Net(nn.Module):
         return self.head(torch.cat(parts, 1))
 
 
-def gradients(net, x, t, dtype):
-    net = net.to(dtype)
-    net.zero_grad()
+def loss_of(net, x, t, dtype):
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     loss = F.cross_entropy(net(x.to(dtype)), t.to(dtype))
     torch.set_default_dtype(previous)
-    loss.backward()
-    found = {n: p.grad.double().clone() for n, p in net.named_parameters()}
-    net.float()
-    return loss.item(), found
+    return loss
 
 
 def main():
@@ -233,15 +228,17 @@ def main():
                 del node.metadata_props[:]
                 node.metadata_props.extend(kept)
             onnx.save(model, path)
-        loss, exact = gradients(net, x, t, torch.float64)
-        _, single = gradients(net, x, t, torch.float32)
+        of = {
+            d: gradients(net, lambda net, d=d: loss_of(net, x, t, d), d)
+            for d in (torch.float64, torch.float32)
+        }
+        (loss, exact), (_, single) = of[torch.float64], of[torch.float32]
         for n, g in exact.items():
             far = (single[n] - g).norm() / g.norm()
             assert far < 1e-5, (prefix, n, far)
             reference[f"{prefix}.grad.{n}"] = g
         reference[f"{prefix}.loss.f64"] = torch.tensor([loss], dtype=torch.float64)
-    save_file(reference, os.path.join(OUT, "reference.safetensors"))
-    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
+    save(OUT, x, t, reference)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ keys count follows from the first channel of x, so that masks are made in the gr
 import os
 
 import torch
-from safetensors.torch import save_file
+from fixture import reference, save
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -182,10 +182,7 @@ def main():
         net, (x,), os.path.join(OUT, "model.onnx"), dynamo=False, opset_version=17,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False, **names)  # fmt: skip
     long_sequences(os.path.join(OUT, "long.onnx"))
-    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
-    reference = {f"grad.{n}": g.contiguous() for n, g in exact.items()}
-    reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)
-    save_file(reference, os.path.join(OUT, "reference.safetensors"))
+    save(OUT, x, t, reference(loss, exact))
 
 
 if __name__ == "__main__":

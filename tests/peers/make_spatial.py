@@ -10,7 +10,7 @@ import json
 import os
 
 import torch
-from safetensors.torch import save_file
+from fixture import gradients, reference, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -116,34 +116,24 @@ class Net(nn.Module):
         return self.head(torch.cat(parts, 1))
 
 
-def gradients(net, x, t, dtype):
-    net = net.to(dtype)
-    net.zero_grad()
-    loss = F.cross_entropy(net(x.to(dtype)), t)
-    loss.backward()
-    found = {n: p.grad.double().clone() for n, p in net.named_parameters()}
-    net.float()
-    return loss.item(), found
-
-
 def main():
     os.makedirs(OUT, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(1234)
     x, t = torch.randn(3, 3, 9, 7), torch.randint(0, 7, (3,))
     net = Net(x).train()
-    loss, exact = gradients(net, x, t, torch.float64)
-    _, have = gradients(net, x, t, torch.float32)
+    def of(dtype):
+        return gradients(net, lambda net: F.cross_entropy(net(x.to(dtype)), t), dtype)
+
+    loss, exact = of(torch.float64)
+    _, have = of(torch.float32)
     far = {"f32": {n: float((have[n] - g).norm() / g.norm()) for n, g in exact.items()}}
     torch.onnx.export(
         net, (x,), os.path.join(OUT, "model.onnx"), dynamo=False, opset_version=18,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False, input_names=["x"],
         output_names=["logits"])  # fmt: skip
-    save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
     # f32 holds what is compared to 1e-5.
-    reference = {f"grad.{n}": g.float().contiguous() for n, g in exact.items()}
-    reference["loss.f64"] = torch.tensor([loss], dtype=torch.float64)
-    save_file(reference, os.path.join(OUT, "reference.safetensors"))
+    save(OUT, x, t, reference(loss, exact, torch.float32))
     meta = {"name": "spatial", "torch": torch.__version__, "grad_rel_l2_err_vs_f64": far}
     with open(os.path.join(OUT, "meta.json"), "w") as file:
         json.dump(meta, file, indent=1)

@@ -1,6 +1,8 @@
 //! What a data file holds.
 
 use crate::failure::Outcome;
+use crate::input;
+use precast_plan::FileKind;
 use precast_runtime::tensors::Element;
 use precast_runtime::{Error, TensorFile, WeightSource};
 use std::fs::File;
@@ -41,6 +43,18 @@ impl Found {
             Found::Csv { .. } => "csv",
             Found::Text { .. } => "bytes",
         }
+    }
+}
+
+/// Checks that a file may be data: text is whatever nobody knows better.
+///
+/// # Errors
+/// P0001 for a file of a kind that is none, P0002 for one that cannot be read.
+pub fn is_data(path: &Path) -> Outcome {
+    use FileKind::{Csv, Safetensors, Text};
+    match FileKind::of(path) {
+        Ok(kind) if kind.is_vague() => Ok(()),
+        _ => input::expect(path, &[Csv, Safetensors, Text], Some("--data")).map(|_| ()),
     }
 }
 

@@ -32,6 +32,7 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Outcome {
     input::expect(&args.model, &[FileKind::Onnx], None)?;
+    args.data.as_deref().map_or(Ok(()), found::is_data)?;
     let info = onnx::inspect(&args.model)?;
     let folder = args.model.parent().unwrap_or(Path::new(""));
     let out = args.out.clone().unwrap_or_else(|| folder.join("recipe.toml"));

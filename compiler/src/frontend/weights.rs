@@ -68,7 +68,7 @@ impl WeightFile {
         Err(Diagnostic::error("P0217", message).at(place).help(help))
     }
 
-    /// One prefix that, taken from the file's names or put before them, makes most of them those of
+    /// One prefix that, taken from the file's names or put before them, makes at least half of them those of
     /// the model: what wrappers such as `DataParallel` and `torch.compile` add.
     fn renaming(&self, model: &[&str]) -> Option<String> {
         let known: BTreeSet<&str> = model.iter().copied().collect();
@@ -96,6 +96,10 @@ impl WeightFile {
         let ((strip, prefix), count) = prefixes
             .into_iter()
             .min_by_key(|((_, prefix), count)| (std::cmp::Reverse(*count), prefix.len()))?;
+        // One name that fits by its end, such as `bias`, says nothing of the others.
+        if 2 * count < model.len().min(self.tensors.len()) {
+            return None;
+        }
         let (verb, python) = if strip {
             ("without", format!("{{k.removeprefix(\"{prefix}\"): v for k, v in state.items()}}"))
         } else {

@@ -296,6 +296,13 @@ fn a_weight_file_that_fits_no_name_is_an_error() {
     let (_folder, opts) = renamed("fc1", |n| format!("{n}_"));
     let text = load(&model, &opts).unwrap_err().to_string();
     assert!(text.contains("names must be those of the model's initializers"), "{text}");
+    // One name that ends alike is no prefix of all.
+    let (_folder, opts) = renamed("", |n| match n {
+        "fc1.bias" => "other.fc1.bias".into(),
+        n => format!("{n}_"),
+    });
+    let text = load(&model, &opts).unwrap_err().to_string();
+    assert!(text.contains("names must be those of the model's initializers"), "{text}");
 }
 
 #[test]
