@@ -56,13 +56,14 @@ pub fn lines(run: &Ended) -> Vec<(String, &'static str)> {
             "would keep checkpoints to resume from",
         ));
     }
-    lines.push((
-        format!(
-            "model.load_state_dict(safetensors.torch.load_file({:?}), strict=False)",
-            weights.display().to_string()
-        ),
-        "loads the weights in PyTorch",
-    ));
+    // A disk that was full has none of this run.
+    if run.saved.contains(&weights) {
+        let file = weights.display().to_string();
+        lines.push((
+            format!("model.load_state_dict(safetensors.torch.load_file({file:?}), strict=False)"),
+            "loads the weights in PyTorch",
+        ));
+    }
     lines
 }
 
@@ -125,5 +126,9 @@ mod tests {
             "precast train r.toml --policy f32 --resume t/checkpoint-4.safetensors --steps 16 \
              --resume-changed --out t"
         );
+        // What was not saved is not loaded.
+        let python = |run: &Ended| lines(run).iter().any(|(l, _)| l.starts_with("model."));
+        assert!(python(&run));
+        assert!(!python(&Ended { saved: &saved[..1], good: false, ..run }));
     }
 }

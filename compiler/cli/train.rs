@@ -525,6 +525,10 @@ fn report(json: bool, session: &Session, done: Done, skips: &Skips, saver: &Save
         return Ok(());
     }
     if quiet() {
+        // What was asked for by its own option.
+        if let Some(profile) = profile {
+            put!("{}", kernels::text(session.plan(), &profile));
+        }
         return Ok(());
     }
     say!("device      {}", session.describe());
