@@ -43,6 +43,18 @@ impl Fixture {
         }
     }
 
+    /// The fixture `two_masks`: `full`, where queries have no key, or `open`.
+    pub fn open_two_masks(kind: &str) -> Fixture {
+        let f = Fixture::open("two_masks");
+        match kind {
+            "full" => f,
+            _ => {
+                let path = f.folder.join(format!("{kind}.safetensors"));
+                Fixture { batch: TensorFile::open(&path).expect("complete"), ..f }
+            }
+        }
+    }
+
     pub fn compile(
         &self,
         model: &str,
@@ -175,11 +187,14 @@ impl Fixture {
         optimizer: &str,
         train: &str,
     ) -> (String, pipeline::Options) {
-        let input = if self.batch.tensor("in.x").is_ok() { "x" } else { "input_ids" };
+        let names = self.batch.names();
+        let inputs: Vec<&str> = names.iter().filter_map(|n| n.strip_prefix("in.")).collect();
+        let fed: Vec<String> = inputs.iter().map(|n| format!("{n} = \"in.{n}\"")).collect();
+        let fed = fed.join(", ");
         let text = format!(
             "model = \"{model}\"\n\
              [data]\nformat = \"safetensors\"\nfile = \"batch.safetensors\"\n\
-             inputs = {{ {input} = \"in.{input}\" }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
+             inputs = {{ {fed} }}\ntargets = {{ targets = \"tgt.targets\" }}\n\
              [loss]\nkind = \"cross_entropy\"\nprediction = \"logits\"\ntarget = \"targets\"\n\
              ignore_index = -100\n\
              [optimizer]\n{optimizer}\n\
@@ -187,7 +202,8 @@ impl Fixture {
              [train]\nsteps = 20\n{train}\n"
         );
         let mut options = pipeline::Options::default();
-        for (name, key) in [(input, format!("in.{input}")), ("targets", "tgt.targets".into())] {
+        let inputs = inputs.iter().map(|n| (*n, format!("in.{n}")));
+        for (name, key) in inputs.chain([("targets", "tgt.targets".into())]) {
             let shape = self.batch.tensor(&key).expect("listed").shape;
             let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
             if name == "targets" {
@@ -328,6 +344,39 @@ pub fn check_frozen_rows(mut session: Session, batch: &Batch) {
             assert_eq!(a == b, still, "{name}, row {row}: {a:?} and {b:?}");
         }
     }
+}
+
+/// The parts of the fixture `two_masks`.
+pub const TWO_MASKS: [&str; 2] = ["full", "open"];
+
+/// Holds the gradients of the fixture `two_masks` against PyTorch's: at most twice as far from f64 as
+/// PyTorch under autocast is for any parameter of the same kind, since one alone may be near by chance.
+pub fn check_two_masks(f: &Fixture, session: &Session, kind: &str, policy: &str) {
+    let errors = f.gradient_errors_of(session, &format!("{kind}."));
+    let listed = f.reference.names();
+    let grads = listed.iter().filter(|n| n.starts_with(&format!("{kind}.grad.")));
+    assert_eq!(errors.len(), grads.count(), "{errors:?}");
+    let like = |name: &str| {
+        let words: Vec<&str> = name.split('.').collect();
+        (words[0].to_string(), words[words.len() - 1].to_string())
+    };
+    let format = if policy == "auto" { "bf16" } else { policy };
+    let prefix = format!("{kind}.far.{format}.");
+    let far: Vec<((String, String), f64)> = listed
+        .iter()
+        .filter_map(|n| n.strip_prefix(&prefix).map(|p| (like(p), f.f64s(n)[0])))
+        .collect();
+    let faults: Vec<String> = errors
+        .iter()
+        .filter_map(|(name, e)| {
+            let kind = like(name.strip_prefix("grad.").expect("a gradient"));
+            let most = far.iter().filter(|(k, _)| *k == kind).map(|(_, d)| *d).fold(0.0, f64::max);
+            let allowed = (2.0 * most).max(if policy == "f32" { 1e-5 } else { 0.0 });
+            let fails = e.is_nan() || *e > allowed;
+            fails.then(|| format!("{name}: {e:.2e}, PyTorch {most:.2e}"))
+        })
+        .collect();
+    assert!(faults.is_empty(), "{kind} {policy}:\n{}", faults.join("\n"));
 }
 
 /// Holds the gradients that a session of the fixture `integers` has computed against PyTorch's.

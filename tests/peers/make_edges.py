@@ -124,6 +124,68 @@ case("norm_3", lambda x: x.norm(p=3, dim=-1), ZERO_ROW)
 case("norm_inf", lambda x: x.norm(p=INF, dim=-1), TIES)
 case("normalize", lambda x: F.normalize(x, dim=-1), ZERO_ROW)
 case("cdist", lambda x: torch.cdist(x, x), ZERO_ROW, exporters=TS)
+# Rows of zeros in either operand, in both, and two rows that are equal.
+ROWS = ([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, -2.0], [0.0, 0.0, 0.0], [2.0, 0.0, 1.0]],
+        [[1.0, 2.0, 2.0], [2.0, -1.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [2.0, 0.0, 1.0]])  # fmt: skip
+# One row and its square are below the eps of 0.5, though not 0.
+SHORT = ([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0], [0.25, 0.0, 0.25]], [[1.0, 2.0, 2.0], [0.5, 2.0, 1.0], [0.0, 0.125, 0.25]])
+case("cosine", lambda a, b: F.cosine_similarity(a, b, dim=-1, eps=0.25), *ROWS)
+case("cosine_own_eps", lambda a, b: F.cosine_similarity(a, b, dim=-1)[1:3], *ROWS)
+# What is clamped without a gradient is clamped with one in a file of torch.export.
+case("cosine_short", lambda a, b: F.cosine_similarity(a, b, dim=1, eps=0.5), *SHORT, exporters=TS)
+case("cosine_of_pairs", lambda a, b: F.cosine_similarity(a[:, None], b[None], dim=2, eps=0.25), *ROWS)
+case("pairwise", F.pairwise_distance, *ROWS)
+case("pairwise_1", lambda a, b: F.pairwise_distance(a, b, p=1.0, keepdim=True), *ROWS)
+case("pairwise_3", lambda a, b: F.pairwise_distance(a, b, p=3.0, eps=0.125), *ROWS)
+case("pairwise_inf", lambda a, b: F.pairwise_distance(a, b, p=INF), *ROWS)
+case("cdist_1", lambda a, b: torch.cdist(a, b, p=1.0), *ROWS, exporters=TS)
+case("cdist_3", lambda a, b: torch.cdist(a, b, p=3.0), *ROWS, exporters=TS)
+# By a matrix product, as cdist computes many rows.
+MANY = (torch.arange(26 * 3) * 7 % 11 / 4.0 - 1.25).reshape(26, 3)
+case("cdist_many_rows", lambda a, b: torch.cdist(a, b).mean(1), MANY, MANY.flip(0), exporters=TS)
+
+
+def squares(x):
+    return (x * x).sum(-1)
+
+
+def norms(a, b):
+    return a.norm(dim=-1) * b.norm(dim=-1)
+
+
+def inverse(a, b):
+    """1 / |a||b|, at most 4; nothing flows back from where that is infinite."""
+    p = norms(a, b)
+    return torch.where(p == 0, 4.0, 1 / torch.where(p == 0, 1.0, p)).clamp(max=4.0)
+
+
+# Roots of sums of squares that are written out have the derivative of a norm, where PyTorch has NaN.
+case("root_of_product", lambda a, b: torch.sqrt(squares(a) * squares(b)), *ROWS, truth=norms)
+case("root_of_three", lambda a, b, c: torch.sqrt(squares(a) * 4.0 * (b**2).sum(-1) * c.pow(2).mean(-1)), *ROWS,
+     ROWS[1][::-1], truth=lambda a, b, c: 2 * norms(a, b) * c.norm(dim=-1) / 3**0.5)
+case("third_root_of_product", lambda a, b: (squares(a) * squares(b)) ** (1 / 3), *ROWS,
+     truth=lambda a, b: torch.where(norms(a, b) == 0, 0, torch.where(norms(a, b) == 0, 1, norms(a, b)) ** (2 / 3)))
+case("root_of_product_and_rest", lambda a, b: torch.sqrt(squares(a) * (squares(b) + 0.25)), *ROWS,
+     truth=lambda a, b: a.norm(dim=-1) * torch.sqrt(squares(b) + 0.25))
+case("root_of_floor", lambda a, b: torch.sqrt((squares(a) * squares(b)).clamp(min=0)), *ROWS, truth=norms)
+case("root_of_relu", lambda a, b: torch.sqrt(torch.relu(squares(a - b))), *ROWS, truth=lambda a, b: (a - b).norm(dim=-1))
+case("root_of_eps", lambda a, b: torch.sqrt(squares(a) * squares(b) + 0.25), *ROWS)
+case("root_of_two_eps", lambda a, b: torch.sqrt((squares(a) + 0.25) * (squares(b) + 0.5)), *ROWS)
+case("root_of_squares", lambda a, b: torch.sqrt(a * a + b**2), *ROWS,
+     truth=lambda a, b: torch.linalg.vector_norm(torch.stack([a, b]), dim=0))
+case("root_of_square", lambda x: torch.sqrt(x * x), CORNERS, truth=torch.abs)
+case("root_of_far_product", lambda a, b: torch.sqrt(squares(a) * squares(b)), [[3e12, 4e12], [3e-13, 4e-13]],
+     [[1e12, 0.0], [5e-13, 0.0]], truth=norms)
+case("cosine_written", lambda a, b: (a * b).sum(-1) / torch.sqrt(squares(a) * squares(b)).clamp(min=0.25), *ROWS,
+     truth=lambda a, b: (a * b).sum(-1) / norms(a, b).clamp(min=0.25))
+case("cosine_by_rsqrt", lambda a, b: (a * b).sum(-1) * torch.rsqrt(squares(a) * squares(b)).clamp(max=4.0), *ROWS,
+     truth=lambda a, b: (a * b).sum(-1) * inverse(a, b))
+case("cosine_by_pow", lambda a, b: (a * b).sum(-1) * ((squares(a) * squares(b)) ** -0.5).clamp(max=4.0), *ROWS,
+     truth=lambda a, b: (a * b).sum(-1) * inverse(a, b))
+case("cosine_by_inverse", lambda a, b: (a * b).sum(-1) * (1 / torch.sqrt(squares(a) * squares(b))).clamp(max=4.0),
+     *ROWS, truth=lambda a, b: (a * b).sum(-1) * inverse(a, b))
+case("cosine_by_inverses", lambda a, b: (a * b).sum(-1) * (1 / (squares(a) ** 0.5 * squares(b).sqrt())).clamp(max=4.0),
+     *ROWS, truth=lambda a, b: (a * b).sum(-1) * inverse(a, b))
 case("std", lambda x: x.std(-1), [[1.0, 2.0, 4.0], [2.0, 2.0, 2.0]])
 case("prod", lambda x: x.prod(-1), [[2.0, 3.0, -1.0, 4.0, 5.0], [2.0, 0.0, 3.0, 1.0, 1.0], [0.0, 0.0, 3.0, 1.0, 2.0]])
 case("logsumexp", lambda x: x.logsumexp(-1), [[0.0, 0.0, -INF], [1000.0, 999.0, -1000.0], [-1000.0, -1000.0, -1001.0]])

@@ -49,6 +49,9 @@ impl OpDef for CrossEntropy {
     fn class(&self) -> NumericClass {
         NumericClass::Sensitive
     }
+    fn compares(&self) -> &'static [usize] {
+        &[0]
+    }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
     }

@@ -26,6 +26,9 @@ impl OpDef for LogSumExp {
     fn class(&self) -> NumericClass {
         NumericClass::Sensitive
     }
+    fn compares(&self) -> &'static [usize] {
+        &[0]
+    }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
     }

@@ -105,6 +105,12 @@ pub trait OpDef: OpMeta {
         &[]
     }
 
+    /// Operands of whose elements only the differences count, such as a softmax's: what is added to
+    /// them counts in full however large they are.
+    fn compares(&self) -> &'static [usize] {
+        &[]
+    }
+
     /// Operands that are stored in f32 whatever reads them, with why.
     fn reads_f32(&self) -> &'static [(usize, &'static str)] {
         &[]

@@ -28,6 +28,9 @@ impl OpDef for Softmax {
     fn class(&self) -> NumericClass {
         NumericClass::Sensitive
     }
+    fn compares(&self) -> &'static [usize] {
+        &[0]
+    }
     fn lowering(&self) -> Lowering {
         Lowering::Rows
     }

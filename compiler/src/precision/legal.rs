@@ -172,10 +172,13 @@ pub fn legality_within(
     if half.facts().max < DType::F32.facts().max / 2.0 {
         narrow_range(g, o, judged, &storage, &mut l);
     }
-    for (v, why) in filled::needs(g, half).into_iter().enumerate() {
-        if let Some(why) = why {
-            l.copy[v].get_or_insert(why.clone());
+    let filled = filled::needs(g, half);
+    for (v, (store, copy)) in filled.store.into_iter().zip(filled.copy).enumerate() {
+        if let Some(why) = store {
             l.store[storage[v].0 as usize].get_or_insert(why);
+        }
+        if let Some(why) = copy {
+            l.copy[v].get_or_insert(why);
         }
     }
     if target.convert(half).is_none() {

@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod distance;
 mod einsum;
 mod elementwise;
 mod fourier;
@@ -255,6 +256,7 @@ pub fn node(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         einsum::convert,
         grid::convert,
         fourier::convert,
+        distance::convert,
         elementwise::convert,
         activation::convert,
         linear::convert,

@@ -206,11 +206,16 @@ fn over(cx: &mut Importer, call: &Call, x: ValueId, axes: &[usize]) -> Res<Value
     }
 }
 
-/// The Euclidean norm. Its derivative at 0 is 0, as torch.linalg.vector_norm has it, so the root is
-/// taken of 1 there and its result is not used.
-fn norm(cx: &mut Importer, x: ValueId, axes: &[usize], suffix: &str) -> Res<ValueId> {
+/// The Euclidean norm.
+pub(super) fn norm(cx: &mut Importer, x: ValueId, axes: &[usize], suffix: &str) -> Res<ValueId> {
     let sq = cx.one("square", ops::Binary { f: B::Mul }, &[x, x])?;
     let s = cx.one("sum", ops::Reduce { f: ReduceOp::Sum, axes: axes.to_vec() }, &[sq])?;
+    root(cx, s, suffix)
+}
+
+/// The root of a sum of squares. Its derivative at 0 is 0, as torch.linalg.vector_norm has it, so the
+/// root is taken of 1 there and its result is not used.
+pub(super) fn root(cx: &mut Importer, s: ValueId, suffix: &str) -> Res<ValueId> {
     let shape = cx.graph.shape(s).to_vec();
     let (zero, unit) = (cx.full(0.0, &shape)?, cx.full(1.0, &shape)?);
     let none = cx.one("none", ops::Binary { f: B::Eq }, &[s, zero])?;
