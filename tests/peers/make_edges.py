@@ -174,8 +174,9 @@ case("root_of_two_eps", lambda a, b: torch.sqrt((squares(a) + 0.25) * (squares(b
 case("root_of_squares", lambda a, b: torch.sqrt(a * a + b**2), *ROWS,
      truth=lambda a, b: torch.linalg.vector_norm(torch.stack([a, b]), dim=0))
 case("root_of_square", lambda x: torch.sqrt(x * x), CORNERS, truth=torch.abs)
-case("root_of_far_product", lambda a, b: torch.sqrt(squares(a) * squares(b)), [[3e12, 4e12], [3e-13, 4e-13]],
-     [[1e12, 0.0], [5e-13, 0.0]], truth=norms)
+case("root_of_far_product", lambda a, b: torch.sqrt(squares(a) * squares(b)), [[3e12, 4e12]], [[1e12, 0.0]], truth=norms)
+case("root_of_near_product", lambda a, b: torch.sqrt(squares(a) * squares(b)), [[3e-13, 4e-13]], [[5e-13, 0.0]],
+     truth=norms)
 case("cosine_written", lambda a, b: (a * b).sum(-1) / torch.sqrt(squares(a) * squares(b)).clamp(min=0.25), *ROWS,
      truth=lambda a, b: (a * b).sum(-1) / norms(a, b).clamp(min=0.25))
 case("cosine_by_rsqrt", lambda a, b: (a * b).sum(-1) * torch.rsqrt(squares(a) * squares(b)).clamp(max=4.0), *ROWS,
