@@ -1,5 +1,7 @@
 //! `precast calibrate`: measures this machine and writes a target description.
 
+mod networks;
+mod steps;
 mod validation;
 
 use crate::failure::{Failure, Outcome};
@@ -17,9 +19,9 @@ use validation::Row;
 
 /// Measure this machine's kernels and write a target description (TOML), for `[target] table`.
 ///
-/// Everything is measured in rounds until three of them agree. Then five networks are planned with the
-/// new description and with the shipped one, and their steps are measured: a description that predicts
-/// them worse, or makes them slower, is not written.
+/// Everything is measured in rounds until three of them agree, and scaled to steps of three networks. Then
+/// five others are planned with the new description and with the shipped one, and their steps are
+/// measured: a description that predicts them worse, or makes them slower, is not written.
 #[derive(clap::Args)]
 pub struct Args {
     /// The file to write.
@@ -38,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 3.0, value_parser = minutes)]
     minutes: f64,
     /// Steps of each network that are measured, at least.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     steps: u32,
     /// Write the description even where it is worse than the shipped one; its `source` says so.
     #[arg(long)]
@@ -67,7 +69,7 @@ pub fn run(args: &Args, as_json: bool) -> Outcome<()> {
         ..Limits::default()
     };
     let measured = calibrate(&args.name, args.threads, &limits, &mut progress)?;
-    let mut target = measured.target;
+    let mut target = steps::fit(&measured.target, args.threads, args.steps, &mut progress)?;
     let shipped = match recipe_args::options().bf16_products {
         true => "cpu-avx512bf16",
         false => "cpu-generic",

@@ -33,6 +33,13 @@ impl KernelTime {
         self.runs += 1;
     }
 
+    /// Seconds of a run in the mean, of those since `earlier`, a state of the same kernel.
+    pub fn mean_since(&self, earlier: &KernelTime) -> f64 {
+        let all = |t: &KernelTime| t.first + t.rest;
+        let runs = self.runs.saturating_sub(earlier.runs);
+        (all(self) - all(earlier)) / runs.max(1) as f64
+    }
+
     /// Seconds of a run in the mean, the first aside unless it is the only one.
     pub fn mean(&self) -> f64 {
         match self.runs {

@@ -1,63 +1,12 @@
 //! What a description is worth: networks that are predicted with it and with the shipped one, beside
 //! what their steps take.
 
+use super::networks::{Folder, Network, TRIED, batch, plan};
 use crate::failure::Outcome;
-use precast_compiler::frontend::recipe::Recipe;
-use precast_compiler::pipeline::{self, Options};
 use precast_plan::{Plan, Target};
-use precast_runtime::data::{Batch, Wanted};
 use precast_runtime::{ModelWeights, Session};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
-
-/// A network of the repository, in this program.
-struct Network {
-    name: &'static str,
-    model: &'static [u8],
-    /// Its extents and what feeds it, and its loss.
-    data: &'static str,
-    optimizer: &'static str,
-    /// Integers below this are the elements of its integer inputs.
-    ids: u64,
-}
-
-const NETWORKS: [Network; 5] = [
-    Network {
-        name: "digits",
-        model: include_bytes!("../../../examples/digits/model.onnx"),
-        data: "dims = { batch = 64 }\ntargets = { labels = \"labels\" }",
-        optimizer: "kind = \"sgd\"\nlr = 0.01\nmomentum = 0.9",
-        ids: 10,
-    },
-    Network {
-        name: "bytes_gpt",
-        model: include_bytes!("../../../examples/bytes_gpt/model.onnx"),
-        data: "dims = { batch = 8, seq = 128 }\ntargets = { targets = \"next\" }",
-        optimizer: "kind = \"adamw\"\nlr = 1e-4\nweight_decay = 0.1",
-        ids: 256,
-    },
-    Network {
-        name: "mlp_mnist",
-        model: include_bytes!("../../../tests/fixtures/mlp_mnist/model.onnx"),
-        data: "dims = { batch = 64 }\ntargets = { targets = \"t\" }",
-        optimizer: "kind = \"sgd\"\nlr = 0.01\nmomentum = 0.9",
-        ids: 10,
-    },
-    Network {
-        name: "cifar_cnn",
-        model: include_bytes!("../../../tests/fixtures/cifar_cnn/model.onnx"),
-        data: "dims = { batch = 32 }\ntargets = { targets = \"t\" }",
-        optimizer: "kind = \"sgd\"\nlr = 0.01\nmomentum = 0.9",
-        ids: 10,
-    },
-    Network {
-        name: "tiny_gpt",
-        model: include_bytes!("../../../tests/fixtures/tiny_gpt/model.onnx"),
-        data: "dims = { batch = 16, seq = 32 }\ntargets = { targets = \"t\" }",
-        optimizer: "kind = \"adamw\"\nlr = 1e-4",
-        ids: 64,
-    },
-];
+use std::path::Path;
 
 /// A step of a plan: predicted, and the median of those measured, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -119,7 +68,7 @@ pub fn validate(
     progress: &mut dyn FnMut(&str),
 ) -> Outcome<Vec<Row>> {
     let folder = Folder::new()?;
-    NETWORKS
+    TRIED
         .iter()
         .map(|network| {
             progress(network.name);
@@ -128,28 +77,9 @@ pub fn validate(
         .collect()
 }
 
-/// A folder for models and tables, as long as it is needed.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Outcome<Folder> {
-        let path = std::env::temp_dir().join(format!("precast-calibrate-{}", std::process::id()));
-        crate::output::make_folder(&path)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Nothing is lost where it stays.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn row(network: &Network, tables: [&Target; 2], how: (usize, u32), folder: &Path) -> Outcome<Row> {
-    crate::output::write_file(&folder.join("model.onnx"), network.model)?;
     let [shipped, calibrated] =
-        [plan(network, tables[0], folder)?, plan(network, tables[1], folder)?];
+        [plan(network, tables[0], "auto", folder)?, plan(network, tables[1], "auto", folder)?];
     // The same plan takes the same time, whatever was predicted of it.
     let plans = match shipped.digest() == calibrated.digest() {
         true => vec![&shipped],
@@ -165,20 +95,7 @@ fn row(network: &Network, tables: [&Target; 2], how: (usize, u32), folder: &Path
     })
 }
 
-fn plan(network: &Network, table: &Target, folder: &Path) -> Outcome<Plan> {
-    let text = toml::to_string(table).expect("a target is plain data");
-    crate::output::write_file(&folder.join("table.toml"), text.as_bytes())?;
-    let recipe = format!(
-        "model = \"model.onnx\"\n[weights]\ninit = \"default\"\n[data]\n{}\n[loss]\nkind = \
-         \"cross_entropy\"\n[optimizer]\n{}\n[train]\nsteps = 100\n[target]\ntable = \"table.toml\"\n",
-        network.data, network.optimizer
-    );
-    let recipe = Recipe::parse(folder.join("recipe.toml"), &recipe)?;
-    let options = Options { total_steps: Some(100), ..crate::recipe_args::options() };
-    Ok(pipeline::compile(&recipe, &options)?.plan)
-}
-
-/// Median nanoseconds of a step of every plan.
+/// Nanoseconds of a step of every plan, as it is when nothing else runs.
 fn measure(
     plans: &[&Plan],
     ids: u64,
@@ -196,41 +113,37 @@ fn measure(
     for _ in 0..steps.div_ceil(TURN) {
         for (session, batch, times) in &mut runs {
             // The first warms the caches.
-            for k in 0..=TURN.min(steps) {
-                let report = session.step(std::slice::from_ref(batch))?;
-                times.extend((k > 0).then_some(report.seconds * 1e9));
+            session.step(std::slice::from_ref(batch))?;
+            let mut turn = vec![];
+            for _ in 0..TURN {
+                turn.push(session.step(std::slice::from_ref(batch))?.seconds * 1e9);
             }
+            times.push(median(turn));
         }
     }
-    let median = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    Ok(runs.into_iter().map(|(_, _, times)| median(times)).collect())
+    Ok(runs.into_iter().map(|(_, _, times)| settled(times)).collect())
 }
 
-/// Numbers between -1 and 1, and integers below `ids`.
-fn batch(wanted: &[Wanted], ids: u64) -> Batch {
-    let bytes = |w: &Wanted| -> Vec<u8> {
-        let most = w.classes.map_or(ids, |c| c.count);
-        (0..w.shape.iter().product::<u64>())
-            .flat_map(|i| {
-                let i = i.wrapping_mul(2_654_435_761) >> 7;
-                let word = match w.dtype.is_real() {
-                    true => u64::from(w.dtype.encode((i % 2001) as f32 / 1000.0 - 1.0)),
-                    false => i % most,
-                };
-                word.to_le_bytes().into_iter().take(w.dtype.size())
-            })
-            .collect()
-    };
-    let tensors = wanted.iter().map(|w| (w.name.clone(), bytes(w))).collect();
-    let rows = wanted.iter().filter_map(|w| w.shape.first().copied()).max().unwrap_or(1);
-    Batch { tensors, rows }
+/// # Panics
+/// If there are none.
+pub fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// The middle one of the three lowest turns: other work slows a turn down, and nothing speeds one up.
+///
+/// # Panics
+/// If there are none.
+pub fn settled(mut turns: Vec<f64>) -> f64 {
+    turns.sort_by(f64::total_cmp);
+    turns.truncate(3);
+    turns[turns.len() / 2]
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::networks::FITTED;
     use super::*;
 
     fn row(shipped: (f64, f64), calibrated: (f64, f64)) -> Row {
@@ -263,10 +176,8 @@ mod tests {
     fn every_network_is_planned_and_runs() {
         let shipped = Target::shipped("cpu-generic").expect("it is shipped");
         let folder = Folder::new().unwrap_or_else(|_| panic!("a folder"));
-        for network in &NETWORKS {
-            crate::output::write_file(&folder.0.join("model.onnx"), network.model)
-                .unwrap_or_else(|_| panic!("written"));
-            let plan = plan(network, &shipped, &folder.0).unwrap_or_else(|e| {
+        for network in TRIED.iter().chain(&FITTED) {
+            let plan = plan(network, &shipped, "auto", &folder.0).unwrap_or_else(|e| {
                 e.report(false);
                 panic!("{}", network.name)
             });
