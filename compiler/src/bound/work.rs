@@ -122,11 +122,11 @@ fn elsewhere(
     };
     let of = |p: usize| n.inputs.get(p).copied();
     let ports: Vec<ValueId> = (0..63).filter(|p| ports >> p & 1 == 1).filter_map(of).collect();
-    let Some(first) = ports.first() else { return true };
-    let list = &readers[storage[first.0 as usize].0 as usize];
+    let readers_of = |v: &ValueId| &readers[storage[v.0 as usize].0 as usize];
+    let Some(list) = ports.iter().map(readers_of).min_by_key(|l| l.len()) else { return true };
     list.iter()
         .take_while(|&&m| m < id)
-        .any(|&m| sharing.together(m, id) && ports.iter().all(|&v| reads(m, v)))
+        .any(|&m| ports.iter().all(|&v| reads(m, v)) && sharing.together(m, id))
 }
 
 /// Instructions that the given registers need.

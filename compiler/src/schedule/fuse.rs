@@ -117,8 +117,18 @@ pub fn fuse(items: &Items, caps: &Capabilities) -> Vec<(Group, Option<Built>)> {
         versions: vec![0; n],
         failed: FxHashMap::default(),
         merges: 0,
+        clones: FxHashMap::default(),
+        originals: vec![usize::MAX; n],
         casts_alone: caps.casts_alone,
     };
+    for (i, item) in items.items.iter().enumerate().filter(|x| x.1.clone_of.is_none()) {
+        f.originals[item.origin] = i;
+    }
+    for (i, item) in items.items.iter().enumerate() {
+        if let Some(o) = item.clone_of {
+            f.clones.entry(f.originals[o]).or_default().push(i);
+        }
+    }
     if caps.any_epilogue {
         f.epilogues();
     } else {
@@ -160,6 +170,10 @@ struct Fuser<'a> {
     /// By value: items that read it and are not in the group of what writes it, where that is of
     /// scalars.
     outside: Vec<usize>,
+    /// By item: those that compute it again.
+    clones: FxHashMap<usize, Vec<usize>>,
+    /// By what clones name them: the items that they compute again.
+    originals: Vec<usize>,
     casts_alone: bool,
 }
 
@@ -260,8 +274,17 @@ pub fn over_product(dims: &[usize], a: &Access, product: &[usize]) -> Option<Vec
     Some(view.reshape(&crate::ir::Shape::new(product))?.strides)
 }
 
-/// The union over the leading group's space, matched through accesses to one value.
-fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
+/// How two groups are one over the leading group's space.
+#[derive(PartialEq)]
+struct Fit {
+    dims: Vec<usize>,
+    reduced: usize,
+    lead: Remap,
+    other: Remap,
+}
+
+/// The space of the union over the leading group's, matched through accesses to one value.
+fn fit(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Fit> {
     let m = match_axes(
         &Side { dims: &lead.dims, strides: &x.strides },
         &Side { dims: &other.dims, strides: &y.strides },
@@ -289,7 +312,7 @@ fn join(lead: &Group, other: &Group, x: &Access, y: &Access) -> Option<Group> {
         return None;
     }
     let reduced = dims.len() - kept;
-    Some(union(lead, other, &lead_map, &other_map, dims, reduced))
+    Some(Fit { dims, reduced, lead: lead_map, other: other_map })
 }
 
 fn union(a: &Group, b: &Group, am: &Remap, bm: &Remap, dims: Vec<usize>, reduced: usize) -> Group {

@@ -6,6 +6,8 @@ use super::items::{Items, Source, Value};
 use super::order::Bundle;
 use super::program::Built;
 use crate::work::Work;
+use indexmap::IndexMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Offsets and sizes are multiples of this many bytes.
@@ -99,6 +101,8 @@ pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]
     let mut block_of: BTreeMap<usize, usize> = BTreeMap::new();
     let mut blocks: Vec<Block> = vec![];
     for (at, step) in steps.iter().enumerate() {
+        let dies = |i: usize| lives.get(&i).is_some_and(|l| l.1 == at);
+        let mut twins: Option<Option<Twins>> = None;
         for &v in &step.writes {
             let Some(&(first, last)) = lives.get(&v).filter(|_| !block_of.contains_key(&v)) else {
                 continue;
@@ -106,12 +110,16 @@ pub fn layout(items: &Items, groups: &[(Group, Option<Built>)], steps: &[Bundle]
             let bytes = aligned(items.values[v].bytes());
             let reuse = (first == at)
                 .then(|| {
-                    dying_twin(items, &parts, groups, step, v, |i| {
+                    let twins =
+                        twins.get_or_insert_with(|| Twins::of(items, &parts, groups, step, &dies));
+                    twins.as_mut()?.take(v, |i| {
                         let b = *block_of.get(&i)?;
-                        // Another result of this step that nobody reads may have taken it.
-                        let taken = blocks[b].values.iter().any(|w| step.writes.contains(w));
-                        let free =
-                            lives[&i].1 == at && blocks[b].last == at && blocks[b].bytes >= bytes;
+                        // Another result of this step that nobody reads may have taken it: the last
+                        // values of a block are those that live longest.
+                        let alive = |w: &&usize| lives[*w].1 >= at;
+                        let mut now = blocks[b].values.iter().rev().take_while(alive);
+                        let taken = now.any(|w| step.writes.contains(w));
+                        let free = blocks[b].last == at && blocks[b].bytes >= bytes;
                         (free && !taken).then_some(b)
                     })
                 })
@@ -247,74 +255,103 @@ fn alike(a: &Access, b: &Access) -> bool {
     (a.offset, &a.strides) == (b.offset, &b.strides)
 }
 
-/// A block whose value dies in this step and is read only at the elements that `v` is written at.
-fn dying_twin(
-    items: &Items,
-    parts: &[usize],
-    groups: &[(Group, Option<Built>)],
-    step: &Bundle,
-    v: usize,
-    block: impl Fn(usize) -> Option<usize>,
-) -> Option<usize> {
-    let &[g] = step.groups.as_slice() else { return None };
-    let (group, Some(built)) = &groups[g] else { return None };
-    if group.gelu_gradient {
-        return None;
-    }
-    // Inside a part-filled tensor other parts may already lie.
-    let mut writes = built
-        .outputs
-        .iter()
-        .zip(&built.program.outputs)
-        .filter(|(a, _)| items.storage(a.value) == v);
-    let (Some((out, port)), None) = (writes.next(), writes.next()) else { return None };
-    // All that lies in a tensor, but for gaps behind rows.
-    let whole = |a: &Access, s: usize| {
-        let inside = |x: &Value| x.placed.as_ref().is_some_and(|p| p.0 == s);
-        a.value == s || inside(&items.values[a.value]) && parts[s] == 1
-    };
-    let physical = |a: &Access| items.physical(a, &group.dims);
-    let written = physical(out).filter(|_| whole(out, v))?;
-    let infos = built.program.check().expect("programs were checked");
-    let last = infos.iter().map(|i| i.stage).max().unwrap_or(0);
-    let info = infos[port.reg as usize];
-    // Only what is stored in the last pass over a row comes after every load of it.
-    if last > 0 && (info.row || info.stage < last) {
-        return None;
-    }
-    let operands: Vec<usize> =
-        group.product.map(|i| items.items[i].read_values().collect::<Vec<_>>()).unwrap_or_default();
-    let product_operands = |value: usize| {
-        group.product.is_some_and(|i| match &items.items[i].body {
-            super::items::Body::Product { operands, .. } => {
-                operands.iter().any(|o| items.storage(o.0) == value)
+/// What a step could write over: values that die in it and are read only at the elements that something is
+/// written at. Found once for all that the step writes.
+struct Twins<'a> {
+    items: &'a Items,
+    parts: &'a [usize],
+    group: &'a Group,
+    built: &'a Built,
+    infos: Vec<precast_plan::RegInfo>,
+    /// The last pass over a row.
+    last: u32,
+    /// Outputs by what stores them.
+    outputs: FxHashMap<usize, Vec<usize>>,
+    /// What may be written over and how all of it is read, in the order of the program's inputs.
+    dying: Vec<(usize, Access)>,
+}
+
+impl<'a> Twins<'a> {
+    fn of(
+        items: &'a Items,
+        parts: &'a [usize],
+        groups: &'a [(Group, Option<Built>)],
+        step: &Bundle,
+        dies: &impl Fn(usize) -> bool,
+    ) -> Option<Twins<'a>> {
+        let &[g] = step.groups.as_slice() else { return None };
+        let (group, Some(built)) = &groups[g] else { return None };
+        if group.gelu_gradient {
+            return None;
+        }
+        let infos = built.program.check().expect("programs were checked");
+        let mut outputs: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+        for (at, a) in built.outputs.iter().enumerate() {
+            outputs.entry(items.storage(a.value)).or_default().push(at);
+        }
+        let last = infos.iter().map(|i| i.stage).max().unwrap_or(0);
+        let mut x = Twins { items, parts, group, built, infos, last, outputs, dying: vec![] };
+        let operands: Vec<usize> = match group.product.map(|i| &items.items[i]) {
+            Some(item) => match &item.body {
+                super::items::Body::Product { operands, .. } => {
+                    let read: Vec<usize> = item.read_values().map(|o| items.storage(o)).collect();
+                    let all = operands.iter().map(|o| items.storage(o.0));
+                    all.filter(|o| read.contains(o)).collect()
+                }
+                _ => vec![],
+            },
+            None => vec![],
+        };
+        let mut reads: IndexMap<usize, Vec<&Access>, FxBuildHasher> = IndexMap::default();
+        for a in &built.inputs {
+            reads.entry(items.storage(a.value)).or_default().push(a);
+        }
+        for (i, list) in reads {
+            if !dies(i)
+                || !is_temporary(items, i)
+                || step.writes.contains(&i)
+                || operands.contains(&i)
+                || !list.iter().all(|a| x.whole(a, i))
+            {
+                continue;
             }
-            _ => false,
-        }) && operands.iter().any(|&o| items.storage(o) == value)
-    };
-    let size = port.dtype.size();
-    for a in &built.inputs {
-        let i = items.storage(a.value);
-        if !whole(a, i)
-            || !is_temporary(items, i)
-            || step.writes.contains(&i)
-            || product_operands(i)
-        {
-            continue;
+            let places: Option<Vec<Access>> =
+                list.iter().map(|a| items.physical(a, &group.dims)).collect();
+            let Some(mut places) = places else { continue };
+            let first = places.swap_remove(0);
+            if places.iter().all(|a| alike(a, &first)) {
+                x.dying.push((i, first));
+            }
         }
-        let own = built
-            .inputs
-            .iter()
-            .filter(|x| items.storage(x.value) == i)
-            .all(|x| whole(x, i) && physical(x).is_some_and(|x| alike(&x, &written)));
-        if own
-            && items.values[i].dtype.size() == size
-            && let Some(b) = block(i)
-        {
-            return Some(b);
-        }
+        Some(x)
     }
-    None
+
+    /// All that lies in a tensor, but for gaps behind rows.
+    fn whole(&self, a: &Access, s: usize) -> bool {
+        let inside = |x: &Value| x.placed.as_ref().is_some_and(|p| p.0 == s);
+        a.value == s || inside(&self.items.values[a.value]) && self.parts[s] == 1
+    }
+
+    /// The block that `v` is written over, of those that `block` gives.
+    fn take(&mut self, v: usize, block: impl Fn(usize) -> Option<usize>) -> Option<usize> {
+        // Inside a part-filled tensor other parts may already lie.
+        let &[at] = &self.outputs.get(&v)?[..] else { return None };
+        let (out, port) = (&self.built.outputs[at], &self.built.program.outputs[at]);
+        let written = self.items.physical(out, &self.group.dims).filter(|_| self.whole(out, v))?;
+        let info = self.infos[port.reg as usize];
+        // Only what is stored in the last pass over a row comes after every load of it.
+        if self.last > 0 && (info.row || info.stage < self.last) {
+            return None;
+        }
+        let size = port.dtype.size();
+        let fits = |(i, read): &(usize, Access)| -> Option<usize> {
+            let same = alike(read, &written) && self.items.values[*i].dtype.size() == size;
+            if same { block(*i) } else { None }
+        };
+        let (at, b) = self.dying.iter().enumerate().find_map(|(at, x)| fits(x).map(|b| (at, b)))?;
+        self.dying.remove(at);
+        Some(b)
+    }
 }
 
 #[cfg(test)]

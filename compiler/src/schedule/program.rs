@@ -9,6 +9,11 @@ use crate::work::Work;
 use precast_plan::{BinaryOp, DType, InPort, Instr, MAX_CODE, OutPort, Program, Reg};
 use rustc_hash::FxHashMap;
 use std::borrow::Cow;
+use std::cell::OnceCell;
+
+mod ahead;
+
+pub use ahead::Ahead;
 
 /// A program and what its ports are bound to, over the space of the group. Port 0 of a product's
 /// epilogue is the accumulator and has no access.
@@ -37,6 +42,10 @@ pub struct Draft {
     writes: Vec<(usize, OutPort, Access)>,
     /// Loads that do not vary along the reduced axes are of the row.
     rows: bool,
+    /// Loads that gave way to what computes them, each with its port.
+    gone: usize,
+    in_order: bool,
+    uses: OnceCell<ahead::Uses>,
 }
 
 impl Draft {
@@ -46,6 +55,7 @@ impl Draft {
             reduced: group.reduced,
             product: group.product.is_some(),
             rows,
+            in_order: true,
             ..Draft::default()
         };
         if d.product {
@@ -149,6 +159,7 @@ struct Whole<'a> {
 }
 
 /// What one draft adds to another.
+#[derive(Default)]
 pub struct Patch {
     code: Vec<Instr>,
     seen: FxHashMap<Key, Reg>,
@@ -175,10 +186,31 @@ impl Draft {
     }
 
     pub fn instructions(&self) -> usize {
-        self.b.code.len()
+        self.b.code.len() - self.gone
     }
     pub fn ports(&self) -> usize {
-        self.ports.len()
+        self.ports.len() - self.gone
+    }
+    /// Values that it computes, in no order.
+    pub fn values(&self) -> impl Iterator<Item = usize> + '_ {
+        self.regs.keys().copied()
+    }
+    /// Whether it loads a value of one element.
+    pub fn loads(&self, value: usize) -> bool {
+        self.known.contains_key(&Access { value, offset: 0, strides: vec![] })
+    }
+    /// Whether a value that it computes is one of a reduction.
+    pub fn reduces_to(&self, value: usize) -> bool {
+        let Some((reg, _)) = self.regs.get(&value) else { return false };
+        let mut needed = vec![false; self.b.code.len()];
+        needed[*reg as usize] = true;
+        (0..=*reg as usize).rev().any(|i| {
+            let i = (needed[i]).then_some(&self.b.code[i]);
+            i.is_some_and(|i| {
+                i.operands().for_each(|r| needed[r as usize] = true);
+                matches!(i, Instr::Reduce(..))
+            })
+        })
     }
     pub fn computes(&self, value: usize) -> bool {
         self.regs.contains_key(&value)
@@ -207,13 +239,8 @@ impl Draft {
         if few.keys().any(|v| many.contains_key(v)) {
             return Ok(None);
         }
-        let mut p = Patch {
-            code: vec![],
-            seen: FxHashMap::default(),
-            ports: vec![],
-            known: FxHashMap::default(),
-            writes: vec![],
-        };
+        debug_assert!(later.in_order, "written on in the order of its instructions");
+        let mut p = Patch::default();
         Work::Programs.add(later.b.code.len() / 8 + 1);
         let base = self.b.code.len();
         let mut moved: Vec<Reg> = Vec::with_capacity(later.b.code.len());
@@ -277,7 +304,11 @@ impl Draft {
     }
 
     pub fn apply(&mut self, p: Patch) {
+        let from = self.b.code.len();
         self.b.code.extend(p.code);
+        if let Some(uses) = self.uses.get_mut() {
+            uses.add(&self.b.code, from, p.writes.iter().map(|w| w.1.reg));
+        }
         self.b.seen.extend(p.seen);
         self.ports.extend(p.ports);
         self.known.extend(p.known);

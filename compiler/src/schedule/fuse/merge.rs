@@ -15,6 +15,8 @@ pub(super) struct Known {
     writes: Vec<Access>,
     reads: Vec<Access>,
     seen: FxHashSet<(bool, Access)>,
+    /// Of so many of its items, the first ones; the others' are found when they are asked for.
+    listed: usize,
     /// Originals of the items that are computed again here.
     clones: Vec<usize>,
     /// The program as far as it is written.
@@ -47,16 +49,25 @@ impl Known {
     /// Of a group of one item.
     fn new(f: &Fuser, g: &Group) -> Known {
         let draft = if g.opaque { None } else { Draft::of(f.items, g) };
-        let mut k = Known { scalars: scalars::Scalars::of(f, g), draft, ..Known::default() };
-        k.add(f, g, 0);
-        k
+        let clones = g.items.iter().filter_map(|&i| f.items.items[i].clone_of).collect();
+        Known { scalars: scalars::Scalars::of(f, g), draft, clones, ..Known::default() }
     }
 
-    /// Takes in the items of a group from the `from`-th on.
-    fn add(&mut self, f: &Fuser, g: &Group, from: usize) {
-        for (&i, axes) in g.items.iter().zip(&g.maps).skip(from) {
+    /// Accesses of all items but the first so many are not known any more.
+    fn keep(&mut self, listed: usize) {
+        if listed < self.listed {
+            debug_assert_eq!(listed, 0);
+            self.writes.clear();
+            self.reads.clear();
+            self.seen.clear();
+            self.listed = 0;
+        }
+    }
+
+    /// Takes in the accesses of the items of a group that are not known yet.
+    fn list(&mut self, f: &Fuser, g: &Group) {
+        for (&i, axes) in g.items.iter().zip(&g.maps).skip(self.listed) {
             let item = &f.items.items[i];
-            self.clones.extend(item.clone_of);
             for (writes, a) in accesses(item) {
                 let mut strides = vec![0; g.dims.len()];
                 for (s, row) in a.strides.iter().zip(&axes[..]) {
@@ -69,6 +80,7 @@ impl Known {
                 }
             }
         }
+        self.listed = g.items.len();
     }
 }
 
@@ -92,6 +104,65 @@ impl Fuser<'_> {
         }
     }
 
+    /// Finds the accesses of a group that was looked at.
+    fn list(&mut self, g: usize) {
+        if self.known(g).listed < self.group(g).items.len() {
+            let mut k = self.known[g].take().expect("looked at before");
+            k.list(self, self.group(g));
+            self.known[g] = Some(k);
+        }
+    }
+
+    /// Whether both are programs over one element that reduce nothing.
+    fn scalars_only(&self, a: usize, b: usize) -> bool {
+        let scalar = |g: &Group| g.is_single() && g.reduced == 0 && g.product.is_none();
+        scalar(self.group(a)) && scalar(self.group(b))
+    }
+
+    /// Whether a group computes again what the other computes: a clone exists so that the original's
+    /// value need not be stored.
+    fn meets(&self, again: usize, other: usize) -> bool {
+        let clones = &self.known(again).clones;
+        if clones.is_empty() {
+            return false;
+        }
+        let of = |i: &usize| self.clones.get(i).map_or(&[][..], |c| &c[..]);
+        let items = &self.group(other).items;
+        if items.len() < clones.len() {
+            let all: usize = items.iter().map(|i| of(i).len()).sum();
+            if all < clones.len() {
+                return items.iter().flat_map(of).any(|&c| self.group_of(c) == again);
+            }
+        }
+        clones.iter().any(|&o| self.group_of(self.originals[o]) == other)
+    }
+
+    /// Whether the union has more instructions than a program over several elements may, since one of the
+    /// two, over a single element, has them already and needs them all.
+    fn outgrown(&self, a: usize, b: usize) -> bool {
+        let (p, c) = (self.group(a), self.group(b));
+        if p.product.is_some() || c.product.is_some() || p.is_single() == c.is_single() {
+            return false;
+        }
+        let long = |k: &Known| -> bool {
+            let s = k.scalars.as_ref();
+            s.is_some_and(|s| s.live && s.draft.instructions() > MOST.0)
+        };
+        let (kp, kc) = (self.known(a), self.known(b));
+        if long(kp) {
+            // What it computes is stored still, or read by what is needed.
+            return kc.draft.as_ref().is_some_and(|d| d.is_live(&|v| self.stored(c, v)));
+        }
+        if !long(kc) || p.reduced == 0 {
+            return false;
+        }
+        // No two of its instructions become one where what takes the place of a load is a reduction,
+        // which it has none of.
+        let (Some(d), Some(later)) = (&kp.draft, &kc.scalars) else { return false };
+        let read: Vec<usize> = d.values().filter(|&v| later.draft.loads(v)).take(2).collect();
+        matches!(read[..], [v] if d.reduces_to(v))
+    }
+
     /// The union of two groups, where it is legal. No path leads from `b` to `a`.
     pub(super) fn try_merge(&mut self, a: usize, b: usize) -> Option<Merged> {
         Work::Pairs.add(1);
@@ -109,6 +180,10 @@ impl Fuser<'_> {
         }
         self.look_at(a);
         self.look_at(b);
+        if !self.scalars_only(a, b) {
+            self.list(a);
+            self.list(b);
+        }
         let found = self.merged(a, b);
         if found.is_none() {
             self.failed.insert((a, b), versions);
@@ -122,39 +197,31 @@ impl Fuser<'_> {
         if self.casts_alone && (cast(p) || cast(c)) {
             return None;
         }
-        let (kp, kc) = (self.known(a), self.known(b));
-        // A clone exists so that the original's value need not be stored.
-        let meets = |clones: &[usize], g: &Group| {
-            clones.iter().any(|&o| {
-                let original = |i: &usize| {
-                    let x = &self.items.items[*i];
-                    x.clone_of.is_none() && x.origin == o
-                };
-                g.items.iter().any(original)
-            })
-        };
-        if meets(&kp.clones, c) || meets(&kc.clones, p) {
+        if self.meets(a, b) || self.meets(b, a) {
             return None;
         }
         // A walk through the graph: only where the two would fit.
         let parted = std::cell::OnceCell::new();
         let parted = || *parted.get_or_init(|| self.paths.parted(a, b));
-        if p.is_single() && c.is_single() && p.product.is_none() && c.product.is_none() {
+        if self.scalars_only(a, b) {
             let side = |g: &Group| Remap { pieces: vec![vec![]; g.dims.len()], rank: 0 };
-            if p.reduced == 0 && c.reduced == 0 {
-                if parted() {
-                    return None;
-                }
-                return match scalars::join(self, a, b) {
-                    scalars::Joined::Yes(added) => Some(Merged::Scalars(added)),
-                    scalars::Joined::No => None,
-                    scalars::Joined::Unknown => {
-                        let group = union(p, c, &side(p), &side(c), vec![], 0);
-                        self.checked(Box::new(group), a, b).ok()
-                    }
-                };
+            let joined = scalars::join(self, a, b);
+            if matches!(joined, scalars::Joined::No) || parted() {
+                return None;
             }
+            return match joined {
+                scalars::Joined::Yes(added) => Some(Merged::Scalars(added)),
+                scalars::Joined::No => None,
+                scalars::Joined::Unknown => {
+                    let group = union(p, c, &side(p), &side(c), vec![], 0);
+                    self.checked(Box::new(group), a, b).ok()
+                }
+            };
         }
+        if self.outgrown(a, b) {
+            return None;
+        }
+        let (kp, kc) = (self.known(a), self.known(b));
         let mut tried: Vec<(&Access, &Access)> = vec![];
         for x in kp.writes.iter().chain(&kp.reads) {
             for y in kc.reads.iter().filter(|y| y.value == x.value && y.offset == x.offset) {
@@ -166,25 +233,32 @@ impl Fuser<'_> {
         let lead_first = p.product.is_some()
             || (c.product.is_none() && (p.reduced > 0 || (c.reduced == 0 && p.fixed)));
         // Unions that cannot be written, of which many accesses give the same.
-        let mut refused: Vec<Group> = vec![];
+        let mut refused: Vec<(bool, Fit)> = vec![];
+        let mut unions: Vec<Group> = vec![];
         for (x, y) in tried {
             for lead in [lead_first, !lead_first] {
                 if (p.product.is_some() && !lead) || (c.product.is_some() && lead) {
                     continue;
                 }
-                let g = if lead { super::join(p, c, x, y) } else { super::join(c, p, y, x) };
-                let Some(g) = g else { continue };
+                let (first, second) = if lead { (p, c) } else { (c, p) };
+                let fit = if lead { fit(p, c, x, y) } else { fit(c, p, y, x) };
+                let Some(fit) = fit else { continue };
                 if parted() {
                     return None;
                 }
+                if refused.iter().any(|(l, f)| *l == lead && *f == fit) {
+                    continue;
+                }
+                let g = union(first, second, &fit.lead, &fit.other, fit.dims.clone(), fit.reduced);
+                refused.push((lead, fit));
                 let same =
                     |h: &Group| h.dims == g.dims && h.reduced == g.reduced && h.maps == g.maps;
-                if refused.iter().any(same) {
+                if unions.iter().any(same) {
                     continue;
                 }
                 match self.checked(Box::new(g), a, b) {
                     Ok(merged) => return Some(merged),
-                    Err(g) => refused.push(*g),
+                    Err(g) => unions.push(*g),
                 }
             }
         }
@@ -252,7 +326,7 @@ impl Fuser<'_> {
         let [mut mine, mut theirs] =
             [a, b].map(|g| self.known[g].take().expect("looked at before"));
         let [old, other] = [a, b].map(|g| self.groups[g].take().expect("a live group"));
-        let (group, from) = match merged {
+        let group = match merged {
             Merged::Whole { group, draft } => {
                 let n = old.items.len();
                 let over = old.dims == group.dims
@@ -260,9 +334,7 @@ impl Fuser<'_> {
                     && group.maps.iter().zip(&old.maps).all(|(x, y)| Rc::ptr_eq(x, y));
                 // What the union leaves as it is need not be found again.
                 let own = mine.draft.take();
-                if !over {
-                    mine = Known::default();
-                }
+                mine.keep(if over { mine.listed } else { 0 });
                 mine.scalars = None;
                 mine.draft = match draft {
                     Some(Change::New(draft)) => Some(draft),
@@ -272,22 +344,22 @@ impl Fuser<'_> {
                     }),
                     None => None,
                 };
-                (*group, if over { n } else { 0 })
+                *group
             }
             Merged::Scalars(added) => {
                 let scalars = mine.scalars.take().zip(theirs.scalars.take());
-                let (own, _) = scalars.expect("both were looked at");
+                let (own, others) = scalars.expect("both were looked at");
                 let (group, from) = scalars::together(old, other);
                 debug_assert!(group.items.len() > LOOKED_AT || self.build(&group).is_ok());
-                if from == 0 {
-                    mine = Known::default();
-                }
+                mine.keep(if from == 0 { 0 } else { mine.listed });
                 mine.draft = None;
-                mine.scalars = Some(own.with(self, added));
-                (group, from)
+                let scalars = own.with(others, self, added);
+                debug_assert!(group.items.len() > LOOKED_AT || scalars.is_as_anew(self, &group));
+                mine.scalars = Some(scalars);
+                group
             }
         };
-        mine.add(self, &group, from);
+        mine.clones.append(&mut theirs.clones);
         self.known[a] = Some(mine);
         self.groups[a] = Some(group);
     }

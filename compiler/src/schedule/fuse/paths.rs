@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 /// Between two positions when all are given anew.
 const STEP: u64 = 1 << 32;
-/// Pairs of items that are looked up before a walk begins.
+/// Pairs of items that are looked up before a walk begins, and edges that are looked at for them.
 const LOOKUPS: usize = 64;
 
 /// See the module.
@@ -153,7 +153,8 @@ impl Paths {
             let g = self.group_of[*j];
             g != a && g != b && self.position[g] < end
         };
-        let from = self.members[a].iter().flat_map(|&i| &self.next[i]).copied().filter(third);
+        let edges = self.members[a].iter().flat_map(|&i| &self.next[i]).copied();
+        let from = edges.take(4 * LOOKUPS).filter(third);
         let pairs = from.flat_map(|j| self.members[b].iter().map(move |&y| (j, y)));
         pairs.take(LOOKUPS).find(|&(j, y)| self.reach.holds(j, self.forest.place(y))).map(|p| p.0)
     }
@@ -165,13 +166,19 @@ impl Paths {
         *walk += 1;
         let (start, end) = (self.position[a], self.position[b]);
         let inside = |g: usize| start < self.position[g] && self.position[g] < end;
+        // What a group leads to, or comes after, on one side; `origin` and `target`: the two groups.
         let step = |from: usize,
+                    [origin, target]: [usize; 2],
                     edges: &[Vec<usize>],
                     seen: &mut Vec<u32>,
                     other: &[u32],
                     list: &mut Vec<usize>| {
+            let mut met = 0;
             for j in self.neighbours(from, edges) {
-                Work::Walks.add(1);
+                met += 1;
+                if j == target && from != origin {
+                    return Err(self.members[from][0]);
+                }
                 if j != a && j != b && inside(j) && seen[j] != *walk {
                     if other[j] == *walk {
                         return Err(self.members[j][0]);
@@ -180,22 +187,26 @@ impl Paths {
                     list.push(j);
                 }
             }
+            Work::Walks.add(met);
             Ok(())
         };
-        let (mut after, mut ahead) = (vec![], vec![]);
-        step(a, &self.next, forwards, backwards, &mut after)?;
+        // From the end that has cost less, each group about as much as it has members.
+        let (mut after, mut ahead) = (vec![a], vec![b]);
         let (mut i, mut j) = (0, 0);
-        if after.is_empty() {
-            return Ok(Side::After(after));
-        }
-        step(b, &self.before, backwards, forwards, &mut ahead)?;
+        let (mut cost, mut other_cost) = (0, 0);
         loop {
-            let Some(&g) = after.get(i) else { return Ok(Side::After(after)) };
-            step(g, &self.next, forwards, backwards, &mut after)?;
-            i += 1;
-            let Some(&g) = ahead.get(j) else { return Ok(Side::Before(ahead)) };
-            step(g, &self.before, backwards, forwards, &mut ahead)?;
-            j += 1;
+            let Some(&g) = after.get(i) else { return Ok(Side::After(after.split_off(1))) };
+            let Some(&h) = ahead.get(j) else { return Ok(Side::Before(ahead.split_off(1))) };
+            let [from, to] = [g, h].map(|x| self.members[x].len());
+            if cost + from <= other_cost + to {
+                step(g, [a, b], &self.next, forwards, backwards, &mut after)?;
+                cost += from;
+                i += 1;
+            } else {
+                step(h, [b, a], &self.before, backwards, forwards, &mut ahead)?;
+                other_cost += to;
+                j += 1;
+            }
         }
     }
 

@@ -1,25 +1,34 @@
 //! Programs over a single element, which join whatever they share and have no limit but that of a plan.
 
 use super::super::items::Read;
-use super::super::program::Patch;
+use super::super::program::{Ahead, Patch};
 use super::*;
 use precast_plan::MAX_CODE;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What is enough to know whether groups over one element can be one, without writing the program
 /// again: of groups whose values are whole and stored nowhere inside another.
 pub(super) struct Scalars {
     /// Over a space without axes.
-    draft: Draft,
+    pub(super) draft: Draft,
     /// Nothing of it is computed for nothing.
-    live: bool,
+    pub(super) live: bool,
     /// Values that it stores.
     stored: usize,
 }
 
+/// How the shorter of two programs joins the longer.
+enum Change {
+    /// The second, behind the first.
+    Behind(Patch),
+    /// The first, ahead of the second.
+    Ahead(Ahead),
+}
+
 /// What a second group adds to a first.
 pub(super) struct Added {
-    patch: Patch,
+    change: Change,
     live: bool,
     stored: usize,
     /// Values of the first, and how many items of the second read each.
@@ -62,12 +71,37 @@ impl Scalars {
     }
 
     /// With what another adds, whose items become part of the group.
-    pub(super) fn with(mut self, f: &mut Fuser, added: Added) -> Scalars {
-        self.draft.apply(added.patch);
+    pub(super) fn with(self, other: Scalars, f: &mut Fuser, added: Added) -> Scalars {
+        let draft = match added.change {
+            Change::Behind(patch) => {
+                let mut draft = self.draft;
+                draft.apply(patch);
+                draft
+            }
+            Change::Ahead(ahead) => {
+                let mut draft = other.draft;
+                draft.put_ahead(ahead);
+                draft
+            }
+        };
         for (v, n) in added.inside {
             f.outside[v] -= n;
         }
-        Scalars { draft: self.draft, live: added.live, stored: added.stored }
+        Scalars { draft, live: added.live, stored: added.stored }
+    }
+
+    /// The draft with instructions in order; `None` where it cannot be written.
+    fn in_order(&self, f: &Fuser, g: usize) -> Option<Cow<'_, Draft>> {
+        if self.draft.is_in_order() {
+            return Some(Cow::Borrowed(&self.draft));
+        }
+        Draft::of(f.items, f.group(g)).map(Cow::Owned)
+    }
+
+    /// Whether its counts are those of the program of a group that is written anew.
+    pub(super) fn is_as_anew(&self, f: &Fuser, g: &Group) -> bool {
+        let size = |d: &Draft| (d.instructions(), d.ports());
+        Draft::of(f.items, g).as_ref().map(size) == Some(size(&self.draft))
     }
 }
 
@@ -91,35 +125,82 @@ pub(super) fn together(a: Group, b: Group) -> (Group, usize) {
         a.maps.extend(b.maps);
         return (a, from);
     }
-    let both = a.items.into_iter().zip(a.maps).chain(b.items.into_iter().zip(b.maps));
-    let mut both: Vec<(usize, Rc<Axes>)> = both.collect();
+    // The fewer go between the more.
+    let (mut more, fewer) = if a.items.len() < b.items.len() { (b, a) } else { (a, b) };
+    more.fixed |= fewer.fixed;
+    if fewer.items.len() < 8 {
+        for (item, map) in fewer.items.into_iter().zip(fewer.maps) {
+            let at = more.items.partition_point(|&i| i < item);
+            more.items.insert(at, item);
+            more.maps.insert(at, map);
+        }
+        return (more, 0);
+    }
+    let both = more.items.into_iter().zip(more.maps);
+    let mut both: Vec<(usize, Rc<Axes>)> =
+        both.chain(fewer.items.into_iter().zip(fewer.maps)).collect();
     both.sort_by_key(|x| x.0);
-    (a.items, a.maps) = both.into_iter().unzip();
-    (a, 0)
+    (more.items, more.maps) = both.into_iter().unzip();
+    (more, 0)
+}
+
+/// Values that the first computes, and how many items of the second read each.
+fn inside(f: &Fuser, first: &Scalars, a: usize, b: usize) -> FxHashMap<usize, usize> {
+    let mut inside: FxHashMap<usize, usize> = FxHashMap::default();
+    let read: usize = first.draft.values().map(|v| f.readers[v].len()).sum();
+    if f.group(a).items.len() < f.group(b).items.len() && read < f.group(b).items.len() {
+        for v in first.draft.values() {
+            let n = f.readers[v].iter().filter(|&&i| f.group_of(i) == b).count();
+            if n > 0 {
+                inside.insert(v, n);
+            }
+        }
+        return inside;
+    }
+    for &i in &f.group(b).items {
+        let mut read: Vec<usize> = f.items.items[i].read_values().collect();
+        read.sort_unstable();
+        read.dedup();
+        for v in read.into_iter().filter(|&v| first.draft.computes(v)) {
+            *inside.entry(v).or_insert(0) += 1;
+        }
+    }
+    inside
 }
 
 pub(super) fn join(f: &Fuser, a: usize, b: usize) -> Joined {
     let (x, y) = (f.known(a).scalars.as_ref(), f.known(b).scalars.as_ref());
     let (Some(x), Some(y)) = (x, y) else { return Joined::Unknown };
-    let Some(patch) = x.draft.added(&y.draft) else { return Joined::Unknown };
-    let mut inside: FxHashMap<usize, usize> = FxHashMap::default();
-    for &i in &f.group(b).items {
-        let mut read: Vec<usize> = f.items.items[i].read_values().collect();
-        read.sort_unstable();
-        read.dedup();
-        for v in read.into_iter().filter(|&v| x.draft.computes(v)) {
-            *inside.entry(v).or_insert(0) += 1;
+    let ahead = match x.draft.instructions() < y.draft.instructions() {
+        true => x.in_order(f, a).and_then(|x| y.draft.ahead(&x)),
+        false => None,
+    };
+    let (change, size) = match ahead {
+        Some(ahead) => {
+            let [code, ports] = ahead.growth();
+            let size = [
+                y.draft.instructions().saturating_add_signed(code),
+                y.draft.ports().saturating_add_signed(ports),
+            ];
+            (Change::Ahead(ahead), size)
         }
-    }
+        None => {
+            let Some(later) = y.in_order(f, b) else { return Joined::Unknown };
+            let Some(patch) = x.draft.added(&later) else { return Joined::Unknown };
+            let size =
+                [x.draft.instructions() + patch.instructions(), x.draft.ports() + patch.ports()];
+            (Change::Behind(patch), size)
+        }
+    };
+    let inside = inside(f, x, a, b);
     // What only the other read is stored no more.
     let kept = |v: usize| f.results[v] || f.items.values[v].updates.is_some();
     let gone = inside.iter().filter(|&(&v, &n)| !kept(v) && f.outside[v] == n).count();
     let stored = x.stored + y.stored - gone;
-    let code = x.draft.instructions() + patch.instructions();
-    let ports = x.draft.ports() + patch.ports() + stored;
+    let (code, ports) = (size[0], size[1] + stored);
     let live = x.live && y.live;
     if code.max(ports) <= MAX_CODE {
-        return Joined::Yes(Added { patch, live, stored, inside });
+        return Joined::Yes(Added { change, live, stored, inside });
     }
     // Where all of it is needed, that is what the program has.
     if live { Joined::No } else { Joined::Unknown }
