@@ -61,8 +61,6 @@ class Composite(nn.Module):
         elif k == "masked":
             y = (x * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
             return F.layer_norm(y, (WIDTH,))
-        elif k == "cosine":
-            y = F.layer_norm(x, (WIDTH,)) * F.cosine_similarity(x, x.roll(1, 1), dim=-1)[..., None]
         elif k == "pairwise":
             d = F.pairwise_distance(x, x.roll(1, 1), eps=1e-3, keepdim=True)
             y = F.layer_norm(x, (WIDTH,)) * torch.exp(-1e-3 * d)
@@ -73,7 +71,7 @@ class Composite(nn.Module):
 
 
 KINDS = ["rms", "rms_square", "rms_one_plus", "rms_root", "rms_power", "rms_rows", "layer", "l2",
-         "l2_sum", "l2_root", "masked", "gem", "cosine", "pairwise"]  # fmt: skip
+         "l2_sum", "l2_root", "masked", "gem", "pairwise"]  # fmt: skip
 
 
 class Net(nn.Module):
