@@ -331,7 +331,7 @@ result out.q = %q
             assert_eq!(reasons[3], want);
             let want = format!("`real` holds integers, of which {half} has those to {whole}");
             assert_eq!(reasons[2], want);
-            assert_eq!(reasons[1], "it is part of a mask of `other_scores`");
+            assert_eq!(reasons[1], "it is part of a mask of `q`");
         }
     }
 }
