@@ -5,11 +5,13 @@
 use super::convert::stacked;
 use super::import::{Importer, Res, Val};
 use super::node::fail;
+use super::origin;
 use super::proto::{AttributeProto, GraphProto, NodeProto};
 use super::source::{Source, check_node};
 use super::tensor::{Data, Elem, Tensor};
 use crate::diagnostic::Diagnostic;
 use prost::Message;
+use std::collections::BTreeSet;
 
 /// Most subgraphs that lie in one another.
 const DEPTH: usize = 8;
@@ -22,6 +24,47 @@ fn refused(what: impl Into<String>) -> Diagnostic {
         "a plan has fixed steps; trace the model with fixed branches and loops, or use `nn.LSTM`, \
          `nn.GRU` or `nn.RNN` where the loop is one",
     )
+}
+
+const BAGS: &str = "a plan has fixed bags: make the offsets a buffer of the module and leave out `padding_idx` (the ids may be data), \
+                    or pad the ids to one length and sum under a mask: `(nn.Embedding(…)(ids) * \
+                    mask[..., None]).sum(1)`";
+
+/// Whether a loop is an `nn.EmbeddingBag`: each step looks rows up and reduces them.
+fn is_bag(node: &NodeProto) -> bool {
+    if let Some(from) = origin::call(node) {
+        return from.is("aten.embedding_bag") || from.is("aten._embedding_bag");
+    }
+    let body = node.attribute.iter().find_map(|a| decoded(a).ok().flatten());
+    body.is_some_and(|g| {
+        let has =
+            |ops: &[&str]| g.node.iter().any(|n| ops.contains(&n.op_type.as_deref().unwrap_or("")));
+        has(&["Slice"]) && has(&["Gather"]) && has(&["ReduceSum", "ReduceMean", "ReduceMax"])
+    })
+}
+
+/// Names that the subgraphs of a node read, their own among them.
+///
+/// # Errors
+/// P0202.
+pub(super) fn captured(node: &NodeProto) -> Res<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut work: Vec<GraphProto> = vec![];
+    let attributes = |all: &[AttributeProto], work: &mut Vec<GraphProto>| -> Res<()> {
+        for a in all {
+            work.extend(decoded(a)?);
+        }
+        Ok(())
+    };
+    attributes(&node.attribute, &mut work)?;
+    while let Some(graph) = work.pop() {
+        found.extend(graph.output.into_iter().filter_map(|o| o.name));
+        for node in graph.node {
+            attributes(&node.attribute, &mut work)?;
+            found.extend(node.input);
+        }
+    }
+    Ok(found)
 }
 
 fn decoded(a: &AttributeProto) -> Res<Option<GraphProto>> {
@@ -98,7 +141,12 @@ impl Importer<'_> {
         let chosen = chosen.ok_or_else(|| fail("P0214", "`If` has no condition"))? != 0.0;
         let name = if chosen { "then_branch" } else { "else_branch" };
         let graph = subgraph(node, name, &["then_branch", "else_branch"])?;
-        self.nodes_of(&graph)
+        let results = self.nodes_of(&graph)?;
+        for (name, o) in node.output.iter().zip(&graph.output) {
+            let elem = self.narrow_type(o.name.as_deref().unwrap_or_default());
+            self.set_narrow_type(name, elem);
+        }
+        Ok(results)
     }
 
     /// The results of a `Loop` step by step, where the number of its steps is known.
@@ -106,6 +154,19 @@ impl Importer<'_> {
     /// # Errors
     /// P0215 where that depends on data; what is wrong with the nodes of a step.
     pub(super) fn unrolled(&mut self, node: &NodeProto) -> Res<Vec<Val>> {
+        self.looping += 1;
+        let results = self.steps(node);
+        self.looping -= 1;
+        results.map_err(|e| match e.code {
+            "P0215" | "P0216" if is_bag(node) => Diagnostic {
+                message: format!("the bags of an `nn.EmbeddingBag` depend on data: {}", e.message),
+                ..e.help(BAGS)
+            },
+            _ => e,
+        })
+    }
+
+    fn steps(&mut self, node: &NodeProto) -> Res<Vec<Val>> {
         let graph = subgraph(node, "body", &["body"])?;
         let steps = self.number(node, 0, "the number of steps of `Loop`")?;
         let mut goes_on = self.number(node, 1, "the condition of `Loop`")?.is_none_or(|c| c != 0.0);
@@ -117,13 +178,15 @@ impl Importer<'_> {
         }
         let mut state: Vec<Val> = carried.iter().map(|x| self.operand(x)).collect::<Res<_>>()?;
         let mut kept: Vec<Vec<Val>> = vec![vec![]; graph.output.len() - carried.len() - 1];
+        let narrow: Vec<Option<Elem>> = carried.iter().map(|x| self.narrow_type(x)).collect();
         let mut step = 0i64;
         while goes_on && steps.is_none_or(|n| (step as f64) < n) {
             let number = Tensor::new(Elem::I64, [], Data::Int(vec![step]));
             let condition = Tensor::new(Elem::Bool, [], Data::Bool(vec![true]));
             self.values.insert(names[0].into(), Val::constant(number));
             self.values.insert(names[1].into(), Val::constant(condition));
-            for (name, value) in names[2..].iter().zip(state) {
+            for ((name, value), elem) in names[2..].iter().zip(state).zip(&narrow) {
+                self.set_narrow_type(name, *elem);
                 self.values.insert((*name).into(), value);
             }
             let mut results = self.nodes_of(&graph)?;
@@ -143,6 +206,12 @@ impl Importer<'_> {
                 return Err(refused("a `Loop` of no steps whose results are kept"));
             }
             state.push(stacked(self, &all)?);
+        }
+        let scanned = graph.output.iter().skip(carried.len() + 1);
+        let scanned = scanned.map(|o| self.narrow_type(o.name.as_deref().unwrap_or_default()));
+        let elems: Vec<Option<Elem>> = narrow.into_iter().chain(scanned).collect();
+        for (name, elem) in node.output.iter().zip(elems) {
+            self.set_narrow_type(name, elem);
         }
         Ok(state)
     }

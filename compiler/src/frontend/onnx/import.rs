@@ -154,6 +154,12 @@ pub struct Importer<'a> {
     pub(super) stops: Stops,
     /// How many nodes subgraphs have become.
     pub(super) inner: usize,
+    /// In how many loops the node being converted lies.
+    pub looping: usize,
+    /// Integer types of fewer than 32 bits, by values' names.
+    pub(super) narrow: BTreeMap<String, Elem>,
+    /// Quotients that may have been rounded down in the module.
+    pub(super) quotients: Vec<String>,
 }
 
 /// Imports a model.
@@ -189,12 +195,16 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         drawn: Vec::new(),
         stops,
         inner: 0,
+        looping: 0,
+        narrow: BTreeMap::new(),
+        quotients: Vec::new(),
     };
     let inputs = cx.inputs()?;
     let mut faults = Faults::default();
     for (i, node) in src.graph.node.iter().enumerate() {
         // What reads the result of a node that was refused is not looked at.
-        if node.input.iter().any(|x| faults.missing.contains(x)) {
+        let inner = super::control::captured(node).map_err(|e| e.at(src.node_place(i)))?;
+        if node.input.iter().chain(&inner).any(|x| faults.missing.contains(x)) {
             faults.missing.extend(node.output.iter().filter(|y| !y.is_empty()).cloned());
             continue;
         }
@@ -242,6 +252,8 @@ impl<'a> Importer<'a> {
         let call = Call { op, inputs, read: Seen::default(), attrs, outputs: &node.output };
         let results = convert::node(self, &call)?;
         call.all_understood()?;
+        self.note_quotient(node)?;
+        let results = self.in_range(node, results)?;
         let given = results.len();
         let results = self.stopped(node, results)?;
         for (name, value) in node.output.iter().zip(results) {
@@ -262,6 +274,9 @@ impl<'a> Importer<'a> {
             let op = ops::Input::new(&name, &ty);
             let place = self.src.tensor_place(&name);
             let v = self.one("", op, &[]).map_err(|d| d.at(place))?;
+            if ty.dtype == DType::U8 {
+                self.set_narrow_type(&name, Some(Elem::U8));
+            }
             self.values.insert(name.clone(), Val::Node(v));
             out.push((name, ty));
         }
@@ -321,6 +336,7 @@ impl<'a> Importer<'a> {
         self.warn_about_names(&params);
         self.warn_about_roles();
         self.warn_about_losses();
+        self.warn_about_quotients();
         self.warn_about_weights();
         let Importer { graph, warnings, drawn, .. } = self;
         Ok(Imported { graph, inputs, outputs, params, buffers, drawn, warnings })

@@ -106,6 +106,47 @@ pub struct Call<'a> {
     pub target: &'a str,
     /// Positional arguments as they are written; `%name` for a value.
     pub args: Vec<&'a str>,
+    /// Keyword arguments likewise.
+    pub named: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Call<'a> {
+    /// An argument as it is written, given by its place or by its name; `None` where it has its default.
+    pub fn arg(&self, at: usize, name: &str) -> Option<&'a str> {
+        let named = || self.named.iter().find(|(n, _)| *n == name).map(|(_, x)| *x);
+        self.args.get(at).copied().or_else(named)
+    }
+
+    /// Whether it is a call of this operator, whatever its overload.
+    pub fn is(&self, operator: &str) -> bool {
+        self.target
+            .strip_prefix(operator)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
+/// What commas part up to the bracket that closes the list, and what is behind that.
+fn listed(text: &str) -> (Vec<&str>, &str) {
+    let mut found = Vec::new();
+    let (mut depth, mut from, mut rest) = (0i32, 0, "");
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' if depth == 0 => {
+                found.push(text[from..at].trim());
+                rest = &text[at + 1..];
+                break;
+            }
+            ')' | ']' | '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.push(text[from..at].trim());
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.retain(|x| !x.is_empty());
+    (found, rest)
 }
 
 /// The call that a node came from, where the file says.
@@ -114,25 +155,18 @@ pub fn call(node: &NodeProto) -> Option<Call<'_>> {
     let (_, rest) = text.split_once("[target=")?;
     let (target, rest) = rest.split_once(']')?;
     let (_, rest) = rest.split_once("args = (")?;
-    let mut args = Vec::new();
-    let (mut depth, mut from) = (0i32, 0);
-    for (at, c) in rest.char_indices() {
-        match c {
-            '(' | '[' | '{' => depth += 1,
-            ')' if depth == 0 => {
-                args.push(rest[from..at].trim());
-                break;
-            }
-            ')' | ']' | '}' => depth -= 1,
-            ',' if depth == 0 => {
-                args.push(rest[from..at].trim());
-                from = at + 1;
-            }
-            _ => {}
-        }
-    }
-    args.retain(|a| !a.is_empty());
-    Some(Call { target: target.strip_prefix("torch.ops.").unwrap_or(target), args })
+    let (args, rest) = listed(rest);
+    let named = rest.split_once("kwargs = {").map(|(_, rest)| listed(rest).0).unwrap_or_default();
+    let named = named.iter().filter_map(|x| x.split_once(": ")).collect();
+    Some(Call { target: target.strip_prefix("torch.ops.").unwrap_or(target), args, named })
+}
+
+/// Whether the file is of `torch.onnx.export(dynamo=True)`.
+pub fn is_program(src: &Source) -> bool {
+    // Tools that change a file may drop the notes; the names are left.
+    let named = |n: &NodeProto| n.name.as_deref().is_some_and(|n| n.starts_with("node_"));
+    property(&src.graph.metadata_props, SIGNATURE).is_some()
+        || src.graph.node.iter().any(|n| call(n).is_some() || named(n))
 }
 
 /// Whether the node is a `detach()`.
@@ -157,6 +191,12 @@ fn is_detached(name: &str) -> bool {
 pub fn padding_row(node: &NodeProto) -> Option<i64> {
     let call = call(node).filter(|c| c.target == "aten.embedding.default")?;
     call.args.get(2)?.parse().ok().filter(|row| *row >= 0)
+}
+
+/// Whether an embedding divides the gradient of a row by how often the row was looked up.
+pub fn is_by_frequency(node: &NodeProto) -> bool {
+    let call = call(node).filter(|c| c.target == "aten.embedding.default");
+    call.and_then(|c| c.arg(3, "scale_grad_by_freq")) == Some("True")
 }
 
 /// Values that took the place of detached ones: operands of a node whose call read `%detach`, where
@@ -274,9 +314,13 @@ mod tests {
         assert_eq!(padding_row(&node("Gather", "g", &[(CALL, &none)])), None);
         let none = text.replace(", 0)", ", -1)");
         assert_eq!(padding_row(&node("Gather", "g", &[(CALL, &none)])), None);
-        let nested = "%a : [num_users=1] = call_function[target=torch.ops.aten.mean.dim](args = (%b, [1, 2]), kwargs = {})";
+        let nested = "%a : [num_users=1] = call_function[target=torch.ops.aten.mean.dim](args = (%b, [1, 2]), kwargs = {dtype: torch.float32, keepdim: True})";
         let n = node("ReduceMean", "m", &[(CALL, nested)]);
-        assert_eq!(super::call(&n).unwrap().args, ["%b", "[1, 2]"]);
+        let call = super::call(&n).unwrap();
+        assert_eq!(call.args, ["%b", "[1, 2]"]);
+        assert_eq!(call.named, [("dtype", "torch.float32"), ("keepdim", "True")]);
+        assert_eq!((call.arg(1, "dim"), call.arg(2, "keepdim")), (Some("[1, 2]"), Some("True")));
+        assert!(call.is("aten.mean") && call.is("aten.mean.dim") && !call.is("aten.me"));
         for broken in ["", "%a", "[target=x](args = (", "[target=](args = ()"] {
             let n = node("Gather", "g", &[(CALL, broken)]);
             assert!(super::call(&n).is_none_or(|c| c.args.is_empty()), "{broken}");

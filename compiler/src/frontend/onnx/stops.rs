@@ -122,6 +122,32 @@ impl Importer<'_> {
         Ok(out)
     }
 
+    /// The rows that a lookup found, with the gradient of each divided by how often its id is among `ids`,
+    /// as `nn.Embedding(scale_grad_by_freq=True)` has it.
+    pub fn by_frequency(&mut self, y: ValueId, ids: ValueId, rows: usize) -> Res<ValueId> {
+        if !origin::is_by_frequency(&self.src.graph.node[self.at]) {
+            return Ok(y);
+        }
+        let (shape, of_ids) = (self.graph.shape(y).to_vec(), self.graph.shape(ids).to_vec());
+        let count: usize = of_ids.iter().product();
+        if count == 0 {
+            return Ok(y);
+        }
+        let flat = self.one("flat", ops::Reshape { shape: vec![count] }, &[ids])?;
+        let ones = self.full(1.0, &[count, 1])?;
+        let times = self.one("times", ops::ScatterAdd { rows }, &[flat, ones])?;
+        let times = self.one("times", ops::Gather {}, &[times, flat])?;
+        let mut column = of_ids;
+        column.resize(shape.len(), 1);
+        let times = self.one("times", ops::Reshape { shape: column }, &[times])?;
+        let times = self.one("times", ops::Broadcast { shape }, &[times])?;
+        // Nothing is added to the rows themselves.
+        let kept = self.one("kept", ops::StopGradient {}, &[y])?;
+        let none = self.one("none", ops::Binary { f: BinaryOp::Sub }, &[y, kept])?;
+        let none = self.one("none", ops::Binary { f: BinaryOp::Div }, &[none, times])?;
+        self.one("by_frequency", ops::Binary { f: BinaryOp::Add }, &[kept, none])
+    }
+
     /// The rows that a lookup found, without a gradient for those of the table's padding row, which
     /// `nn.Embedding(padding_idx=…)` never trains.
     pub fn without_padding(&mut self, y: ValueId, ids: ValueId) -> Res<ValueId> {
@@ -276,7 +302,12 @@ impl Importer<'_> {
             let place = self.src.tensor_place(&name);
             let lookup = |n: &NodeProto| n.op_type.as_deref() == Some("Gather");
             let tied = self.src.graph.node.iter().any(|n| !lookup(n) && n.input.contains(&name));
-            let mends = if tied {
+            let mends = if tied && origin::is_program(self.src) {
+                "Where it was one, a tied head trains the row all the same, and only lookups do not: what \
+                 torch.export notes beside the node says so, and is not in the file; keep \
+                 `metadata_props` when the file is changed"
+                    .to_string()
+            } else if tied {
                 "Where it was one, a tied head trains the row all the same, and only lookups do not: \
                  export with dynamo=True and optimize=False, which keeps it"
                     .to_string()

@@ -9,7 +9,7 @@ use crate::frontend::onnx::node::fail;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{Real, ValueId};
 use crate::ops;
-use precast_plan::{BinaryOp as B, DType, Kind, UnaryOp as U};
+use precast_plan::{BinaryOp as B, Kind, UnaryOp as U};
 
 pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
     let one = |v: ValueId| Ok(Some(vec![Val::Node(v)]));
@@ -53,7 +53,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
         "IsInf" => one(is_inf(cx, call)?),
         "BitwiseAnd" => one(binary(cx, call, B::And)?),
         "BitwiseOr" => one(binary(cx, call, B::Or)?),
-        // Of integers −1 − x; of bytes 255 − x.
+        // Of integers −1 − x, of which bytes keep eight bits.
         "BitwiseNot" => {
             let v = call.need(0)?.clone();
             let x = cx.value(&v)?;
@@ -61,8 +61,7 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
                 return one(cx.one("", ops::Unary { f: U::Not }, &[x])?);
             }
             let shape = cx.graph.shape(x).to_vec();
-            let ones = if cx.graph.ty(x).dtype == DType::U8 { 255 } else { -1 };
-            let ones = whole_number(cx, ones, &shape)?;
+            let ones = whole_number(cx, -1, &shape)?;
             one(cx.one("", ops::Binary { f: B::Sub }, &[ones, x])?)
         }
         "BitwiseXor" => {
@@ -78,7 +77,10 @@ pub fn convert(cx: &mut Importer, call: &Call) -> Res<Option<Vec<Val>>> {
                 Val::Const(t) => t.elem,
                 v => match cx.kind(v)? {
                     Kind::Real => Elem::F32,
-                    Kind::Int => Elem::I64,
+                    Kind::Int => {
+                        let name = call.attrs.node().input.get(1);
+                        name.and_then(|n| cx.narrow_type(n)).unwrap_or(Elem::I64)
+                    }
                     Kind::Bool => Elem::Bool,
                 },
             };
@@ -135,6 +137,13 @@ fn operands(cx: &mut Importer, a: &Val, b: &Val) -> Res<(ValueId, ValueId)> {
 
 fn binary(cx: &mut Importer, call: &Call, f: B) -> Res<ValueId> {
     let (a, b) = operands(cx, call.need(0)?, call.need(1)?)?;
+    // PyTorch adds and multiplies bools, and its exporters write what ONNX does not allow.
+    let bools = [a, b].iter().all(|v| cx.graph.ty(*v).kind() == Kind::Bool);
+    let f = match f {
+        B::Add if bools => B::Or,
+        B::Mul if bools => B::And,
+        f => f,
+    };
     cx.one("", ops::Binary { f }, &[a, b])
 }
 
@@ -312,6 +321,8 @@ fn is_inf(cx: &mut Importer, call: &Call) -> Res<ValueId> {
 
 fn select(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let (c, a, b) = (call.need(0)?, call.need(1)?, call.need(2)?);
+    let hidden = super::safe::hidden(call, b);
+    let b = hidden.as_ref().unwrap_or(b);
     let shape = broadcast_shape(&cx.shape(c)?, &cx.shape(a)?)
         .and_then(|s| broadcast_shape(&s, &cx.shape(b).unwrap_or_default()))
         .map_err(words)?;
@@ -339,10 +350,7 @@ fn cast(cx: &mut Importer, call: &Call, to: Elem) -> Res<Option<Vec<Val>>> {
             }
             return Ok(Some(vec![v.clone()]));
         }
-        (Kind::Int, e) if !e.is_real() && e != Elem::Bool => {
-            let v = v.clone();
-            return Ok(Some(vec![narrowed(cx, v, e)?]));
-        }
+        (Kind::Int, e) if !e.is_real() && e != Elem::Bool => return Ok(Some(vec![v.clone()])),
         (Kind::Bool, Elem::Bool) => return Ok(Some(vec![v.clone()])),
         (_, e) if e.is_real() => U::ToReal,
         (_, Elem::Bool) => U::ToBool,
@@ -350,31 +358,6 @@ fn cast(cx: &mut Importer, call: &Call, to: Elem) -> Res<Option<Vec<Val>>> {
     };
     let x = cx.value(&v.clone())?;
     Ok(Some(vec![Val::Node(cx.one("", ops::Unary { f }, &[x])?)]))
-}
-
-/// Integers of which as many bits are kept as a narrower type has.
-fn narrowed(cx: &mut Importer, v: Val, to: Elem) -> Res<Val> {
-    let (bits, signed) = match to {
-        Elem::U8 => (8, false),
-        Elem::I8 => (8, true),
-        Elem::U16 => (16, false),
-        Elem::I16 => (16, true),
-        _ => return Ok(v),
-    };
-    let x = cx.value(&v)?;
-    let fits = super::reduce::most(cx, x);
-    if fits.is_some_and(|most| most < 1 << (bits - u32::from(signed))) {
-        return Ok(v);
-    }
-    let shape = cx.graph.shape(x).to_vec();
-    let mask = whole_number(cx, (1 << bits) - 1, &shape)?;
-    if !signed {
-        return Ok(Val::Node(cx.one("", ops::Binary { f: B::And }, &[x, mask])?));
-    }
-    let half = whole_number(cx, 1 << (bits - 1), &shape)?;
-    let moved = cx.one("moved", ops::Binary { f: B::Add }, &[x, half])?;
-    let kept = cx.one("kept", ops::Binary { f: B::And }, &[moved, mask])?;
-    Ok(Val::Node(cx.one("", ops::Binary { f: B::Sub }, &[kept, half])?))
 }
 
 /// P0223, once for dropout of attention and once for all other.

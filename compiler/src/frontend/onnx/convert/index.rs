@@ -33,7 +33,7 @@ fn literal_rows(cx: &mut Importer, rows: &[usize], shape: &[usize]) -> Res<Value
 }
 
 /// An integer everywhere in `shape`.
-pub(super) fn whole(cx: &mut Importer, x: usize, shape: &[usize]) -> Res<ValueId> {
+pub fn whole(cx: &mut Importer, x: usize, shape: &[usize]) -> Res<ValueId> {
     let data = ConstData::from_i64(vec![1; shape.len()], &[x as i64]);
     let c = cx.one("const", ops::Const { data }, &[])?;
     if shape.iter().all(|&d| d == 1) {

@@ -36,7 +36,11 @@ impl Labels {
             return Err(words(format!(
                 "labels {shape:?} are not one integer for each place of scores {scores:?}, whose \
                  axis 1 counts the classes"
-            )));
+            ))
+            .help(
+                "where they are probabilities, write the loss out: `-(t * log_softmax(x, \
+                 1)).sum(1).mean()`; or export the scores alone and name the loss in the recipe",
+            ));
         }
         let ignore = match call.attrs.has("ignore_index") {
             true => Some(call.attrs.int("ignore_index", 0)?),
@@ -148,31 +152,97 @@ fn weighted(
 
 /// The operator has no label smoothing, and torch.export writes a smoothed loss as one that is not; the
 /// call beside the node still says it.
-fn smoothing(call: &Call) -> Res<f64> {
-    let Some(from) = origin::call(call.attrs.node()) else { return Ok(0.0) };
+fn smoothing(call: &Call) -> f64 {
+    let Some(from) = origin::call(call.attrs.node()) else { return 0.0 };
     if from.target != "aten.cross_entropy_loss.default" {
-        return Ok(0.0);
+        return 0.0;
     }
-    let given = from.args.get(5).and_then(|a| a.trim().parse::<f64>().ok()).unwrap_or(0.0);
-    if given != 0.0 && call.input(2).is_some() {
-        return Err(fail("P0206", "class weights together with label smoothing").help(
-            "write the loss out: `-log_softmax(x).gather(1, t)` and a mean over the classes",
-        ));
+    let given = from.arg(5, "label_smoothing").and_then(|a| a.parse::<f64>().ok());
+    given.filter(|x| (0.0..=1.0).contains(x)).unwrap_or(0.0)
+}
+
+/// Σ over classes of `−log p`, by the classes' weights where there are any; classes are the last axis.
+fn surprise_of_all(cx: &mut Importer, call: &Call, log_p: ValueId) -> Res<ValueId> {
+    let shape = cx.graph.shape(log_p).to_vec();
+    let x = match call.input(2).cloned() {
+        None => log_p,
+        Some(w) => {
+            let w = cx.spread(&w, &shape)?;
+            cx.one("by_class", ops::Binary { f: B::Mul }, &[log_p, w])?
+        }
+    };
+    let x = cx.one("negative", ops::Unary { f: U::Neg }, &[x])?;
+    cx.one("all", ops::Reduce { f: ReduceOp::Sum, axes: vec![shape.len() - 1] }, &[x])
+}
+
+/// `(1 − s) · x + s / n · all`, for a label smoothing s over n classes.
+fn smoothed(cx: &mut Importer, x: ValueId, all: ValueId, s: f64, classes: usize) -> Res<ValueId> {
+    let x = cx.one("rows", ops::Scale { by: Real(1.0 - s) }, &[x])?;
+    let all = cx.one("all", ops::Scale { by: Real(s / classes.max(1) as f64) }, &[all])?;
+    cx.one("smoothed", ops::Binary { f: B::Add }, &[x, all])
+}
+
+/// Probabilities as targets, which PyTorch has and ONNX has not; its exporters write them all the same.
+/// The mean is over places, whatever the classes' weights are.
+fn against_probabilities(
+    cx: &mut Importer,
+    call: &Call,
+    last: ValueId,
+    targets: &Val,
+) -> Res<ValueId> {
+    let shape = cx.graph.shape(last).to_vec();
+    let classes = shape[shape.len() - 1];
+    call.attrs.without_effect(&["ignore_index"]);
+    let t = cx.value(targets)?;
+    let mut t = classes_last(cx, t)?;
+    let s = smoothing(call);
+    if s > 0.0 {
+        let even = cx.full(1.0, &shape)?;
+        t = smoothed(cx, t, even, s, classes)?;
     }
-    Ok(if (0.0..=1.0).contains(&given) { given } else { 0.0 })
+    let log_p = cx.one("log_prob", ops::Softmax { log: true }, &[last])?;
+    let x = cx.one("by_target", ops::Binary { f: B::Mul }, &[log_p, t])?;
+    let rows = surprise_of_all(cx, call, x)?;
+    reduced(cx, call, rows, None)
+}
+
+fn against_classes(cx: &mut Importer, call: &Call, last: ValueId, labels: &Labels) -> Res<ValueId> {
+    let shape = cx.graph.shape(last).to_vec();
+    let classes = shape[shape.len() - 1];
+    let (s, by_class) = (smoothing(call), call.input(2).is_some());
+    let rows = surprise(cx, last, labels, if by_class { 0.0 } else { s })?;
+    let weights = labels.weights(cx, call, classes)?;
+    let mut rows = weighted(cx, call, rows, weights)?;
+    if by_class && s > 0.0 {
+        let log_p = cx.one("log_prob", ops::Softmax { log: true }, &[last])?;
+        let mut all = surprise_of_all(cx, call, log_p)?;
+        if let Some(ignored) = labels.ignored(cx)? {
+            let places = cx.graph.shape(all).to_vec();
+            let zero = cx.full(0.0, &places)?;
+            all = cx.one("all", ops::Select {}, &[ignored, zero, all])?;
+        }
+        rows = smoothed(cx, rows, all, s, classes)?;
+    }
+    reduced(cx, call, rows, weights)
 }
 
 fn cross_entropy(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
     let x = cx.real(call, 0)?;
     let rank = cx.graph.shape(x).rank();
-    let labels = Labels::of(cx, call, x)?;
-    let classes = cx.graph.shape(x)[1];
-    let last = classes_last(cx, x)?;
-    let smoothing = smoothing(call)?;
-    let rows = surprise(cx, last, &labels, smoothing)?;
-    let weights = labels.weights(cx, call, classes)?;
-    let rows = weighted(cx, call, rows, weights)?;
-    let mut results = vec![Val::Node(reduced(cx, call, rows, weights)?)];
+    let targets = call.need(1)?.clone();
+    let soft = cx.kind(&targets)? == Kind::Real
+        && rank >= 2
+        && cx.shape(&targets)? == cx.graph.shape(x)[..]
+        && cx.src.producer.starts_with("pytorch");
+    let (last, loss) = if soft {
+        let last = classes_last(cx, x)?;
+        (last, against_probabilities(cx, call, last, &targets)?)
+    } else {
+        let labels = Labels::of(cx, call, x)?;
+        let last = classes_last(cx, x)?;
+        (last, against_classes(cx, call, last, &labels)?)
+    };
+    let mut results = vec![Val::Node(loss)];
     if call.wants(1) {
         let y = cx.one("log_prob", ops::Softmax { log: true }, &[last])?;
         let mut back = vec![0, rank - 1];

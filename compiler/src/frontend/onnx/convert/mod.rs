@@ -20,11 +20,14 @@ mod recurrence;
 mod reduce;
 mod resize;
 mod rotary;
+mod safe;
 mod scatter;
 mod window;
 
+pub use index::whole;
 pub use instead::instead_of;
 pub use movement::stacked;
+pub use reduce::most;
 
 use super::fold;
 use super::import::{Call, Importer, Res, Val};

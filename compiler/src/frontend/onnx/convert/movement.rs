@@ -288,7 +288,13 @@ fn gather(cx: &mut Importer, call: &Call) -> Res<Val> {
     perm.insert(0, a);
     let table = cx.transpose(table, &perm)?;
     let y = cx.one("", ops::Gather {}, &[table, ids])?;
-    let y = if a == 0 { cx.without_padding(y, ids)? } else { y };
+    let y = match a {
+        0 => {
+            let y = cx.by_frequency(y, ids, from[0])?;
+            cx.without_padding(y, ids)?
+        }
+        _ => y,
+    };
     let rank = cx.graph.shape(y).rank();
     let back: Vec<usize> = (count..count + a).chain(0..count).chain(count + a..rank).collect();
     Ok(Val::Node(cx.transpose(y, &back)?))

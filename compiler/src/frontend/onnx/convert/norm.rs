@@ -44,8 +44,9 @@ fn batch_norm(cx: &mut Importer, call: &Call) -> Res<Vec<Val>> {
         return Err(words(format!("{shape:?} has no channel axis")));
     }
     let eps = call.attrs.real("epsilon", 1e-5)?;
-    // Before opset 14 the statistics being results is what says so.
-    let by_results = cx.src.opset < 14 && call.wants(1);
+    // Before opset 14 the statistics being results is what says so. The TorchScript exporter writes an
+    // instance normalisation that tracks statistics so whatever the opset, with five results.
+    let by_results = call.wants(1) && (cx.src.opset < 14 || call.outputs.len() > 3);
     let trains = call.attrs.int("training_mode", 0)? != 0 || by_results;
     // A module without running statistics normalises by those of the batch whenever it runs.
     let kept = |i: usize| match call.input(i) {

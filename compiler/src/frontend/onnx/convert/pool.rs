@@ -4,6 +4,7 @@ use super::window::{Axis, Planar, axes, planes, still};
 use super::words;
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
 use crate::frontend::onnx::node::fail;
+use crate::frontend::onnx::origin;
 use crate::frontend::onnx::tensor::{Data, Elem, Tensor};
 use crate::ir::{ConstData, Real, ValueId};
 use crate::ops;
@@ -125,11 +126,26 @@ fn mean_plane(cx: &mut Importer, x: ValueId, h: &Axis, w: &Axis) -> Res<ValueId>
     cx.one("", op, &[x, filter])
 }
 
+/// What PyTorch divides the sum of every window by where `divisor_override` says so: the operator has no
+/// such attribute, and torch.export drops it; the call beside the node still says it.
+fn divisor(call: &Call) -> Option<f64> {
+    let from = origin::call(call.attrs.node())?;
+    if !["aten.avg_pool2d", "aten.avg_pool3d"].iter().any(|f| from.is(f)) {
+        return None;
+    }
+    let given: i64 = from.arg(6, "divisor_override")?.parse().ok()?;
+    (given != 0).then_some(given as f64)
+}
+
 fn average_pool(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     let x = cx.real(call, 0)?;
     let list = windows(cx, call, x)?;
     let y = planes(cx, x, &list, &mut mean_plane)?;
     let padded = call.attrs.int("count_include_pad", 0)? != 0;
+    if let Some(divisor) = divisor(call) {
+        let area: usize = list.iter().map(|a| a.kernel).product();
+        return cx.one("", ops::Scale { by: Real(area as f64 / divisor) }, &[y]);
+    }
     // Where places do not count, the result is rescaled by how many of each window do.
     let mut factors = vec![1.0];
     let mut shape = vec![1, 1];

@@ -31,6 +31,7 @@ fn softmax(cx: &mut Importer, call: &Call, log: bool) -> Res<ValueId> {
     perm.swap(a, rank - 1);
     let t = cx.transpose(x, &perm)?;
     let y = cx.one("", ops::Softmax { log }, &[t])?;
+    let y = if log { y } else { super::safe::guarded(cx, call, y)? };
     // A swap is its own inverse.
     cx.transpose(y, &perm)
 }
@@ -78,6 +79,14 @@ fn reduce(cx: &mut Importer, call: &Call) -> Res<ValueId> {
     cx.reshape(y, &kept)
 }
 
+/// Whether this reduces the rows of a bag of `nn.EmbeddingBag`, which both exporters write as a loop.
+fn of_bag(cx: &Importer, call: &Call) -> bool {
+    match origin::call(call.attrs.node()) {
+        Some(from) => from.is("aten.embedding_bag") || from.is("aten._embedding_bag"),
+        None => cx.looping > 0 && cx.src.producer.starts_with("pytorch"),
+    }
+}
+
 /// The reduction of no elements; `x` is of the operand's kind, bools as what they are reduced as.
 fn of_nothing(
     cx: &mut Importer,
@@ -99,6 +108,8 @@ fn of_nothing(
     }
     let bools = kind == Kind::Bool;
     let empty = match call.op {
+        // PyTorch has no maximum of nothing, and the mean of nothing is NaN, but those of a bag are 0.
+        "ReduceMax" | "ReduceMean" if of_bag(cx, call) => 0.0,
         "ReduceMean" => return Err(fail("P0214", "the mean of no elements")),
         "ReduceMax" if bools => 0.0,
         "ReduceMin" if bools => 1.0,
@@ -152,7 +163,7 @@ fn over_integers(cx: &mut Importer, call: &Call, x: ValueId, axes: &[usize]) -> 
 
 /// The largest number that integers can be where the graph shows that it is small, and that none is
 /// below zero.
-pub(super) fn most(cx: &Importer, v: ValueId) -> Option<usize> {
+pub fn most(cx: &Importer, v: ValueId) -> Option<usize> {
     let n = cx.graph.def(v);
     match &n.op {
         Op::Unary(u) if u.f == U::ToInt => {
@@ -164,6 +175,7 @@ pub(super) fn most(cx: &Importer, v: ValueId) -> Option<usize> {
             let most = v.iter().max().copied().unwrap_or(0);
             v.iter().all(|x| *x >= 0).then(|| usize::try_from(most).ok()).flatten()
         }
+        Op::Binary(b) if b.f == B::And => n.inputs.iter().filter_map(|x| most(cx, *x)).min(),
         Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice(_) => {
             most(cx, n.inputs[0])
         }
@@ -260,7 +272,7 @@ fn extremum(
     f: ReduceOp,
 ) -> Res<ValueId> {
     let first = match origin::call(call.attrs.node()) {
-        Some(from) => matches!(from.target, "aten.max.dim" | "aten.min.dim"),
+        Some(from) => matches!(from.target, "aten.max.dim" | "aten.min.dim") || of_bag(cx, call),
         None => {
             let norm = matches!(&cx.graph.def(x).op, Op::Unary(u) if u.f == U::Abs);
             cx.src.producer.starts_with("pytorch") && !norm

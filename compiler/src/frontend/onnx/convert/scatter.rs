@@ -45,6 +45,46 @@ fn adds_up(cx: &Importer, call: &Call) -> bool {
     zeros && added && (spread || call.op == "ScatterND")
 }
 
+/// Whether this is `scatter_reduce(…, "mean")`, which ONNX has no reduction for.
+fn mean(call: &Call) -> bool {
+    let Some(from) = origin::call(call.attrs.node()) else { return false };
+    // Without the rows' own values zeros are put there first, by a node of the same call.
+    let zeros = matches!(call.input(2), Some(Val::Const(t)) if t.splat() == Some(0.0));
+    from.is("aten.scatter_reduce")
+        && from.arg(4, "reduce").is_some_and(|r| r.trim_matches('\'') == "mean")
+        && !(zeros && excludes_self(&from))
+}
+
+fn excludes_self(from: &origin::Call) -> bool {
+    from.arg(5, "include_self") == Some("False")
+}
+
+/// The mean of each row and of the updates that name it, or of these alone; a row that none names is kept.
+fn means(
+    cx: &mut Importer,
+    call: &Call,
+    ids: ValueId,
+    data: ValueId,
+    updates: ValueId,
+    rows: usize,
+) -> Res<ValueId> {
+    let alone = origin::call(call.attrs.node()).is_some_and(|from| excludes_self(&from));
+    let shape = cx.graph.shape(updates).to_vec();
+    let ones = cx.full(1.0, &[shape[0], 1])?;
+    let count = cx.one("count", ops::ScatterAdd { rows }, &[ids, ones])?;
+    let unit = cx.full(1.0, &[rows, 1])?;
+    // Of a row that none names the sum is the row itself: the zeros that were put in rows that others
+    // name are in no other.
+    let count = match alone {
+        true => cx.one("count", ops::Binary { f: B::Max }, &[count, unit])?,
+        false => cx.one("count", ops::Binary { f: B::Add }, &[count, unit])?,
+    };
+    let sums = cx.one("sums", ops::ScatterAdd { rows }, &[ids, updates])?;
+    let sums = cx.one("sums", ops::Binary { f: B::Add }, &[data, sums])?;
+    let count = cx.move_value(count, &[Move::Broadcast(vec![rows, shape[1]])])?;
+    cx.one("", ops::Binary { f: B::Div }, &[sums, count])
+}
+
 fn scatter_elements(cx: &mut Importer, call: &Call) -> Res<Val> {
     let from = cx.shape(call.need(0)?)?;
     let a = axis(call.attrs.int("axis", 0)?, from.len()).map_err(words)?;
@@ -84,6 +124,10 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
     if reduction == "none" && kind != Kind::Bool && adds_up(cx, call) {
         reduction = "add".into();
     }
+    // torch.export writes a mean as a replacement; the call beside the node still says it.
+    if mean(call) && kind == Kind::Real {
+        reduction = "mean".into();
+    }
     let places = cx.graph.shape(e.ids).to_vec();
     if places.contains(&0) || shape.contains(&0) {
         return Ok(data);
@@ -92,7 +136,9 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
         Op::Const(c) => c.data.ints(),
         _ => None,
     };
-    if let (Val::Const(d), Val::Const(u), Some(rows)) = (&data, &updates, &rows) {
+    if let (Val::Const(d), Val::Const(u), Some(rows)) = (&data, &updates, &rows)
+        && reduction != "mean"
+    {
         return Ok(Val::constant(of_literals(d, u, rows, e.width, &reduction)?));
     }
     let (data, updates) = (cx.value(&data)?, cx.value(&updates)?);
@@ -113,6 +159,7 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
             let sums = sums_of_integers(cx, ids, updates, e.rows)?;
             cx.one("", ops::Binary { f: B::Add }, &[data, sums])?
         }
+        ("mean", Kind::Real) => means(cx, call, ids, data, updates, e.rows)?,
         ("none", _) => replace(cx, index, ids, data, updates, flat)?,
         ("max" | "min" | "mul", Kind::Real | Kind::Int) => {
             by_mask(cx, call, &reduction, ids, data, updates, flat)?
@@ -161,7 +208,7 @@ fn of_literals(
         (Data::Bool(d), Data::Bool(u)) => Data::Bool(scattered!(d, u,)),
         _ => return Err(words("data and updates are of different kinds".into())),
     };
-    Ok(Tensor { data: new, ..data.clone() })
+    Ok(Tensor::new(data.elem, data.shape.clone(), new))
 }
 
 /// Rows of integers added up by their ids, exact in 32 bits. Kernels add in f32: digits of eight bits,

@@ -1,0 +1,32 @@
+//! What PyTorch's exporters write otherwise than the module has it, against PyTorch in f64:
+//! `tests/peers/make_exported.py` wrote the graphs and the gradients.
+
+mod common;
+
+use common::{Fixture, check_integers};
+use precast_compiler::frontend::onnx::{ImportOptions, load};
+
+const SGD: &str = "kind = \"sgd\"\nlr = 0.1";
+
+#[test]
+fn gradients_f32() {
+    for (model, prefix) in [("model.onnx", "ts."), ("model_dynamo.onnx", "dynamo.")] {
+        let f = Fixture::open("exported");
+        let (mut session, batch) = f.session(f.compile(model, "f32", SGD, true).plan);
+        let step = session.step(std::slice::from_ref(&batch)).unwrap_or_else(|e| panic!("{e}"));
+        let want = f.f64s(&format!("{prefix}loss.f64"))[0];
+        assert!((f64::from(step.loss) - want).abs() < 1e-5, "{} instead of {want}", step.loss);
+        check_integers(&f, &session, prefix);
+    }
+}
+
+#[test]
+fn a_quotient_that_the_file_does_not_say_how_to_round_is_warned_of() {
+    let opts = ImportOptions { training: true, ..ImportOptions::default() };
+    let path = common::folder("exported").join("rounding.onnx");
+    let m = load(&path, &opts).unwrap_or_else(|e| panic!("{e}"));
+    let said: Vec<String> = m.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("warning[P0234]: quotients that are rounded toward zero: `/Div_1`."));
+    assert!(said[0].contains("rounding_mode=\"floor\""), "{said:?}");
+}
