@@ -27,6 +27,8 @@ fn a_quotient_that_the_file_does_not_say_how_to_round_is_warned_of() {
     let m = load(&path, &opts).unwrap_or_else(|e| panic!("{e}"));
     let said: Vec<String> = m.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].starts_with("warning[P0234]: quotients that are rounded toward zero: `/Div_1`."));
+    assert!(
+        said[0].starts_with("warning[P0234]: quotients that are rounded toward zero: `/Div_1`.")
+    );
     assert!(said[0].contains("rounding_mode=\"floor\""), "{said:?}");
 }

@@ -125,3 +125,14 @@ fn nothing_is_written_over() {
     let v: serde_json::Value = serde_json::from_str(&stdout(&o)).expect("one object");
     assert_eq!((code(&o), &v["recipe"]), (0, &"other.toml".into()), "{}", stderr(&o));
 }
+
+#[test]
+fn an_input_that_nothing_reads_is_left_out() {
+    let lab = lab(&[("tests/fixtures/exported/unread.onnx", "model.onnx")]);
+    lab.ok(&["init", "model.onnx"]);
+    let text = lab.text("recipe.toml");
+    assert!(text.contains("# mask is left out: no output of the model depends on it\n"), "{text}");
+    let fed: Vec<&str> =
+        text.lines().filter(|l| l.starts_with("x = ") || l.starts_with("mask")).collect();
+    assert_eq!(fed.len(), 1, "{text}");
+}

@@ -6,7 +6,7 @@ is read as the module has it, from the exporter's notes or the form of the graph
 The form is that of the other fixtures (tests/fixtures/README.md); weights are inside the graphs. The last
 two columns of the input hold integers. `model.onnx` is the TorchScript exporter's and has the branches that
 it can write, `model_dynamo.onnx` has all; the reference's names begin with `ts.` and `dynamo.`.
-`rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
+`unread.onnx` has an input that nothing reads; `rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
 """
 
 import os
@@ -131,6 +131,15 @@ class Rounding(nn.Module):
         return self.fc(torch.stack([shares.sum(1), ids.sum(1)], -1).float())
 
 
+class Unread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, OUTPUTS)
+
+    def forward(self, x, mask):
+        return self.fc(x)
+
+
 def gradients(net, x, t, dtype):
     net = net.to(dtype)
     net.zero_grad()
@@ -187,6 +196,11 @@ def main():
     save_file(reference, os.path.join(OUT, "reference.safetensors"))
     save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
     scripted(Rounding().train(), x, "rounding.onnx")
+    torch.onnx.export(
+        Unread(), (torch.zeros(2, 4), torch.zeros(2, 4)), os.path.join(OUT, "unread.onnx"), dynamo=True,
+        optimize=False, opset_version=18, external_data=False, verbose=False, input_names=["x", "mask"],
+        output_names=["logits"],
+    )  # fmt: skip
 
 
 def every_node(graph):

@@ -10,6 +10,8 @@ pub struct Model {
     /// As the recipe names it.
     pub path: String,
     pub inputs: Vec<InputInfo>,
+    /// Inputs that no output depends on.
+    pub unread: Vec<InputInfo>,
     pub outputs: Vec<InputInfo>,
     /// Whether it has weights without values.
     pub drawn: bool,
@@ -368,6 +370,9 @@ fn text(
     for f in inputs {
         let (columns, note) = columns(f);
         line(format!("{} = {columns} # {note}{}", key(&f.name), plain(&f.comment)));
+    }
+    for i in &model.unread {
+        line(format!("# {} is left out: no output of the model depends on it", plain(&i.name)));
     }
     if let Some(f) = target {
         let (columns, note) = columns(f);

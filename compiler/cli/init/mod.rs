@@ -46,9 +46,11 @@ pub fn run(args: &Args, json: bool) -> Outcome {
             .into());
     }
     let data = args.data.as_deref().map(found::look).transpose()?;
+    let (unread, inputs) = info.inputs.into_iter().partition(|i| info.unread.contains(&i.name));
     let model = Model {
         path: beside(&out, &args.model),
-        inputs: info.inputs,
+        inputs,
+        unread,
         outputs: info.outputs,
         // Weights that are to be drawn lie in a file that is not there.
         drawn: info

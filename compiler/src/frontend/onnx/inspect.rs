@@ -1,11 +1,12 @@
 //! What a model holds, without importing it: for `precast check`.
 
+use super::control::captured;
 use super::inputs::{Dim, declared, true_inputs};
 use super::params::{Role, roles};
 use super::source::{Source, Storage};
 use super::tensor::Elem;
 use crate::diagnostic::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// An input or output as declared.
@@ -37,6 +38,8 @@ pub struct ModelInfo {
     pub opset: i64,
     pub producer: String,
     pub inputs: Vec<InputInfo>,
+    /// Names of the inputs that no output depends on.
+    pub unread: Vec<String>,
     pub outputs: Vec<InputInfo>,
     pub params: Vec<ParamInfo>,
     /// How often each operator occurs.
@@ -60,6 +63,19 @@ impl ModelInfo {
     }
 }
 
+/// The names that outputs depend on.
+fn needed(src: &Source) -> Result<BTreeSet<String>> {
+    let outputs = src.graph.output.iter().filter_map(|o| o.name.clone());
+    let mut needed: BTreeSet<String> = outputs.collect();
+    for (i, node) in src.graph.node.iter().enumerate().rev() {
+        if node.output.iter().any(|y| needed.contains(y)) {
+            needed.extend(node.input.iter().cloned());
+            needed.extend(captured(node).map_err(|e| e.at(src.node_place(i)))?);
+        }
+    }
+    Ok(needed)
+}
+
 /// Reads a model's summary.
 ///
 /// # Errors
@@ -71,6 +87,9 @@ pub fn inspect(path: &Path) -> Result<ModelInfo> {
         Ok(InputInfo { name: name.into(), elem: Elem::code_name(code), dims })
     };
     let inputs = true_inputs(&src).map(|(n, v)| info(n, v)).collect::<Result<_>>()?;
+    let needed = needed(&src)?;
+    let unread = true_inputs(&src).map(|(n, _)| n.to_string());
+    let unread = unread.filter(|n| !needed.contains(n)).collect();
     let outputs = src
         .graph
         .output
@@ -105,6 +124,7 @@ pub fn inspect(path: &Path) -> Result<ModelInfo> {
         opset: src.opset,
         producer: src.producer.clone(),
         inputs,
+        unread,
         outputs,
         params,
         ops,
