@@ -1,8 +1,9 @@
 //! `precast grad`: one step, everything it computed, for comparing with another framework.
 
+use crate::blame::Replay;
 use crate::failure::{self, Failure, Outcome};
 use crate::output::{can_write, quiet};
-use crate::recipe_args::{self, RecipeArgs, compile, open, open_data};
+use crate::recipe_args::{self, RecipeArgs, compile, compile_quietly, open, open_data};
 use precast_plan::Storage;
 use precast_runtime::tensors::{Element, HostTensor, TensorTable, write_tensors};
 use precast_runtime::{Error, StepReport};
@@ -50,7 +51,12 @@ pub fn run(args: &Args, json: bool) -> Outcome {
     }
     write_tensors(&args.out, &BTreeMap::new(), &tensors)?;
     let batches = session.plan().accumulate;
-    let fault = judge(&report, &tensors);
+    let fault = judge(&report, &tensors).map(|text| {
+        let first = first(args).map_or(String::new(), |s| format!("; {s}"));
+        Error::new("R0609", text + &first).help(
+            "`precast blame --step 1` says how many elements were not finite first, and in which batch",
+        )
+    });
     if json {
         let errors: Vec<_> = fault.iter().map(failure::error).collect();
         say!(
@@ -69,25 +75,45 @@ pub fn run(args: &Args, json: bool) -> Outcome {
 }
 
 /// What is wrong with what was computed: as in training, a loss without targets is not.
-fn judge(report: &StepReport, tensors: &TensorTable) -> Option<Error> {
-    let fault = |text: String| {
-        Some(Error::new("R0609", text).help(
-            "`precast blame --step 1` names the operation and the element that was not finite first",
-        ))
-    };
-    for (name, (dtype, shape, bytes)) in tensors.iter().filter(|t| t.0.starts_with("grad.")) {
+fn judge(report: &StepReport, tensors: &TensorTable) -> Option<String> {
+    let grads: Vec<_> = tensors.iter().filter(|t| t.0.starts_with("grad.")).collect();
+    let mut bad = grads.iter().filter_map(|(name, (dtype, shape, bytes))| {
         let element = Element::Plan(*dtype);
         let t = HostTensor { element, shape: shape.clone(), bytes: bytes.into() };
         let bad = t.to_f32().iter().filter(|x| !x.is_finite()).count();
-        if bad > 0 {
-            return fault(format!(
-                "{bad} of the {} elements of `{name}` are not finite",
-                t.elements()
-            ));
-        }
+        (bad > 0).then(|| format!("{bad} of the {} elements of `{name}`", t.elements()))
+    });
+    if let Some(first) = bad.next() {
+        let all = bad.count() + 1;
+        return Some(match grads.len() {
+            1 => format!("{first} are not finite"),
+            n => match all {
+                1 => format!(
+                    "{first} are not finite, and those of the {} other gradients are",
+                    n - 1
+                ),
+                _ => format!(
+                    "{first} are not finite, and some of {} other gradients of {n}",
+                    all - 1
+                ),
+            },
+        });
     }
     if report.loss.is_finite() || report.counted == Some(0.0) {
         return None;
     }
-    fault(format!("the loss is {}, though its gradients are finite", report.loss))
+    Some(format!("the loss is {}, though its gradients are finite", report.loss))
+}
+
+/// The operation that made the first number that is not finite, where a replay of the step finds one.
+fn first(args: &Args) -> Option<String> {
+    let recipe = args.recipe.load().ok()?;
+    let data = open_data(&recipe).ok()?;
+    let options = args.recipe.options(false);
+    let plan = compile_quietly(&recipe, &options).ok()?.plan;
+    let (session, data) = open(&recipe, plan, data, args.threads).ok()?;
+    let before = data.state();
+    let (_, blame) =
+        Replay::new(recipe, options, args.threads).step(&session, 1, None, &before).ok()?;
+    blame.map(|b| b.sentence())
 }

@@ -251,5 +251,9 @@ fn gradients_that_are_not_finite_are_no_success() {
     assert_eq!(super::code(&o), 3, "{}", stderr(&o));
     let v: Value = serde_json::from_str(&stdout(&o)).expect("one object");
     assert_eq!((&v["ok"], &v["errors"][0]["code"]), (&false.into(), &"R0609".into()));
+    // How many are not, and what made the first such number.
+    let said = v["errors"][0]["message"].as_str().expect("a message");
+    assert!(said.contains("other gradients of 3"), "{said}");
+    assert!(said.contains("the first value that is not finite, in the forward pass"), "{said}");
     assert!(tensors(&lab, "g.st").iter().any(|t| t.0.starts_with("grad.")));
 }
