@@ -32,3 +32,16 @@ fn a_quotient_that_the_file_does_not_say_how_to_round_is_warned_of() {
     );
     assert!(said[0].contains("rounding_mode=\"floor\""), "{said:?}");
 }
+
+#[test]
+fn bags_whose_offsets_are_data_are_refused_with_what_works_for_bags() {
+    let opts = ImportOptions { training: true, ..ImportOptions::default() };
+    let path = common::folder("exported").join("bags.onnx");
+    let said = load(&path, &opts).expect_err("no plan has such bags").to_string();
+    assert!(
+        said.starts_with("error[P0216]: the bags of an `nn.EmbeddingBag` depend on data"),
+        "{said}"
+    );
+    assert!(said.contains("make the offsets a buffer"), "{said}");
+    assert!(!said.contains("nn.LSTM"), "{said}");
+}

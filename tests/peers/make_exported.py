@@ -6,7 +6,8 @@ is read as the module has it, from the exporter's notes or the form of the graph
 The form is that of the other fixtures (tests/fixtures/README.md); weights are inside the graphs. The last
 two columns of the input hold integers. `model.onnx` is the TorchScript exporter's and has the branches that
 it can write, `model_dynamo.onnx` has all; the reference's names begin with `ts.` and `dynamo.`.
-`unread.onnx` has an input that nothing reads; `rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
+`bags.onnx` has bags whose offsets are
+data; `unread.onnx` has an input that nothing reads; `rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
 """
 
 import os
@@ -52,7 +53,7 @@ def bytes_wrap(h, ids, order):
 def shorts_wrap(h, ids, order):
     a, b = (ids * 25 - 30).to(torch.int8), (order * 20 + 10).to(torch.int8)
     c = (ids * 7000 - 9000).to(torch.int16)
-    return h * part(a + b) + h.sin() * part(a * b) + h.cos() * part((c * 3) // 128) + h * part(-a)
+    return h * part(a + b) + h.sin() * part(a * b) + h.cos() * part(torch.div(c * 3, 128, rounding_mode="floor")) + h * part(-a)
 
 
 def empty_bags(h, ids, order):
@@ -131,6 +132,15 @@ class Rounding(nn.Module):
         return self.fc(torch.stack([shares.sum(1), ids.sum(1)], -1).float())
 
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.EmbeddingBag(9, OUTPUTS)
+
+    def forward(self, ids, offsets):
+        return self.e(ids, offsets)
+
+
 class Unread(nn.Module):
     def __init__(self):
         super().__init__()
@@ -196,6 +206,11 @@ def main():
     save_file(reference, os.path.join(OUT, "reference.safetensors"))
     save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
     scripted(Rounding().train(), x, "rounding.onnx")
+    torch.onnx.export(
+        Bags().train(), (torch.arange(6), torch.tensor([0, 2, 3])), os.path.join(OUT, "bags.onnx"), dynamo=False,
+        opset_version=18, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,
+        input_names=["ids", "offsets"], output_names=["logits"],
+    )  # fmt: skip
     torch.onnx.export(
         Unread(), (torch.zeros(2, 4), torch.zeros(2, 4)), os.path.join(OUT, "unread.onnx"), dynamo=True,
         optimize=False, opset_version=18, external_data=False, verbose=False, input_names=["x", "mask"],
