@@ -80,7 +80,7 @@ def learned(x):
 # By exporter, what a file does not show; docs/EXPORTING.md lists it.
 LOST = {
     "TorchScript": (
-        "avg_pool* divisor *", "embedding*padding_idx", "embedding scale_grad_by_freq", "detach", "gaussian_nll *",
+        "avg_pool* divisor*", "embedding*padding_idx", "embedding scale_grad_by_freq", "detach", "gaussian_nll *",
     ),
     "torch.export": (),
 }  # fmt: skip
