@@ -38,7 +38,7 @@ const MOST: f64 = 4.0;
 const UNIT: f64 = 1000.0;
 /// How a scale's distance from 1 counts beside an error of a network's whole time: enough to decide what
 /// no kernel decides.
-const RIDGE: f64 = 1e-4;
+const RIDGE: f64 = 1e-5;
 
 /// How the error of a whole step counts beside those of its kernels together: what a step takes is what
 /// people are told, and errors of kernels may make up for one another.
