@@ -347,8 +347,11 @@ mod tests {
         let truth = truth(&start, &change);
         let found = scaled(&start, &timed(&truth, &start, &["f32"]));
         near(found.bandwidth_gbs, truth.bandwidth_gbs);
-        near(found.launch_ns, 3500.0);
-        near(found.handover_ns.expect("it was there"), 7000.0);
+        // Little of a step, so that their distance from where they began counts more.
+        let about =
+            |have: f64, want: f64| assert!((have / want - 1.0).abs() < 0.1, "{have}, {want}");
+        about(found.launch_ns, 3500.0);
+        about(found.handover_ns.expect("it was there"), 7000.0);
         near(found.simple_ns, truth.simple_ns);
         near(found.transcendental_ns, truth.transcendental_ns);
         let speed = |t: &Target, family| t.gflops(family, DType::F32, 256.0).expect("listed");
