@@ -36,6 +36,8 @@ const LEAST: f64 = 0.25;
 const MOST: f64 = 4.0;
 /// What starts and hand-overs are multiples of, ns: they may have been measured as nothing.
 const UNIT: f64 = 1000.0;
+/// Nanoseconds that a figure must take of some kernel to be seen: what takes no time takes next to none.
+const SEEN: f64 = 1e-3;
 /// How a scale's distance from 1 counts beside an error of a network's whole time: enough to decide what
 /// no kernel decides.
 const RIDGE: f64 = 1e-5;
@@ -218,7 +220,7 @@ fn scaled(target: &Target, timed: &[Timed]) -> Target {
     let scales = solve(&equations, &start, &bounds);
     let mut out = target.clone();
     for (i, figure) in figures.iter().enumerate() {
-        let seen = equations.iter().any(|e| e.parts[i] > 0.0);
+        let seen = equations.iter().any(|e| e.parts[i] > SEEN);
         // What no network runs is as far off as the same family in f32: nothing must look cheaper
         // because nobody tried it.
         let by = match figure {
