@@ -210,7 +210,7 @@ impl Fuser<'_> {
                 return None;
             }
             return match joined {
-                scalars::Joined::Yes(added) => Some(Merged::Scalars(added)),
+                scalars::Joined::Yes(added) => Some(Merged::Scalars(*added)),
                 scalars::Joined::No => None,
                 scalars::Joined::Unknown => {
                     let group = union(p, c, &side(p), &side(c), vec![], 0);

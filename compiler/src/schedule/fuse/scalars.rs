@@ -37,7 +37,7 @@ pub(super) struct Added {
 
 /// Whether two groups are one program that a plan holds.
 pub(super) enum Joined {
-    Yes(Added),
+    Yes(Box<Added>),
     No,
     Unknown,
 }
@@ -200,7 +200,7 @@ pub(super) fn join(f: &Fuser, a: usize, b: usize) -> Joined {
     let (code, ports) = (size[0], size[1] + stored);
     let live = x.live && y.live;
     if code.max(ports) <= MAX_CODE {
-        return Joined::Yes(Added { change, live, stored, inside });
+        return Joined::Yes(Box::new(Added { change, live, stored, inside }));
     }
     // Where all of it is needed, that is what the program has.
     if live { Joined::No } else { Joined::Unknown }
