@@ -34,6 +34,25 @@ fn a_quotient_that_the_file_does_not_say_how_to_round_is_warned_of() {
 }
 
 #[test]
+fn what_a_file_may_have_lost_is_said_and_what_it_has_lost_is_refused() {
+    let opts = ImportOptions { training: true, ..ImportOptions::default() };
+    let read = |file: &str| load(&common::folder("exported").join(file), &opts);
+    for (file, code, says) in [
+        ("similarity.onnx", "P0235", "read as `F.cosine_similarity`"),
+        ("complement.onnx", "P0236", "`torch.erfc` is exported so"),
+    ] {
+        let m = read(file).unwrap_or_else(|e| panic!("{e}"));
+        let said: Vec<String> = m.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with(&format!("warning[{code}]: ")), "{said:?}");
+        assert!(said[0].contains(says), "{said:?}");
+    }
+    let said = read("means.onnx").expect_err("means of integers are not there").to_string();
+    assert!(said.starts_with("error[P0206]"), "{said}");
+    assert!(said.contains("cast what is averaged to float"), "{said}");
+}
+
+#[test]
 fn bags_whose_offsets_are_data_are_refused_with_what_works_for_bags() {
     let opts = ImportOptions { training: true, ..ImportOptions::default() };
     let path = common::folder("exported").join("bags.onnx");

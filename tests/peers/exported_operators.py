@@ -81,6 +81,7 @@ def learned(x):
 LOST = {
     "TorchScript": (
         "avg_pool* divisor*", "embedding*padding_idx", "embedding scale_grad_by_freq", "detach", "gaussian_nll *",
+        "gumbel-free hard", "softplus",
     ),
     "torch.export": (),
 }  # fmt: skip

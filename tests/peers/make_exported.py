@@ -7,7 +7,8 @@ The form is that of the other fixtures (tests/fixtures/README.md); weights are i
 two columns of the input hold integers. `model.onnx` is the TorchScript exporter's and has the branches that
 it can write, `model_dynamo.onnx` has all; the reference's names begin with `ts.` and `dynamo.`.
 `bags.onnx` has bags whose offsets are
-data; `unread.onnx` has an input that nothing reads; `rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
+data; `similarity.onnx` a cosine that is written out as the TorchScript exporter writes another; `complement.onnx`
+`torch.erfc`; `means.onnx` a mean of integers by a scatter; `unread.onnx` has an input that nothing reads; `rounding.onnx` has a `//` of integers, which the TorchScript exporter writes as another division.
 """
 
 import os
@@ -132,6 +133,38 @@ class Rounding(nn.Module):
         return self.fc(torch.stack([shares.sum(1), ids.sum(1)], -1).float())
 
 
+class Similarity(nn.Module):
+    """As F.cosine_similarity is exported, with a floor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        norms = torch.sqrt((y * y).sum(-1) * (x * x).sum(-1))
+        return x * ((y * x).sum(-1) / torch.max(norms, torch.tensor([1.0])))[:, None]
+
+
+class Complement(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.erfc(self.fc(x))
+
+
+class Means(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, ids):
+        table = torch.zeros(4, dtype=torch.int64)
+        return self.fc(x) * table.scatter_reduce(0, ids, ids * 3 - 4, "mean", include_self=False)
+
+
 class Bags(nn.Module):
     def __init__(self):
         super().__init__()
@@ -171,6 +204,21 @@ def scripted(net, x, file):
     )  # fmt: skip
 
 
+def programmed(net, inputs, names, file):
+    torch.onnx.export(
+        net.train(), inputs, os.path.join(OUT, file), dynamo=True, optimize=False, opset_version=18,
+        external_data=False, verbose=False, input_names=names, output_names=["logits"],
+    )  # fmt: skip
+
+
+def told():
+    """Graphs of which something is said."""
+    scripted(Rounding().train(), torch.zeros(BATCH, STEPS, WIDTH + 2), "rounding.onnx")
+    scripted(Similarity().train(), torch.ones(3, 4), "similarity.onnx")
+    programmed(Complement(), (torch.zeros(3, 4),), ["x"], "complement.onnx")
+    programmed(Means(), (torch.zeros(3, 4), torch.tensor([0, 0, 1, 3])), ["x", "ids"], "means.onnx")
+
+
 def main():
     os.makedirs(OUT, exist_ok=True)
     torch.set_num_threads(1)
@@ -205,7 +253,7 @@ def main():
         reference[f"{prefix}.loss.f64"] = torch.tensor([loss], dtype=torch.float64)
     save_file(reference, os.path.join(OUT, "reference.safetensors"))
     save_file({"in.x": x, "tgt.targets": t}, os.path.join(OUT, "batch.safetensors"))
-    scripted(Rounding().train(), x, "rounding.onnx")
+    told()
     torch.onnx.export(
         Bags().train(), (torch.arange(6), torch.tensor([0, 2, 3])), os.path.join(OUT, "bags.onnx"), dynamo=False,
         opset_version=18, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,

@@ -3,6 +3,7 @@
 use super::convert;
 use super::faults::Faults;
 use super::fold;
+use super::lost::Lost;
 use super::moves::{self, Move};
 use super::node::{Attrs, Seen, fail};
 use super::params::{Known, Role, roles};
@@ -160,6 +161,8 @@ pub struct Importer<'a> {
     pub(super) narrow: BTreeMap<String, Elem>,
     /// Quotients that may have been rounded down in the module.
     pub(super) quotients: Vec<String>,
+    /// What may have been lost of numbers.
+    pub(super) lost: Lost,
 }
 
 /// Imports a model.
@@ -198,6 +201,7 @@ pub fn import(src: &Source, opts: &ImportOptions) -> Result<Imported> {
         looping: 0,
         narrow: BTreeMap::new(),
         quotients: Vec::new(),
+        lost: Lost::new(),
     };
     let inputs = cx.inputs()?;
     let mut faults = Faults::default();
@@ -253,6 +257,7 @@ impl<'a> Importer<'a> {
         let results = convert::node(self, &call)?;
         call.all_understood()?;
         self.note_quotient(node)?;
+        self.note_complement(node);
         let results = self.in_range(node, results)?;
         let given = results.len();
         let results = self.stopped(node, results)?;
@@ -337,6 +342,7 @@ impl<'a> Importer<'a> {
         self.warn_about_roles();
         self.warn_about_losses();
         self.warn_about_quotients();
+        self.warn_about_losses_of_numbers();
         self.warn_about_weights();
         let Importer { graph, warnings, drawn, .. } = self;
         Ok(Imported { graph, inputs, outputs, params, buffers, drawn, warnings })

@@ -36,6 +36,7 @@ mod warnings;
 
 #[cfg(test)]
 mod found_tests;
+mod lost;
 #[cfg(test)]
 mod malformed;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::{reduce, words};
 use crate::frontend::onnx::import::{Call, Importer, Res, Val};
+use crate::frontend::onnx::lost;
 use crate::frontend::onnx::moves::{Move, broadcast_shape};
 use crate::frontend::onnx::node::shortest;
 use crate::frontend::onnx::origin;
@@ -95,6 +96,7 @@ fn similarity(cx: &mut Importer, node: &NodeProto) -> Res<Option<ValueId>> {
         (alike && same && shape == [1]).then_some((eps, ab?, aa?, bb?))
     })();
     let Some((eps, ab, aa, bb)) = found else { return Ok(None) };
+    cx.note_lost(lost::SIMILARITY);
     let mut y = ab;
     for squares in [aa, bb] {
         let norm = reduce::root(cx, squares, "norm")?;

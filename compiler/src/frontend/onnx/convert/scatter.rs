@@ -125,7 +125,7 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
         reduction = "add".into();
     }
     // torch.export writes a mean as a replacement; the call beside the node still says it.
-    if mean(call) && kind == Kind::Real {
+    if mean(call) {
         reduction = "mean".into();
     }
     let places = cx.graph.shape(e.ids).to_vec();
@@ -167,7 +167,8 @@ fn scatter(cx: &mut Importer, call: &Call, index: &Val, e: &Elements) -> Res<Val
         (other, _) => {
             let what = format!("`{}` with `reduction` \"{other}\" of {kind}s", call.op);
             return Err(fail("P0206", what).help(
-                "`none` is supported, and `add`, `max`, `min` and `mul` of reals and integers",
+                "`none` is supported, `add`, `max`, `min` and `mul` of reals and integers, and `mean` of \
+                 reals: cast what is averaged to float",
             ));
         }
     };
