@@ -6,6 +6,7 @@ use precast_compiler::pipeline::{self, Options};
 use precast_plan::{Plan, Target};
 use precast_runtime::data::{Batch, Wanted};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A network of the repository, in this program.
 pub struct Network {
@@ -133,7 +134,10 @@ pub struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new() -> Outcome<Folder> {
-        let path = std::env::temp_dir().join(format!("precast-calibrate-{}", std::process::id()));
+        // Several of a process are apart.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("precast-calibrate-{}-{}", name.0, name.1));
         crate::output::make_folder(&path)?;
         Ok(Folder(path))
     }
