@@ -3,7 +3,7 @@
 use super::lab::Lab;
 use super::{code, command, stderr, stdout};
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,13 +37,17 @@ impl Running {
     /// Starts the command in the lab's folder. What it prints goes to files, which never fill up.
     pub fn start(lab: &Lab, args: &[&str]) -> Running {
         let to = |name: &str| Stdio::from(File::create(lab.path(name)).expect("made"));
-        let child = command(args)
-            .current_dir(lab.dir.path())
-            .stdout(to("stdout"))
-            .stderr(to("stderr"))
-            .spawn()
-            .expect("the binary runs");
-        Running { child }
+        let mut command = command(args);
+        command.current_dir(lab.dir.path()).stdout(to("stdout")).stderr(to("stderr"));
+        // A shell lets what it starts in the background ignore Ctrl-C, and children inherit it.
+        let heed = || {
+            // SAFETY: `signal` may be called between fork and exec.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: the closure makes one call that is safe for signal handlers, and allocates nothing.
+        unsafe { command.pre_exec(heed) };
+        Running { child: command.spawn().expect("the binary runs") }
     }
 
     pub fn id(&self) -> u32 {
